@@ -1,0 +1,260 @@
+"""What Roost asks of a store: the interface that SQLite implements and PostgreSQL will.
+
+A store keeps rows; it decides nothing. The engine (Rust) builds every row, the journal handler appends
+them in batches, the reload handler reads them back. All methods block; they are called from the one writer
+thread (`append`, `probe_space`) and the one reader thread (everything else), never from the event loop.
+
+Rows are tuples in the column orders given below. `bytes` columns that hold protobuf are messages of
+`roost.store.v1`; uids are the 16 raw bytes of a UUIDv7, a zero-length value stands for "none".
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+
+class SessionUpsert(NamedTuple):
+    """One session row as the engine wants it after a batch (the last of the batch if it changed more than once).
+
+    `prev` is the `seq` that the stored row must still have (0: the row must not exist): the compare-and-set
+    that enforces I4 and I8 in the store. The columns up to `create_ms` are written by the insert only.
+    """
+
+    uid: bytes
+    tenant: str
+    session_id: str
+    root: bytes  # uid of the tree's root; its own uid for a root
+    parent: bytes  # uid of the parent; b"" for a root
+    path: str
+    depth: int  # 0 for a root
+    create_ms: int
+    state: int  # roost.v1.SessionState
+    head: int  # COMMITTED turns on the live line
+    head_version: int
+    fence: int
+    provisional: int  # rowid of the live PROVISIONAL record, 0 if none
+    last: int  # rowid of the last record appended, 0 if none
+    running: int  # 1 while a turn holds a slot
+    lease: bytes | None  # roost.store.v1.RunningGrant
+    facts: bytes  # roost.store.v1.SessionFacts
+    seq: int  # journal sequence of the entry that wrote this row
+    prev: int
+
+
+class RecordInsert(NamedTuple):
+    """One record. `seq` is the rowid; `prev` the rowid of the session's record before it (0: the first)."""
+
+    seq: int
+    session: bytes
+    prev: int
+    status: int  # roost.v1.RecordStatus
+    turn: int
+    meta: bytes  # roost.store.v1.RecordMeta
+    chain: bytes  # 32 bytes: BLAKE3(chain of prev | meta)
+    tokens: bytes | None
+    state: bytes | None  # the client's state where this record sets it
+    arrays: bytes | None  # logprobs followed by loss mask
+    content: bytes | None
+
+
+class StatusUpdate(NamedTuple):
+    """A record whose status changes (COMMITTED or PROVISIONAL to SUPERSEDED or ABORTED)."""
+
+    seq: int
+    status: int
+
+
+class SessionClose(NamedTuple):
+    """Ends a session without its facts in memory: sets state and receipt, running 0, lease NULL, provisional 0.
+
+    `prev` is compared and set as in SessionUpsert. Applied after the batch's upserts.
+    """
+
+    uid: bytes
+    prev: int
+    seq: int
+    state: int
+    receipt: bytes  # roost.store.v1.Receipt
+
+
+class Batch(Protocol):
+    """What one `append` stores, whole or not at all. Made by the engine (`roost._core.Batch`)."""
+
+    first_seq: int
+    last_seq: int
+    roots: Sequence[bytes]  # the trees concerned
+
+    def sessions(self) -> list[tuple]: ...
+    def records(self) -> list[tuple]: ...
+    def statuses(self) -> list[tuple]: ...
+    def closes(self) -> list[tuple]: ...
+    def split(self) -> list[Batch]:
+        """One batch a tree, in the order of their first entries."""
+
+
+class Outcome(enum.Enum):
+    """What became of an append. An unknown outcome is not here: it is an exception, and the process exits."""
+
+    STORED = "stored"
+    REFUSED_FULL = "full"  # no room; nothing was stored
+    REFUSED_FENCED = "fenced"  # another owner has the shard; nothing was stored
+    REFUSED_CONSTRAINT = "constraint"  # a compare-and-set or constraint failed: a bug; nothing was stored
+
+
+class StoreError(Exception):
+    """The store cannot be opened or used. The message is one sentence for a person; `reason` is stable."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class StoreFailed(Exception):
+    """An I/O or unknown error: what was in flight may or may not be stored. Fail-stop (exit code 70)."""
+
+
+class HeaderRow(NamedTuple):
+    """One OPEN session of a tree, without its facts."""
+
+    uid: bytes
+    session_id: str
+    parent: bytes
+    path: str
+    depth: int
+    head: int
+    head_version: int
+    fence: int
+    provisional: int
+    last: int
+    running: int
+    lease: bytes | None
+    seq: int
+
+
+class Found(NamedTuple):
+    """Where a session id leads. `rows` are the OPEN sessions of its tree, parents before children."""
+
+    uid: bytes
+    root: bytes
+    state: int
+    rows: list[HeaderRow]
+
+
+class SessionRow(NamedTuple):
+    """One session in full, any state."""
+
+    uid: bytes
+    tenant: str
+    session_id: str
+    root: bytes
+    parent: bytes
+    parent_session_id: str
+    root_session_id: str
+    path: str
+    depth: int
+    create_ms: int
+    state: int
+    head: int
+    head_version: int
+    fence: int
+    provisional: int
+    last: int
+    running: int
+    lease: bytes | None
+    facts: bytes
+    receipt: bytes | None
+    seq: int
+
+
+class RecordLine(NamedTuple):
+    """A record without content: what a reload folds. `tokens` and `state` are None unless asked for."""
+
+    seq: int
+    prev: int
+    status: int
+    turn: int
+    meta: bytes
+    chain: bytes
+    tokens: bytes | None
+
+
+class LoadedSession(NamedTuple):
+    """What a reload reads. `records` are newest first, all of them, linked by `prev`; `state` is the client's state
+    (the state column of the record at facts.state_seq), None if there is none."""
+
+    row: SessionRow
+    records: list[RecordLine]
+    state: bytes | None
+
+
+class RecordRow(NamedTuple):
+    """A record in full."""
+
+    seq: int
+    prev: int
+    status: int
+    turn: int
+    meta: bytes
+    chain: bytes
+    tokens: bytes | None
+    state: bytes | None
+    arrays: bytes | None
+    content: bytes | None
+
+
+@dataclass(frozen=True)
+class SessionFilter:
+    """Filters of a list that the store applies; all must match. Labels are matched by the caller."""
+
+    tenant: str
+    root: bytes | None = None
+    path_prefix: str | None = None  # this path and what is below it
+    state: int | None = None
+    running: bool = False
+
+
+class Store(Protocol):
+    """One durable store. Opening it claims it: a second server on it fails with StoreError LOCKED."""
+
+    store_id: str  # 8 hex characters, made with the store
+    epoch: int  # grows by one at each open; every append checks it
+    last_seq: int  # highest journal sequence stored at open
+
+    def append(self, shard: int, epoch: int, first_seq: int, batch: Batch) -> Outcome:
+        """Store the batch in one durable transaction. Raises StoreFailed where the outcome is unknown."""
+
+    def probe_space(self) -> str:
+        """"ok", "low" (the reserve file is gone; it was tried to make again) or "full"."""
+
+    def running_roots(self) -> list[bytes]:
+        """The roots of all trees in which a turn runs. What start-up loads."""
+
+    def find(self, tenant: str, session_id: str) -> Found | None:
+        """Look an id up and, if it is OPEN, read its tree's header, in one snapshot."""
+
+    def load_header(self, root: bytes) -> tuple[str, list[HeaderRow]]:
+        """The tenant and the OPEN sessions of a tree, parents before children."""
+
+    def load_session(self, uid: bytes, with_tokens: bool) -> LoadedSession | None:
+        """Read one session for a reload, in one snapshot."""
+
+    def read_session(self, tenant: str, session_id: str) -> SessionRow | None:
+        """Read one session row."""
+
+    def list_sessions(self, where: SessionFilter, after: bytes, limit: int) -> list[SessionRow]:
+        """At most `limit` rows with uid > after, in order of uid."""
+
+    def record_lines(self, uid: bytes) -> tuple[SessionRow, list[RecordLine]] | None:
+        """The session row and its records newest first, without payloads, in one snapshot."""
+
+    def read_records(self, seqs: Sequence[int]) -> list[RecordRow]:
+        """Records in full, in the order asked for."""
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of the store's files, by name ("store_bytes", "wal_bytes", "reserve_bytes")."""
+
+    def close(self) -> None:
+        """Checkpoint and release the store."""
