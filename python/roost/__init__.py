@@ -1,0 +1,1 @@
+"""Roost keeps the life of LLM-agent sessions: turns, slots, residency, history, the end."""

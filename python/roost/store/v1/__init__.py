@@ -1,0 +1,1 @@
+"""The messages that store columns hold, generated from proto/roost/store/v1."""

@@ -1,0 +1,159 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class SessionFacts(_message.Message):
+    __slots__ = ("create_ms", "labels", "stale_timeout_ms", "last_outcome", "chain", "checkpoint_tokens", "state_seq", "open_request", "update_request", "attempts", "head_seq")
+    class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    CREATE_MS_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    STALE_TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    LAST_OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    STATE_SEQ_FIELD_NUMBER: _ClassVar[int]
+    OPEN_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    HEAD_SEQ_FIELD_NUMBER: _ClassVar[int]
+    create_ms: int
+    labels: _containers.ScalarMap[str, str]
+    stale_timeout_ms: int
+    last_outcome: int
+    chain: bytes
+    checkpoint_tokens: int
+    state_seq: int
+    open_request: RequestMark
+    update_request: RequestMark
+    attempts: int
+    head_seq: int
+    def __init__(self, create_ms: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., stale_timeout_ms: _Optional[int] = ..., last_outcome: _Optional[int] = ..., chain: _Optional[bytes] = ..., checkpoint_tokens: _Optional[int] = ..., state_seq: _Optional[int] = ..., open_request: _Optional[_Union[RequestMark, _Mapping]] = ..., update_request: _Optional[_Union[RequestMark, _Mapping]] = ..., attempts: _Optional[int] = ..., head_seq: _Optional[int] = ...) -> None: ...
+
+class RequestMark(_message.Message):
+    __slots__ = ("request_id", "hash")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    HASH_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    hash: bytes
+    def __init__(self, request_id: _Optional[str] = ..., hash: _Optional[bytes] = ...) -> None: ...
+
+class RunningGrant(_message.Message):
+    __slots__ = ("fence", "nonce", "turn", "attempt", "owner", "lease_ms", "begin_ms", "request", "expired")
+    FENCE_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    TURN_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    LEASE_MS_FIELD_NUMBER: _ClassVar[int]
+    BEGIN_MS_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    EXPIRED_FIELD_NUMBER: _ClassVar[int]
+    fence: int
+    nonce: bytes
+    turn: int
+    attempt: int
+    owner: str
+    lease_ms: int
+    begin_ms: int
+    request: RequestMark
+    expired: bool
+    def __init__(self, fence: _Optional[int] = ..., nonce: _Optional[bytes] = ..., turn: _Optional[int] = ..., attempt: _Optional[int] = ..., owner: _Optional[str] = ..., lease_ms: _Optional[int] = ..., begin_ms: _Optional[int] = ..., request: _Optional[_Union[RequestMark, _Mapping]] = ..., expired: bool = ...) -> None: ...
+
+class Receipt(_message.Message):
+    __slots__ = ("reason", "close_ms", "slots_released", "children_closed", "turn_count", "close_number", "provisionals_aborted", "request")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    CLOSE_MS_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_RELEASED_FIELD_NUMBER: _ClassVar[int]
+    CHILDREN_CLOSED_FIELD_NUMBER: _ClassVar[int]
+    TURN_COUNT_FIELD_NUMBER: _ClassVar[int]
+    CLOSE_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    PROVISIONALS_ABORTED_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    reason: int
+    close_ms: int
+    slots_released: int
+    children_closed: int
+    turn_count: int
+    close_number: int
+    provisionals_aborted: int
+    request: RequestMark
+    def __init__(self, reason: _Optional[int] = ..., close_ms: _Optional[int] = ..., slots_released: _Optional[int] = ..., children_closed: _Optional[int] = ..., turn_count: _Optional[int] = ..., close_number: _Optional[int] = ..., provisionals_aborted: _Optional[int] = ..., request: _Optional[_Union[RequestMark, _Mapping]] = ...) -> None: ...
+
+class RecordMeta(_message.Message):
+    __slots__ = ("turn", "attempt", "fence", "outcome", "head_version", "create_ms", "nonce", "begin_request", "end_request", "content_type", "finish_reason", "labels", "token_offset", "token_count", "new_segment", "weight_versions", "prompt_tokens", "completion_tokens", "cached_tokens", "has_usage", "owner", "tokens_digest", "content_digest", "arrays_digest", "logprobs_bytes", "state_digest", "has_tokens", "then", "next_fence")
+    class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    TURN_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    FENCE_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    HEAD_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CREATE_MS_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    BEGIN_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    END_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_TYPE_FIELD_NUMBER: _ClassVar[int]
+    FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_OFFSET_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
+    NEW_SEGMENT_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    HAS_USAGE_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ARRAYS_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STATE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    HAS_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    THEN_FIELD_NUMBER: _ClassVar[int]
+    NEXT_FENCE_FIELD_NUMBER: _ClassVar[int]
+    turn: int
+    attempt: int
+    fence: int
+    outcome: int
+    head_version: int
+    create_ms: int
+    nonce: bytes
+    begin_request: RequestMark
+    end_request: RequestMark
+    content_type: str
+    finish_reason: str
+    labels: _containers.ScalarMap[str, str]
+    token_offset: int
+    token_count: int
+    new_segment: bool
+    weight_versions: _containers.RepeatedScalarFieldContainer[int]
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    has_usage: bool
+    owner: str
+    tokens_digest: bytes
+    content_digest: bytes
+    arrays_digest: bytes
+    logprobs_bytes: int
+    state_digest: bytes
+    has_tokens: bool
+    then: int
+    next_fence: int
+    def __init__(self, turn: _Optional[int] = ..., attempt: _Optional[int] = ..., fence: _Optional[int] = ..., outcome: _Optional[int] = ..., head_version: _Optional[int] = ..., create_ms: _Optional[int] = ..., nonce: _Optional[bytes] = ..., begin_request: _Optional[_Union[RequestMark, _Mapping]] = ..., end_request: _Optional[_Union[RequestMark, _Mapping]] = ..., content_type: _Optional[str] = ..., finish_reason: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., token_offset: _Optional[int] = ..., token_count: _Optional[int] = ..., new_segment: bool = ..., weight_versions: _Optional[_Iterable[int]] = ..., prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., has_usage: bool = ..., owner: _Optional[str] = ..., tokens_digest: _Optional[bytes] = ..., content_digest: _Optional[bytes] = ..., arrays_digest: _Optional[bytes] = ..., logprobs_bytes: _Optional[int] = ..., state_digest: _Optional[bytes] = ..., has_tokens: bool = ..., then: _Optional[int] = ..., next_fence: _Optional[int] = ...) -> None: ...

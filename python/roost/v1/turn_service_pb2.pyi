@@ -1,0 +1,188 @@
+from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from roost.v1 import types_pb2 as _types_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Then(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    THEN_UNSPECIFIED: _ClassVar[Then]
+    THEN_IDLE: _ClassVar[Then]
+    THEN_CONTINUE: _ClassVar[Then]
+    THEN_CLOSE: _ClassVar[Then]
+THEN_UNSPECIFIED: Then
+THEN_IDLE: Then
+THEN_CONTINUE: Then
+THEN_CLOSE: Then
+
+class Checkpoint(_message.Message):
+    __slots__ = ("offset", "token_ids", "length", "state", "omitted")
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    OMITTED_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    token_ids: bytes
+    length: int
+    state: bytes
+    omitted: bool
+    def __init__(self, offset: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., length: _Optional[int] = ..., state: _Optional[bytes] = ..., omitted: bool = ...) -> None: ...
+
+class Grant(_message.Message):
+    __slots__ = ("lease", "turn", "attempt", "head_version", "fence", "expire_time", "lease_duration", "checkpoint", "queue_wait")
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    TURN_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    HEAD_VERSION_FIELD_NUMBER: _ClassVar[int]
+    FENCE_FIELD_NUMBER: _ClassVar[int]
+    EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
+    LEASE_DURATION_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_WAIT_FIELD_NUMBER: _ClassVar[int]
+    lease: bytes
+    turn: int
+    attempt: int
+    head_version: int
+    fence: int
+    expire_time: _timestamp_pb2.Timestamp
+    lease_duration: _duration_pb2.Duration
+    checkpoint: Checkpoint
+    queue_wait: _duration_pb2.Duration
+    def __init__(self, lease: _Optional[bytes] = ..., turn: _Optional[int] = ..., attempt: _Optional[int] = ..., head_version: _Optional[int] = ..., fence: _Optional[int] = ..., expire_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., lease_duration: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ..., queue_wait: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class BeginTurnRequest(_message.Message):
+    __slots__ = ("session_id", "request_id", "open", "wait", "expected_turn", "expected_head_version", "known_head_version", "lease_duration", "owner", "priority", "validate_only")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    WAIT_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_TURN_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_HEAD_VERSION_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_HEAD_VERSION_FIELD_NUMBER: _ClassVar[int]
+    LEASE_DURATION_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    request_id: str
+    open: _types_pb2.OpenOptions
+    wait: _duration_pb2.Duration
+    expected_turn: int
+    expected_head_version: int
+    known_head_version: int
+    lease_duration: _duration_pb2.Duration
+    owner: str
+    priority: int
+    validate_only: bool
+    def __init__(self, session_id: _Optional[str] = ..., request_id: _Optional[str] = ..., open: _Optional[_Union[_types_pb2.OpenOptions, _Mapping]] = ..., wait: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., expected_turn: _Optional[int] = ..., expected_head_version: _Optional[int] = ..., known_head_version: _Optional[int] = ..., lease_duration: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., owner: _Optional[str] = ..., priority: _Optional[int] = ..., validate_only: bool = ...) -> None: ...
+
+class BeginTurnResponse(_message.Message):
+    __slots__ = ("grant", "uid", "created")
+    GRANT_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
+    CREATED_FIELD_NUMBER: _ClassVar[int]
+    grant: Grant
+    uid: str
+    created: bool
+    def __init__(self, grant: _Optional[_Union[Grant, _Mapping]] = ..., uid: _Optional[str] = ..., created: bool = ...) -> None: ...
+
+class Renewal(_message.Message):
+    __slots__ = ("session_id", "lease", "tokens")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    lease: bytes
+    tokens: int
+    def __init__(self, session_id: _Optional[str] = ..., lease: _Optional[bytes] = ..., tokens: _Optional[int] = ...) -> None: ...
+
+class RenewalResult(_message.Message):
+    __slots__ = ("refusal", "expire_time", "interrupt_requested")
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
+    INTERRUPT_REQUESTED_FIELD_NUMBER: _ClassVar[int]
+    refusal: _types_pb2.Refusal
+    expire_time: _timestamp_pb2.Timestamp
+    interrupt_requested: bool
+    def __init__(self, refusal: _Optional[_Union[_types_pb2.Refusal, _Mapping]] = ..., expire_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., interrupt_requested: bool = ...) -> None: ...
+
+class RenewTurnsRequest(_message.Message):
+    __slots__ = ("renewals",)
+    RENEWALS_FIELD_NUMBER: _ClassVar[int]
+    renewals: _containers.RepeatedCompositeFieldContainer[Renewal]
+    def __init__(self, renewals: _Optional[_Iterable[_Union[Renewal, _Mapping]]] = ...) -> None: ...
+
+class RenewTurnsResponse(_message.Message):
+    __slots__ = ("results",)
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    results: _containers.RepeatedCompositeFieldContainer[RenewalResult]
+    def __init__(self, results: _Optional[_Iterable[_Union[RenewalResult, _Mapping]]] = ...) -> None: ...
+
+class CommitTurnRequest(_message.Message):
+    __slots__ = ("session_id", "lease", "request_id", "record", "state", "max_trim", "new_segment", "then", "completed")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    MAX_TRIM_FIELD_NUMBER: _ClassVar[int]
+    NEW_SEGMENT_FIELD_NUMBER: _ClassVar[int]
+    THEN_FIELD_NUMBER: _ClassVar[int]
+    COMPLETED_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    lease: bytes
+    request_id: str
+    record: _types_pb2.RecordInput
+    state: bytes
+    max_trim: int
+    new_segment: bool
+    then: Then
+    completed: bool
+    def __init__(self, session_id: _Optional[str] = ..., lease: _Optional[bytes] = ..., request_id: _Optional[str] = ..., record: _Optional[_Union[_types_pb2.RecordInput, _Mapping]] = ..., state: _Optional[bytes] = ..., max_trim: _Optional[int] = ..., new_segment: bool = ..., then: _Optional[_Union[Then, str]] = ..., completed: bool = ...) -> None: ...
+
+class CommitTurnResponse(_message.Message):
+    __slots__ = ("turn", "head_version", "next", "next_refused", "receipt", "repeated")
+    TURN_FIELD_NUMBER: _ClassVar[int]
+    HEAD_VERSION_FIELD_NUMBER: _ClassVar[int]
+    NEXT_FIELD_NUMBER: _ClassVar[int]
+    NEXT_REFUSED_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    REPEATED_FIELD_NUMBER: _ClassVar[int]
+    turn: int
+    head_version: int
+    next: Grant
+    next_refused: _types_pb2.Refusal
+    receipt: _types_pb2.CloseReceipt
+    repeated: bool
+    def __init__(self, turn: _Optional[int] = ..., head_version: _Optional[int] = ..., next: _Optional[_Union[Grant, _Mapping]] = ..., next_refused: _Optional[_Union[_types_pb2.Refusal, _Mapping]] = ..., receipt: _Optional[_Union[_types_pb2.CloseReceipt, _Mapping]] = ..., repeated: bool = ...) -> None: ...
+
+class AbortTurnRequest(_message.Message):
+    __slots__ = ("session_id", "lease", "request_id", "record")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    lease: bytes
+    request_id: str
+    record: _types_pb2.RecordInput
+    def __init__(self, session_id: _Optional[str] = ..., lease: _Optional[bytes] = ..., request_id: _Optional[str] = ..., record: _Optional[_Union[_types_pb2.RecordInput, _Mapping]] = ...) -> None: ...
+
+class AbortTurnResponse(_message.Message):
+    __slots__ = ("turn", "attempt", "status", "repeated")
+    TURN_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    REPEATED_FIELD_NUMBER: _ClassVar[int]
+    turn: int
+    attempt: int
+    status: _types_pb2.RecordStatus
+    repeated: bool
+    def __init__(self, turn: _Optional[int] = ..., attempt: _Optional[int] = ..., status: _Optional[_Union[_types_pb2.RecordStatus, str]] = ..., repeated: bool = ...) -> None: ...
