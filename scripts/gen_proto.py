@@ -17,9 +17,12 @@ from grpc_tools import protoc
 ROOT = Path(__file__).resolve().parent.parent
 
 
+PLUGINS = Path(sys.executable).parent
+
+
 def run_protoc(*args: str) -> None:
     well_known = Path(grpc_tools.__file__).parent / "_proto"
-    if protoc.main(["protoc", f"-I{ROOT / 'proto'}", f"-I{well_known}", *args]) != 0:
+    if protoc.main(["protoc", f"-I{ROOT / 'proto'}", f"-I{well_known}", f"--plugin={PLUGINS / 'protoc-gen-mypy_grpc'}", *args]) != 0:
         sys.exit("gen_proto: protoc refused the protos (see above)")
 
 
@@ -33,12 +36,12 @@ def main(out: Path) -> None:
     for stale in [*python.glob("roost/**/*_pb2*.py*"), *rust.glob("roost.*.rs")]:
         stale.unlink()
     run_protoc(f"--python_out={python}", f"--pyi_out={python}", *protos)
-    run_protoc(f"--grpc_python_out={python}", *services)
+    run_protoc(f"--grpc_python_out={python}", f"--mypy_grpc_out=quiet:{python}", *services)
     with tempfile.TemporaryDirectory() as tmp:
         descriptors = Path(tmp) / "roost.binpb"
         run_protoc("--include_imports", "--include_source_info", f"--descriptor_set_out={descriptors}", *protos)
         manifest = ROOT / "rust/protogen/Cargo.toml"
-        env = {"CARGO_TARGET_DIR": str(ROOT / "target/protogen"), **os.environ}
+        env = {"CARGO_TARGET_DIR": str(ROOT / "target"), **os.environ}
         command = ["cargo", "run", "--quiet", "--locked", "--manifest-path", manifest, "--", descriptors, rust]
         subprocess.run(command, check=True, env=env)
 
