@@ -17,12 +17,14 @@ from grpc_tools import protoc
 ROOT = Path(__file__).resolve().parent.parent
 
 
-PLUGINS = Path(sys.executable).parent
-
-
 def run_protoc(*args: str) -> None:
     well_known = Path(grpc_tools.__file__).parent / "_proto"
-    if protoc.main(["protoc", f"-I{ROOT / 'proto'}", f"-I{well_known}", f"--plugin={PLUGINS / 'protoc-gen-mypy_grpc'}", *args]) != 0:
+    if (
+        protoc.main(
+            ["protoc", f"-I{ROOT / 'proto'}", f"-I{well_known}", f"--plugin={PLUGINS / 'protoc-gen-mypy_grpc'}", *args]
+        )
+        != 0
+    ):
         sys.exit("gen_proto: protoc refused the protos (see above)")
 
 
