@@ -120,7 +120,7 @@ lint-proto: $(VENV)
 	@scripts/check_generated.sh
 
 lint-docs: $(EXT)
-	$(BIN)/python scripts/gen_reasons.py --check
+	$(BIN)/python scripts/gen_docs.py --check
 	$(BIN)/python scripts/check_docs.py
 
 .PHONY: fmt
@@ -142,7 +142,7 @@ proto-baseline: $(VENV) ## take today's protos as what later ones must not break
 
 .PHONY: docs
 docs: $(EXT) ## write the generated tables of docs/
-	$(BIN)/python scripts/gen_reasons.py
+	$(BIN)/python scripts/gen_docs.py
 
 .PHONY: lock
 lock: ## write the lock files of Python and Rust; LOCK_ARGS=--upgrade to take the newest

@@ -19,12 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def run_protoc(*args: str) -> None:
     well_known = Path(grpc_tools.__file__).parent / "_proto"
-    if (
-        protoc.main(
-            ["protoc", f"-I{ROOT / 'proto'}", f"-I{well_known}", f"--plugin={PLUGINS / 'protoc-gen-mypy_grpc'}", *args]
-        )
-        != 0
-    ):
+    plugin = Path(sys.executable).parent / "protoc-gen-mypy_grpc"
+    if protoc.main(["protoc", f"-I{ROOT / 'proto'}", f"-I{well_known}", f"--plugin={plugin}", *args]) != 0:
         sys.exit("gen_proto: protoc refused the protos (see above)")
 
 
