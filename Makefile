@@ -103,6 +103,7 @@ lint-python: $(EXT)
 	$(BIN)/ruff check $(PYTHON_CODE)
 	$(BIN)/ruff format --check $(PYTHON_CODE)
 	$(BIN)/mypy
+	$(BIN)/python scripts/check_imports.py
 	@for generate in $(wildcard python/roost/client/_generate.py); do $(BIN)/python -m roost.client._generate --check; done
 
 lint-rust: $(VENV)
