@@ -13,7 +13,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 
 class SessionUpsert(NamedTuple):
@@ -87,10 +87,10 @@ class Batch(Protocol):
     last_seq: int
     roots: Sequence[bytes]  # the trees concerned
 
-    def sessions(self) -> list[tuple]: ...
-    def records(self) -> list[tuple]: ...
-    def statuses(self) -> list[tuple]: ...
-    def closes(self) -> list[tuple]: ...
+    def sessions(self) -> list[tuple[Any, ...]]: ...
+    def records(self) -> list[tuple[Any, ...]]: ...
+    def statuses(self) -> list[tuple[Any, ...]]: ...
+    def closes(self) -> list[tuple[Any, ...]]: ...
     def split(self) -> list[Batch]:
         """One batch a tree, in the order of their first entries."""
 
@@ -227,7 +227,7 @@ class Store(Protocol):
         """Store the batch in one durable transaction. Raises StoreFailed where the outcome is unknown."""
 
     def probe_space(self) -> str:
-        """"ok", "low" (the reserve file is gone; it was tried to make again) or "full"."""
+        """ "ok", "low" (the reserve file is gone; it was tried to make again) or "full"."""
 
     def running_roots(self) -> list[bytes]:
         """The roots of all trees in which a turn runs. What start-up loads."""

@@ -1,0 +1,190 @@
+"""What a store reads: tree headers, sessions, records, lists. One connection, for one thread at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import apsw
+
+from .base import Found, HeaderRow, LoadedSession, RecordLine, RecordRow, SessionFilter, SessionRow, StoreFailed
+from .facts import state_seq
+from .statements import MAX_ROWS, OPEN_STATE
+
+# Tuples come from SQLite in the order of the fields of base's NamedTuples.
+_HEADER = """
+    SELECT uid, session_id, parent, path, depth, head, head_version, fence, provisional, last, running, lease, seq
+    FROM session WHERE root = ?1 AND state = 1 ORDER BY depth, path
+"""
+
+_SESSION = """
+    SELECT s.uid, s.tenant, s.session_id, s.root, s.parent, coalesce(p.session_id, ''), coalesce(r.session_id, ''),
+           s.path, s.depth, s.create_ms, s.state, s.head, s.head_version, s.fence, s.provisional, s.last, s.running,
+           s.lease, s.facts, s.receipt, s.seq
+    FROM {source} LEFT JOIN session AS p ON p.uid = s.parent LEFT JOIN session AS r ON r.uid = s.root
+"""
+_SESSION_BY_UID = _SESSION.format(source="session AS s") + "WHERE s.uid = ?1"
+_SESSION_BY_ID = _SESSION.format(source="session AS s") + "WHERE s.tenant = ?1 AND s.session_id = ?2"
+
+# One statement for the whole line, newest first. The condition on seq ends it on any data, a damaged cycle too;
+# the one on session keeps a damaged pointer from leading into another session.
+_LINE = """
+    WITH RECURSIVE line (seq, prev, status, turn, meta, chain, tokens) AS (
+        SELECT seq, prev, status, turn, meta, chain, {tokens} FROM record WHERE seq = ?1 AND session = ?2
+        UNION ALL
+        SELECT r.seq, r.prev, r.status, r.turn, r.meta, r.chain, {r_tokens}
+        FROM line JOIN record AS r ON r.seq = line.prev WHERE r.seq < line.seq AND r.session = ?2
+    )
+    SELECT seq, prev, status, turn, meta, chain, tokens FROM line
+"""
+_LINE_LIGHT = _LINE.format(tokens="NULL", r_tokens="NULL")
+_LINE_TOKENS = _LINE.format(tokens="tokens", r_tokens="r.tokens")
+
+_RECORD = "SELECT seq, prev, status, turn, meta, chain, tokens, state, arrays, content FROM record WHERE seq IN ({})"
+
+# The uids of one page of a list, each over an index that yields them in order; ?1 tenant, ?2 after, ?3 limit,
+# ?4 root, ?5 state, ?6 to ?8 the path and the range below it.
+_PATH = " AND (path = ?6 OR (path >= ?7 AND path < ?8))"
+_PAGE_OF_STATE = "SELECT uid FROM session WHERE tenant = ?1 AND state = {} AND uid > ?2{}"
+
+
+def list_sql(where: SessionFilter) -> str:
+    """The statement that reads one page. Its text depends on which filters are set, never on their values."""
+    path = _PATH if where.path_prefix is not None else ""
+    state = " AND state = ?5" if where.state is not None else ""
+    if where.running:
+        root = " AND root = ?4" if where.root is not None else ""
+        # The running sessions are few: at most as many as there are slots.
+        page = (
+            "SELECT uid FROM session INDEXED BY session_running "
+            f"WHERE running = 1 AND tenant = ?1 AND uid > ?2{root}{state}{path} ORDER BY uid LIMIT ?3"
+        )
+    elif where.root is not None:
+        page = (
+            "SELECT uid FROM session INDEXED BY session_root "
+            f"WHERE root = ?4 AND tenant = ?1 AND uid > ?2{state}{path} ORDER BY uid LIMIT ?3"
+        )
+    elif where.state is not None:
+        page = _PAGE_OF_STATE.format("?5", path) + " ORDER BY uid LIMIT ?3"
+    else:
+        # SQLite merges the three in order, reading of each only what the page takes.
+        page = " UNION ALL ".join(_PAGE_OF_STATE.format(n, path) for n in (1, 2, 3)) + " ORDER BY uid LIMIT ?3"
+    # CROSS JOIN: the page is read first, then a row for each of its uids.
+    source = f"({page}) AS page CROSS JOIN session AS s ON s.uid = page.uid"
+    return _SESSION.format(source=source) + "ORDER BY s.uid"
+
+
+class Reader:
+    """Reads in snapshots. Its connection is made at the first read, in the thread that reads."""
+
+    def __init__(self, connect: Callable[[], apsw.Connection]) -> None:
+        self._connect = connect
+        self._conn: apsw.Connection | None = None
+
+    @contextmanager
+    def _snapshot(self) -> Iterator[apsw.Connection]:
+        """One read transaction. Raises StoreFailed for whatever SQLite says: a read has no refusals."""
+        try:
+            if self._conn is None:
+                self._conn = self._connect()
+            conn = self._conn
+            conn.execute("BEGIN")
+            try:
+                yield conn
+            finally:
+                if conn.in_transaction:
+                    conn.execute("ROLLBACK")
+        except apsw.Error as error:
+            raise StoreFailed(f"read: {type(error).__name__}: {error}") from error
+
+    def running_roots(self) -> list[bytes]:
+        """See base.Store."""
+        with self._snapshot() as conn:
+            rows: list[Any] = conn.execute("SELECT DISTINCT root FROM session WHERE running = 1").fetchall()
+            return [root for (root,) in rows]
+
+    def find(self, tenant: str, session_id: str) -> Found | None:
+        """See base.Store."""
+        with self._snapshot() as conn:
+            row: Any = conn.execute(
+                "SELECT uid, root, state FROM session WHERE tenant = ?1 AND session_id = ?2", (tenant, session_id)
+            ).fetchone()
+            if row is None:
+                return None
+            uid, root, state = row
+            return Found(uid, root, state, _header(conn, root) if state == OPEN_STATE else [])
+
+    def load_header(self, root: bytes) -> tuple[str, list[HeaderRow]]:
+        """See base.Store. A tree that does not exist has the tenant "" and no rows."""
+        with self._snapshot() as conn:
+            tenant: Any = conn.execute("SELECT tenant FROM session WHERE uid = ?1", (root,)).get
+            return tenant or "", _header(conn, root)
+
+    def load_session(self, uid: bytes, with_tokens: bool) -> LoadedSession | None:
+        """See base.Store."""
+        with self._snapshot() as conn:
+            row = _session(conn, uid)
+            if row is None:
+                return None
+            records = _line(conn, row, _LINE_TOKENS if with_tokens else _LINE_LIGHT)
+            state: Any = None
+            place = state_seq(row.facts)
+            if place:
+                state = conn.execute("SELECT state FROM record WHERE seq = ?1 AND session = ?2", (place, uid)).get
+            return LoadedSession(row, records, state)
+
+    def read_session(self, tenant: str, session_id: str) -> SessionRow | None:
+        """See base.Store."""
+        with self._snapshot() as conn:
+            row = conn.execute(_SESSION_BY_ID, (tenant, session_id)).fetchone()
+            return None if row is None else SessionRow._make(row)
+
+    def list_sessions(self, where: SessionFilter, after: bytes, limit: int) -> list[SessionRow]:
+        """See base.Store."""
+        path = where.path_prefix
+        below = "" if path is None else path.rstrip("/") + "/"
+        # "0" is the character after "/": the range holds exactly the paths that start with `below`.
+        values = (where.tenant, after, limit, where.root, where.state, path, below, below[:-1] + "0")
+        sql = list_sql(where)
+        bindings = {str(n): value for n, value in enumerate(values, 1)}
+        with self._snapshot() as conn:
+            return [SessionRow._make(row) for row in conn.execute(sql, bindings)]
+
+    def record_lines(self, uid: bytes) -> tuple[SessionRow, list[RecordLine]] | None:
+        """See base.Store."""
+        with self._snapshot() as conn:
+            row = _session(conn, uid)
+            return None if row is None else (row, _line(conn, row, _LINE_LIGHT))
+
+    def read_records(self, seqs: Sequence[int]) -> list[RecordRow]:
+        """See base.Store. Sequences that are not stored are left out."""
+        found: dict[int, RecordRow] = {}
+        with self._snapshot() as conn:
+            for start in range(0, len(seqs), MAX_ROWS):
+                part = tuple(seqs[start : start + MAX_ROWS])
+                for row in conn.execute(_RECORD.format(",".join("?" * len(part))), part):
+                    record = RecordRow._make(row)
+                    found[record.seq] = record
+        return [found[seq] for seq in seqs if seq in found]
+
+    def close(self) -> None:
+        """Close the connection. The next read would open another."""
+        if self._conn is not None:
+            self._conn.close()
+            self._conn = None
+
+
+def _header(conn: apsw.Connection, root: bytes) -> list[HeaderRow]:
+    return [HeaderRow._make(row) for row in conn.execute(_HEADER, (root,)).fetchall()]
+
+
+def _session(conn: apsw.Connection, uid: bytes) -> SessionRow | None:
+    row = conn.execute(_SESSION_BY_UID, (uid,)).fetchone()
+    return None if row is None else SessionRow._make(row)
+
+
+def _line(conn: apsw.Connection, row: SessionRow, sql: str) -> list[RecordLine]:
+    if not row.last:
+        return []
+    return [RecordLine._make(line) for line in conn.execute(sql, (row.last, row.uid)).fetchall()]

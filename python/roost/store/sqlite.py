@@ -1,0 +1,239 @@
+"""SqliteStore: the embedded store. Opens and claims a data directory, then hands out its writer and reader."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import apsw
+
+from . import claim, connect, schema
+from .base import (
+    Batch,
+    Found,
+    HeaderRow,
+    LoadedSession,
+    Outcome,
+    RecordLine,
+    RecordRow,
+    SessionFilter,
+    SessionRow,
+    StoreError,
+    StoreFailed,
+)
+from .checkpoint import Checkpointer
+from .reader import Reader
+from .space import MARGIN_BYTES, RESERVE_BYTES, SMALL_BYTES, Reserve
+from .writer import Writer
+
+log = logging.getLogger(__name__)
+
+# Room for the index of a 512 MiB log. A shared-memory file that cannot grow is an I/O error to SQLite, not a
+# full disk, and would stop a server that could still have refused: so it gets its room while there is some.
+_SHM_BYTES = 1024 * 1024
+
+
+class SqliteStore:
+    """A store in one SQLite file (implements base.Store). Threads as base.py says."""
+
+    def __init__(
+        self,
+        data_dir: str | os.PathLike[str],
+        *,
+        reserve_bytes: int = RESERVE_BYTES,
+        reserve_margin: int = MARGIN_BYTES,
+        vfs: str | None = None,
+        background_checkpoint: bool = True,
+    ) -> None:
+        """Open or create the store in `data_dir` and claim it. Raises StoreError, and then has changed nothing
+        but an empty directory or file it made. The other arguments are for tests."""
+        connect.check_library()
+        self._vfs = vfs
+        self._shm: int | None = None
+        self._closed = False
+        directory = claim.prepare_directory(Path(data_dir))
+        self._path = directory / claim.STORE_FILE
+        self._claim = claim.Claim(directory)
+        conn: apsw.Connection | None = None
+        try:
+            claim.check_file(self._path, directory)
+            self._reserve = Reserve(directory / claim.RESERVE_FILE, reserve_bytes, reserve_margin)
+            self._make_reserve(directory)
+            conn = self._open_writer(directory)
+            self._checkpointer = Checkpointer(
+                conn, lambda: connect.connect(self._path, vfs=vfs), background=background_checkpoint
+            )
+        except BaseException:
+            if conn is not None:
+                conn.close()
+            self._release()
+            raise
+        self._conn = conn
+        self._writer = Writer(conn, self._reserve, self._checkpointer, self.last_seq)
+        self._reader = Reader(lambda: connect.connect(self._path, vfs=vfs, reader=True))
+
+    def _make_reserve(self, directory: Path) -> None:
+        try:
+            self._reserve.make()
+        except OSError as error:
+            # A store that exists opens on a full disk (what it holds can be read, and room be made): it is "low".
+            if self._path.stat().st_size == 0:
+                raise claim.unwritable(directory, error) from error
+            log.warning("the reserve file cannot be made: %s", error)
+
+    def _open_writer(self, directory: Path) -> apsw.Connection:
+        """The writing connection, with the schema up to date and the epoch grown by one."""
+        try:
+            try:
+                return self._prepare()
+            except apsw.FullError:
+                # Once more with the room of the reserve: reads and closes must go on over a restart.
+                if not self._reserve.give_up():
+                    raise
+                return self._prepare()
+        except (apsw.NotADBError, apsw.CorruptError) as error:
+            raise StoreError("CORRUPT", f"{self._path} is damaged ({error}): restore the newest backup.") from error
+        except apsw.BusyError as error:
+            raise StoreError(
+                "LOCKED", f"Another program uses {self._path}: close it first, then start again."
+            ) from error
+        except apsw.FullError as error:
+            raise claim.disk_full(directory) from error
+        except (apsw.CantOpenError, apsw.ReadOnlyError, apsw.PermissionsError, apsw.AuthError) as error:
+            raise StoreError(
+                "UNWRITABLE", f"Cannot write {self._path} ({error}): make it and its directory writable for this user."
+            ) from error
+        except (apsw.Error, OSError) as error:
+            free = os.statvfs(directory)
+            if free.f_bavail * free.f_frsize < SMALL_BYTES:
+                raise claim.disk_full(directory) from error
+            raise StoreError("IO_ERROR", f"The disk failed while {self._path} was opened ({error}).") from error
+
+    def _prepare(self) -> apsw.Connection:
+        conn = connect.connect(self._path, vfs=self._vfs)
+        try:
+            version = schema.check_ours(conn, str(self._path))
+            connect.make_durable(conn)
+            if version:
+                connect.check_pages(conn, self._path)
+            schema.migrate(conn, version)
+            self.store_id = schema.store_id(conn)
+            # Durable before it is used: an epoch that a crash could take back would not fence anybody.
+            row = conn.execute(
+                "UPDATE shard SET epoch = epoch + 1, "
+                "last_seq = max(last_seq, (SELECT coalesce(max(seq), 0) FROM record)) "
+                "WHERE shard = 0 RETURNING epoch, last_seq"
+            ).fetchall()
+            if len(row) != 1:
+                raise StoreError("CORRUPT", f"{self._path} has lost its shard: restore the newest backup.")
+            epoch, last_seq = row[0]
+            assert isinstance(epoch, int) and isinstance(last_seq, int)  # STRICT columns
+            self.epoch, self.last_seq = epoch, last_seq
+            self._reserve_shm()
+            claim.fsync_dir(self._path.parent)
+            return conn
+        except BaseException:
+            conn.close()
+            self._close_shm()
+            raise
+
+    def _reserve_shm(self) -> None:
+        # The descriptor stays open until SQLite's are closed: closing it would drop their POSIX locks.
+        self._shm = os.open(f"{self._path}-shm", os.O_RDWR | os.O_CLOEXEC)
+        with suppress(OSError):
+            if os.fstat(self._shm).st_size < _SHM_BYTES:
+                os.posix_fallocate(self._shm, 0, _SHM_BYTES)
+
+    def append(self, shard: int, epoch: int, first_seq: int, batch: Batch) -> Outcome:
+        """See base.Store."""
+        return self._writer.append(shard, epoch, first_seq, batch)
+
+    def probe_space(self) -> str:
+        """See base.Store."""
+        return self._writer.probe_space()
+
+    def idle(self) -> None:
+        """For the writer thread, when nothing has been queued for a while: empties the log. Raises StoreFailed."""
+        self._writer.idle()
+
+    def running_roots(self) -> list[bytes]:
+        """See base.Store."""
+        return self._reader.running_roots()
+
+    def find(self, tenant: str, session_id: str) -> Found | None:
+        """See base.Store."""
+        return self._reader.find(tenant, session_id)
+
+    def load_header(self, root: bytes) -> tuple[str, list[HeaderRow]]:
+        """See base.Store."""
+        return self._reader.load_header(root)
+
+    def load_session(self, uid: bytes, with_tokens: bool) -> LoadedSession | None:
+        """See base.Store."""
+        return self._reader.load_session(uid, with_tokens)
+
+    def read_session(self, tenant: str, session_id: str) -> SessionRow | None:
+        """See base.Store."""
+        return self._reader.read_session(tenant, session_id)
+
+    def list_sessions(self, where: SessionFilter, after: bytes, limit: int) -> list[SessionRow]:
+        """See base.Store."""
+        return self._reader.list_sessions(where, after, limit)
+
+    def record_lines(self, uid: bytes) -> tuple[SessionRow, list[RecordLine]] | None:
+        """See base.Store."""
+        return self._reader.record_lines(uid)
+
+    def read_records(self, seqs: Sequence[int]) -> list[RecordRow]:
+        """See base.Store."""
+        return self._reader.read_records(seqs)
+
+    def sizes(self) -> dict[str, int]:
+        """See base.Store."""
+
+        def size(suffix: str) -> int:
+            try:
+                return os.stat(f"{self._path}{suffix}").st_size
+            except FileNotFoundError:
+                return 0
+
+        return {"store_bytes": size(""), "wal_bytes": size("-wal"), "reserve_bytes": self._reserve.size()}
+
+    def close(self) -> None:
+        """See base.Store. To be called when neither thread uses the store; again is nothing. Raises StoreFailed
+        if the last checkpoint fails (what was acknowledged is in the log and safe)."""
+        if self._closed:
+            return
+        self._closed = True
+        self._reader.close()
+        self._checkpointer.stop()
+        failed = self._writer.failed or self._checkpointer.failure is not None
+        try:
+            if not failed:
+                self._conn.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        except (apsw.FullError, apsw.BusyError):
+            pass  # the log keeps everything for the next start
+        except apsw.Error as error:
+            failed = True
+            raise StoreFailed(f"close: {type(error).__name__}: {error}") from error
+        finally:
+            if failed:
+                # After a failed fsync nothing may be copied out of the log by this process.
+                self._conn.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+            try:
+                self._conn.close()
+            except apsw.Error as error:
+                log.error("closing the store: %s", error)
+            self._release()
+
+    def _close_shm(self) -> None:
+        if self._shm is not None:
+            os.close(self._shm)
+            self._shm = None
+
+    def _release(self) -> None:
+        self._close_shm()
+        self._claim.release()
