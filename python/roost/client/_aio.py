@@ -1,0 +1,439 @@
+"""AsyncClient: every RPC of the spine as a method, and `turn`, which most programs use instead of three of them.
+
+This is the one implementation. The sync `Client` (`_sync.py`) is generated from its signatures and runs it on a
+thread of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from roost.client import _convert as convert
+from roost.client._retry import RetryPolicy
+from roost.client._transport import Option, Response, Transport
+from roost.client._turn import AsyncTurn, Renewals
+from roost.v1 import admin_service_pb2 as admin
+from roost.v1 import session_service_pb2 as sessions
+from roost.v1 import trajectory_service_pb2 as trajectories
+from roost.v1 import turn_service_pb2 as turns
+from roost.v1 import types_pb2 as types
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
+    from types import TracebackType
+
+    import grpc
+    from google.protobuf.message import Message
+
+    from roost.client._convert import CloseReason, IfExists, Seconds, State, Then
+
+log = logging.getLogger("roost.client")
+
+Result = TypeVar("Result")
+
+SESSION = "/roost.v1.SessionService/"
+TURN = "/roost.v1.TurnService/"
+TRAJECTORY = "/roost.v1.TrajectoryService/"
+ADMIN = "/roost.v1.AdminService/"
+
+WAIT_MARGIN = 10.0  # seconds a waiting call may take beyond its wait
+
+
+class AsyncClient:
+    """A client of one Roost server, for asyncio.
+
+    `target`: host:port or unix:PATH. `timeout`: seconds after which a call gives up, its repeats included (a waiting
+    BeginTurn: wait + 10 s; streams: `stream_timeout`); every method takes its own. `retry`: how calls are repeated;
+    every mutation carries a request_id (made here unless given), so that a repeat has one effect. `owner`: names this
+    program in BeginTurn. `options`: more grpc channel options; `credentials`: for TLS.
+
+    Calls raise the classes of `roost.errors`.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout: float = 10.0,
+        stream_timeout: float = 300.0,
+        retry: RetryPolicy | None = None,
+        owner: str = "",
+        credentials: grpc.ChannelCredentials | None = None,
+        metadata: Sequence[tuple[str, str | bytes]] = (),
+        options: Sequence[Option] = (),
+    ) -> None:
+        self.target = target
+        self.timeout = timeout
+        self.stream_timeout = stream_timeout
+        self.owner = owner
+        self._transport = Transport(
+            target, credentials=credentials, options=options, metadata=metadata, retry=retry or RetryPolicy()
+        )
+        self._renewals = Renewals(self)
+        self._background: set[asyncio.Task[Any]] = set()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Finish what ends turns in the background, stop renewing, close the connections."""
+        if self._background:
+            await asyncio.wait(set(self._background))
+        await self._renewals.close()
+        await self._transport.close()
+
+    @property
+    def retries(self) -> int:
+        """How many calls were repeated so far."""
+        return self._transport.retries
+
+    # -- sessions
+
+    async def open_session(
+        self,
+        session_id: str = "",
+        *,
+        parent: str = "",
+        name: str = "",
+        labels: Mapping[str, str] | None = None,
+        stale_timeout: Seconds | None = None,
+        if_exists: IfExists = "refuse",
+        validate_only: bool = False,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> sessions.OpenSessionResponse:
+        """Make a session. An empty id is derived from the request_id; the answer bears it.
+
+        Raises SessionExists, PathCollision, ParentNotFound, SessionClosed (the id ended), TreeSessions, TreeDepth,
+        TenantSessions.
+        """
+        request = sessions.OpenSessionRequest(
+            session_id=session_id,
+            request_id=_request_id(request_id),
+            options=open_options(parent=parent, name=name, labels=labels, stale_timeout=stale_timeout),
+            if_exists=convert.IF_EXISTS[if_exists],
+            validate_only=validate_only,
+        )
+        return await self._call(SESSION + "OpenSession", request, sessions.OpenSessionResponse, timeout)
+
+    async def get_session(self, session_id: str, *, timeout: float | None = None) -> types.Session:
+        """Read one session. Loads nothing on the server and does not count as a use. Raises SessionNotFound."""
+        request = sessions.GetSessionRequest(session_id=session_id)
+        return (await self._call(SESSION + "GetSession", request, sessions.GetSessionResponse, timeout)).session
+
+    async def list_sessions(
+        self,
+        *,
+        root: str = "",
+        path_prefix: str = "",
+        state: State | None = None,
+        running: bool = False,
+        resident: bool = False,
+        labels: Mapping[str, str] | None = None,
+        page_size: int = 0,
+        timeout: float | None = None,
+    ) -> AsyncIterator[types.Session]:
+        """Iterate over sessions in order of creation, reading page after page. All filters must match. `timeout`
+        holds for each page."""
+        request = sessions.ListSessionsRequest(
+            page_size=page_size,
+            root_session_id=root,
+            path_prefix=path_prefix,
+            state=convert.session_state(state),
+            activity=types.ACTIVITY_RUNNING if running else None,
+            residency=types.RESIDENCY_RESIDENT if resident else None,
+            labels=labels,
+        )
+        while True:
+            page = await self._call(SESSION + "ListSessions", request, sessions.ListSessionsResponse, timeout)
+            for session in page.sessions:
+                yield session
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    async def update_session(
+        self,
+        session_id: str,
+        *,
+        labels: Mapping[str, str] | None = None,
+        stale_timeout: Seconds | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> types.Session:
+        """Set labels (an empty value removes one) or the staleness; with neither it is a sign of life."""
+        request = sessions.UpdateSessionRequest(
+            session_id=session_id,
+            request_id=_request_id(request_id),
+            labels=labels,
+            stale_timeout=convert.duration(stale_timeout),
+        )
+        return (await self._call(SESSION + "UpdateSession", request, sessions.UpdateSessionResponse, timeout)).session
+
+    async def read_history(
+        self,
+        session_id: str,
+        *,
+        statuses: Iterable[types.RecordStatus] = (),
+        omit_payload: bool = False,
+        from_turn: int = 0,
+        timeout: float | None = None,
+    ) -> AsyncIterator[types.Record]:
+        """Iterate over the records of a session, oldest first, in every state of it. `timeout` bounds the whole."""
+        request = sessions.ReadHistoryRequest(
+            session_id=session_id, statuses=statuses, omit_payload=omit_payload, from_turn=from_turn
+        )
+        pages = self._stream(SESSION + "ReadHistory", request, sessions.ReadHistoryResponse, timeout)
+        async for page in pages:
+            for record in page.records:
+                yield record
+
+    async def close_session(
+        self,
+        session_id: str,
+        *,
+        reason: CloseReason = "quit",
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> sessions.CloseSessionResponse:
+        """End a session and its open descendants. Closing again returns the same receipt. Reasons reload, fork, new
+        and resume change nothing (`closed` is False)."""
+        request = sessions.CloseSessionRequest(
+            session_id=session_id, request_id=_request_id(request_id), reason=convert.close_reason(reason)
+        )
+        return await self._call(SESSION + "CloseSession", request, sessions.CloseSessionResponse, timeout)
+
+    # -- turns
+
+    def turn(
+        self,
+        session_id: str,
+        *,
+        open: types.OpenOptions | bool = False,
+        wait: Seconds = 0,
+        expected_turn: int | None = None,
+        expected_head_version: int | None = None,
+        known_head_version: int | None = None,
+        lease: Seconds | None = None,
+        owner: str | None = None,
+        priority: int = 0,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> AsyncTurn:
+        """Run one turn as a block: `async with client.turn("s1") as turn: ...`. Parameters as in `begin_turn`.
+
+        Begins on entry, renews in the background, commits at the end of the block what `turn.record` set, aborts if
+        the block raises. See AsyncTurn.
+        """
+        request_id = _request_id(request_id)
+
+        async def begin() -> turns.BeginTurnResponse:
+            return await self.begin_turn(
+                session_id,
+                open=open,
+                wait=wait,
+                expected_turn=expected_turn,
+                expected_head_version=expected_head_version,
+                known_head_version=known_head_version,
+                lease=lease,
+                owner=owner,
+                priority=priority,
+                request_id=request_id,
+                timeout=timeout,
+            )
+
+        return AsyncTurn(self, session_id, begin)
+
+    async def begin_turn(
+        self,
+        session_id: str,
+        *,
+        open: types.OpenOptions | bool = False,
+        wait: Seconds = 0,
+        expected_turn: int | None = None,
+        expected_head_version: int | None = None,
+        known_head_version: int | None = None,
+        lease: Seconds | None = None,
+        owner: str | None = None,
+        priority: int = 0,
+        validate_only: bool = False,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> turns.BeginTurnResponse:
+        """Take a slot and a lease. Nothing renews it: see `renew_turns`, or use `turn`.
+
+        `open`: make the session if its id never existed (True: with default options). `wait`: seconds to queue for a
+        slot. `lease`: seconds it lives without renewal (5 s to 1 h, default 60 s). A repeat with the same request_id
+        returns the same lease while the turn runs. Raises TurnInProgress, TurnMismatch, TurnEnded, SessionNotFound,
+        SessionClosed, TreeTurns, TenantTurns.
+        """
+        options = types.OpenOptions() if open is True else open or None
+        queue = convert.duration(wait) if wait else None
+        waiting = queue is not None and convert.seconds(queue) > 0
+        request = turns.BeginTurnRequest(
+            session_id=session_id,
+            request_id=_request_id(request_id),
+            open=options,
+            wait=queue,
+            expected_turn=expected_turn,
+            expected_head_version=expected_head_version,
+            known_head_version=known_head_version,
+            lease_duration=convert.duration(lease),
+            owner=self.owner if owner is None else owner,
+            priority=priority,
+            validate_only=validate_only,
+        )
+        if timeout is None and queue is not None:
+            timeout = convert.seconds(queue) + WAIT_MARGIN
+        return await self._call(TURN + "BeginTurn", request, turns.BeginTurnResponse, timeout, waiting=waiting)
+
+    async def renew_turns(
+        self, renewals: Iterable[turns.Renewal], *, timeout: float | None = None
+    ) -> Sequence[turns.RenewalResult]:
+        """Move the deadlines of up to 1,000 leases. One result each, in order; a refused one bears `refusal`."""
+        request = turns.RenewTurnsRequest(renewals=renewals)
+        return (await self._call(TURN + "RenewTurns", request, turns.RenewTurnsResponse, timeout)).results
+
+    async def commit_turn(
+        self,
+        session_id: str,
+        lease: bytes,
+        record: types.RecordInput | None = None,
+        *,
+        state: bytes | None = None,
+        max_trim: int = 0,
+        new_segment: bool = False,
+        then: Then = "idle",
+        completed: bool = False,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> turns.CommitTurnResponse:
+        """Commit a turn; the answer comes when it is durable. `record`: see `roost.client.record_input`. Idempotent by
+        lease. Raises LeaseLost, SessionClosed, TokenPrefixMismatch."""
+        request = turns.CommitTurnRequest(
+            session_id=session_id,
+            lease=lease,
+            request_id=_request_id(request_id),
+            record=record,
+            state=state,
+            max_trim=max_trim,
+            new_segment=new_segment,
+            then=convert.THEN[then],
+            completed=completed,
+        )
+        return await self._commit(request, timeout)
+
+    async def abort_turn(
+        self,
+        session_id: str,
+        lease: bytes,
+        record: types.RecordInput | None = None,
+        *,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> turns.AbortTurnResponse:
+        """Abort a turn: `record` stays as PROVISIONAL, head and checkpoint do not move. Idempotent by lease. Raises
+        LeaseLost, SessionClosed."""
+        request = turns.AbortTurnRequest(
+            session_id=session_id, lease=lease, request_id=_request_id(request_id), record=record
+        )
+        return await self._abort(request, timeout)
+
+    # -- trajectories, operation
+
+    async def export_trajectories(
+        self,
+        session_ids: Iterable[str] = (),
+        *,
+        root: str = "",
+        include_provisional: bool = False,
+        include_superseded: bool = False,
+        timeout: float | None = None,
+    ) -> AsyncIterator[trajectories.ExportTrajectoriesResponse]:
+        """Iterate over parts of sessions' trajectories: parts of a session follow each other, the first bears
+        `session`, the last says `last`. At most 1,000 ids; none: all sessions. Raises SessionCorrupt, SessionNotFound.
+        """
+        request = trajectories.ExportTrajectoriesRequest(
+            session_ids=session_ids,
+            root_session_id=root,
+            include_provisional=include_provisional,
+            include_superseded=include_superseded,
+        )
+        parts = self._stream(
+            TRAJECTORY + "ExportTrajectories", request, trajectories.ExportTrajectoriesResponse, timeout
+        )
+        async for part in parts:
+            yield part
+
+    async def get_stats(self, *, timeout: float | None = None) -> admin.GetStatsResponse:
+        """Read the server's counters, gauges and limits."""
+        return await self._call(ADMIN + "GetStats", admin.GetStatsRequest(), admin.GetStatsResponse, timeout)
+
+    # -- inside
+
+    async def _call(
+        self,
+        method: str,
+        request: Message,
+        response: type[Response],
+        timeout: float | None,
+        *,
+        waiting: bool = False,
+    ) -> Response:
+        # Every request here is a read, a renewal, or carries a request_id: repeating is safe.
+        limit = self.timeout if timeout is None else timeout
+        return await self._transport.call(method, request, response, timeout=limit, safe=True, waiting=waiting)
+
+    def _stream(
+        self, method: str, request: Message, response: type[Response], timeout: float | None
+    ) -> AsyncIterator[Response]:
+        limit = self.stream_timeout if timeout is None else timeout
+        return self._transport.stream(method, request, response, timeout=limit)
+
+    async def _commit(self, request: turns.CommitTurnRequest, timeout: float | None = None) -> turns.CommitTurnResponse:
+        return await self._call(TURN + "CommitTurn", request, turns.CommitTurnResponse, timeout)
+
+    async def _abort(self, request: turns.AbortTurnRequest, timeout: float | None = None) -> turns.AbortTurnResponse:
+        return await self._call(TURN + "AbortTurn", request, turns.AbortTurnResponse, timeout)
+
+    async def _renew(self, request: turns.RenewTurnsRequest, timeout: float) -> turns.RenewTurnsResponse:
+        return await self._call(TURN + "RenewTurns", request, turns.RenewTurnsResponse, timeout)
+
+    async def _protect(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Run what ends a turn to its end even if the caller is cancelled: a slot must not stay taken because its
+        holder was in a hurry. Bounded by the call's own deadline; `close` waits for it."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._protected)
+        return await asyncio.shield(task)
+
+    def _protected(self, task: asyncio.Task[Any]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.debug("ending a turn: %s", error)
+
+
+def open_options(
+    *,
+    parent: str = "",
+    name: str = "",
+    labels: Mapping[str, str] | None = None,
+    stale_timeout: Seconds | None = None,
+) -> types.OpenOptions:
+    """How a new session is made: for `open_session` and for `open=` of `turn` and `begin_turn`. `stale_timeout`:
+    seconds, 0 = never, None = the server's default."""
+    return types.OpenOptions(
+        parent_session_id=parent, name=name, labels=labels, stale_timeout=convert.duration(stale_timeout)
+    )
+
+
+def _request_id(given: str | None) -> str:
+    return str(uuid.uuid4()) if given is None else given

@@ -1,0 +1,123 @@
+"""Python values to API messages: durations, token spans, enums by name, records."""
+
+from __future__ import annotations
+
+import array
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any, Literal
+
+from google.protobuf import duration_pb2
+
+from roost.v1 import session_service_pb2, turn_service_pb2, types_pb2
+
+Seconds = float | int | timedelta
+Then = Literal["idle", "continue", "close"]
+IfExists = Literal["refuse", "return"]
+CloseReason = Literal["quit", "admin", "error", "reload", "fork", "new", "resume"]
+State = Literal["open", "sealed", "closed"]
+Tokens = types_pb2.TokenSpan | Iterable[int]
+
+THEN: Mapping[Then, Any] = {
+    "idle": turn_service_pb2.THEN_IDLE,
+    "continue": turn_service_pb2.THEN_CONTINUE,
+    "close": turn_service_pb2.THEN_CLOSE,
+}
+IF_EXISTS: Mapping[IfExists, Any] = {
+    "refuse": session_service_pb2.IF_EXISTS_REFUSE,
+    "return": session_service_pb2.IF_EXISTS_RETURN,
+}
+
+
+def close_reason(name: CloseReason) -> Any:
+    """The enum value of a close reason. ValueError for an unknown one."""
+    return types_pb2.CloseReason.Value(f"CLOSE_REASON_{name.upper()}")
+
+
+def session_state(name: State | None) -> Any:
+    """The enum value of a session state; None: any state."""
+    return types_pb2.SessionState.Value(f"SESSION_STATE_{name.upper()}") if name else None
+
+
+def duration(value: Seconds | None) -> duration_pb2.Duration | None:
+    """Seconds or a timedelta as a Duration; None stays None ("not set")."""
+    if value is None:
+        return None
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    if not math.isfinite(value):
+        raise ValueError(f"a duration must be finite, not {value}")
+    seconds = int(value)
+    return duration_pb2.Duration(seconds=seconds, nanos=round((value - seconds) * 1e9))
+
+
+def seconds(value: duration_pb2.Duration) -> float:
+    """A Duration as seconds."""
+    return value.seconds + value.nanos / 1e9
+
+
+def pack_u32(values: Iterable[int]) -> bytes:
+    """Token ids as u32 little-endian. OverflowError for a value outside 0..2**32-1."""
+    return _little(array.array("I", values))
+
+
+def unpack_u32(data: bytes) -> array.array[int]:
+    """u32 little-endian bytes as an array of token ids."""
+    values = array.array("I")
+    values.frombytes(data)
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values
+
+
+def _little(values: array.array[Any]) -> bytes:
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values.tobytes()
+
+
+def token_span(
+    token_ids: Iterable[int] | bytes,
+    *,
+    offset: int = 0,
+    logprobs: Iterable[float] | bytes = b"",
+    loss_mask: Iterable[int] | bytes = b"",
+    weight_versions: Sequence[tuple[int, int]] = (),
+) -> types_pb2.TokenSpan:
+    """Build a TokenSpan. `offset`: where it starts in the session's tokens. Bytes are taken as they are (u32, f32, u8,
+    little-endian); other iterables are packed. `weight_versions`: runs of (version, number of tokens)."""
+    return types_pb2.TokenSpan(
+        offset=offset,
+        token_ids=token_ids if isinstance(token_ids, bytes) else pack_u32(token_ids),
+        logprobs=logprobs if isinstance(logprobs, bytes) else _little(array.array("f", logprobs)),
+        loss_mask=loss_mask if isinstance(loss_mask, bytes) else bytes(loss_mask),
+        weight_versions=[types_pb2.WeightVersionRun(version=v, count=c) for v, c in weight_versions],
+    )
+
+
+def record_input(
+    content: bytes | str | None = None,
+    *,
+    content_type: str = "",
+    tokens: Tokens | None = None,
+    offset: int = 0,
+    usage: types_pb2.Usage | None = None,
+    finish_reason: str = "",
+    labels: Mapping[str, str] | None = None,
+) -> types_pb2.RecordInput:
+    """Build a RecordInput. Text becomes UTF-8. `offset` is used where `tokens` is a plain sequence of ids."""
+    if isinstance(content, str):
+        content = content.encode()
+        content_type = content_type or "text/plain; charset=utf-8"
+    if tokens is not None and not isinstance(tokens, types_pb2.TokenSpan):
+        tokens = token_span(tokens, offset=offset)
+    return types_pb2.RecordInput(
+        content=content or b"",
+        content_type=content_type,
+        tokens=tokens,
+        usage=usage,
+        finish_reason=finish_reason,
+        labels=labels,
+    )
