@@ -4,8 +4,9 @@
 //! in `pending`. Hence whatever is examined first is at least as old as anything filed later, and a use need not move
 //! anything: an entry found to have been used since it was filed is filed again then ("lazy promotion").
 //!
-//! A ring of H lists stands for the ticks `cursor .. cursor + H`. What was used later than that is filed in the last of
-//! them; a cursor that moves back lets some lists be visited early. Both only cost a second look, never the order.
+//! A ring of H lists stands for the ticks `cursor .. cursor + H`; what was used later than that waits in one list, `far`,
+//! filed at the earliest of those uses. A cursor that moves back lets some lists be visited early. Both only cost a
+//! second look, never the order.
 
 use super::slab::Slab;
 use crate::sync::Ordering;
@@ -17,6 +18,9 @@ pub(super) struct Calendar {
     filled: Bitmap,
     /// No list of the ring is older than this tick.
     cursor: u32,
+    /// What lies beyond the ring, and the earliest tick in it. Lists are (first, last) links, so that they can be joined.
+    far: (u32, u32),
+    far_due: u32,
     /// The latest tick that any call on the calendar brought.
     pub(super) now: u32,
     /// Taken from the inbox, not yet filed.
@@ -25,6 +29,9 @@ pub(super) struct Calendar {
     /// pinned entries would hide the one behind them from every budgeted call.
     held: (u32, u32),
     held_at: u32,
+    /// A victim was returned in this round, after which the caller did what it liked: what is held may be unpinned by
+    /// now, so the round's end proves nothing.
+    victim_in_round: bool,
     /// A list that `maintain` is working through, all filed at `sweep_due`, and where it goes on.
     sweep: u32,
     sweep_due: u32,
@@ -38,10 +45,13 @@ impl Calendar {
             heads: vec![0; lists].into_boxed_slice(),
             filled: Bitmap::new(lists),
             cursor: 0,
+            far: (0, 0),
+            far_due: u32::MAX,
             now: 0,
             pending: 0,
             held: (0, 0),
             held_at: 0,
+            victim_in_round: false,
             sweep: 0,
             sweep_due: 0,
             sweep_next: 0,
@@ -60,20 +70,28 @@ impl Calendar {
         }
     }
 
-    /// The list for a use at `tick`, moving the cursor if that is what it takes to stay at or before it.
-    fn list_for(&mut self, tick: u32) -> usize {
+    /// Files a list of slots at `tick`, moving the cursor if that is what it takes to stay at or before it.
+    fn file_list(&mut self, slab: &Slab, (first, last): (u32, u32), tick: u32) {
         if tick < self.cursor || self.filled.is_empty() {
             self.cursor = tick;
         }
-        let last = self.cursor.saturating_add(self.heads.len() as u32 - 1);
-        let place = self.place(tick.min(last));
-        self.filled.set(place);
-        place
+        let place = self.place(tick);
+        let head = if tick - self.cursor < self.heads.len() as u32 {
+            self.filled.set(place);
+            &mut self.heads[place]
+        } else {
+            if self.far.0 == 0 {
+                self.far.1 = last;
+            }
+            self.far_due = self.far_due.min(tick);
+            &mut self.far.0
+        };
+        slab.slot(last - 1).next.store(*head, Ordering::Relaxed);
+        *head = first;
     }
 
     pub(super) fn file(&mut self, slab: &Slab, index: u32, tick: u32) {
-        let place = self.list_for(tick);
-        push(slab, &mut self.heads[place], index);
+        self.file_list(slab, (index + 1, index + 1), tick);
     }
 
     /// Sets a pinned entry aside for the rest of the round.
@@ -85,39 +103,56 @@ impl Calendar {
         push(slab, &mut self.held.0, index);
     }
 
-    /// Ends a round: files all that was held at the tick in which it was seen pinned. O(1).
-    pub(super) fn release_held(&mut self, slab: &Slab) {
-        let (head, tail) = std::mem::take(&mut self.held);
-        if head != 0 {
-            let place = self.list_for(self.held_at);
-            slab.slot(tail - 1).next.store(self.heads[place], Ordering::Relaxed);
-            self.heads[place] = head;
+    /// Another call may come before the round ends, and it may find what is held unpinned.
+    pub(super) fn victim_found(&mut self) {
+        self.victim_in_round = self.held.0 != 0;
+    }
+
+    /// Called when there are no candidates left: whether every entry was seen pinned since the caller last got an
+    /// answer. If not, another round begins. (Rounds that nobody interrupts by taking a victim do end, whatever their
+    /// budgets: a caller that repeats until Nothing terminates.)
+    pub(super) fn round_is_over(&mut self, slab: &Slab) -> bool {
+        let over = !self.victim_in_round;
+        self.release_held(slab);
+        over
+    }
+
+    /// Files all that is held at the tick in which it was seen pinned. O(1).
+    fn release_held(&mut self, slab: &Slab) {
+        self.victim_in_round = false;
+        let held = std::mem::take(&mut self.held);
+        if held.0 != 0 {
+            self.file_list(slab, held, self.held_at);
         }
     }
 
-    /// One slot of those that wait to be filed. The inbox is taken at most once a call (`taken`): what is pushed later
-    /// was inserted while the call ran.
-    pub(super) fn pop_pending(&mut self, slab: &Slab, taken: &mut bool) -> Option<u32> {
+    /// Whether slots wait to be filed. The inbox is taken at most once a call (`taken`): what is pushed later was
+    /// inserted while the call ran.
+    pub(super) fn has_pending(&mut self, slab: &Slab, taken: &mut bool) -> bool {
         if self.pending == 0 && !*taken {
             *taken = true;
             self.pending = slab.take_inbox();
         }
-        pop(slab, &mut self.pending)
+        self.pending != 0
     }
 
-    pub(super) fn pending_is_empty(&self) -> bool {
-        self.pending == 0
+    pub(super) fn pop_pending(&mut self, slab: &Slab) -> Option<u32> {
+        pop(slab, &mut self.pending)
     }
 
     /// Whether `pop_oldest` would give something.
     pub(super) fn has_candidates(&self) -> bool {
-        self.sweep != 0 || !self.filled.is_empty()
+        self.sweep != 0 || self.far.0 != 0 || !self.filled.is_empty()
     }
 
     /// A slot from the oldest list and the tick at which it counts as filed.
     pub(super) fn pop_oldest(&mut self, slab: &Slab) -> Option<(u32, u32)> {
         let ring = self.first_from(self.cursor);
-        if self.sweep != 0 && ring.is_none_or(|(_, due)| self.sweep_due <= due) {
+        let due = ring.map_or(u32::MAX, |(_, due)| due);
+        if self.far.0 != 0 && self.far_due <= due {
+            self.sweep_far(slab);
+        }
+        if self.sweep != 0 && self.sweep_due <= due {
             return pop(slab, &mut self.sweep).map(|index| (index, self.sweep_due));
         }
         let (place, due) = ring?;
@@ -125,18 +160,33 @@ impl Calendar {
         self.pop_at(slab, place).map(|index| (index, due))
     }
 
+    /// The ring has nothing older than the far list: its entries are looked at one by one, and filed around the cursor
+    /// that now stands where they begin. What a sweep had in hand is looked at early.
+    fn sweep_far(&mut self, slab: &Slab) {
+        let (first, last) = std::mem::take(&mut self.far);
+        let due = std::mem::replace(&mut self.far_due, u32::MAX);
+        self.cursor = self.cursor.max(due);
+        self.sweep_due = if self.sweep == 0 { due } else { due.min(self.sweep_due) };
+        slab.slot(last - 1).next.store(self.sweep, Ordering::Relaxed);
+        self.sweep = first;
+    }
+
     /// The next slot of the sweep through all lists before `now`, or `None` at its end (the next call starts anew).
     pub(super) fn pop_sweep(&mut self, slab: &Slab) -> Option<(u32, u32)> {
         if self.sweep == 0 {
             let next = self.first_from(self.sweep_next.max(self.cursor)).filter(|(_, due)| *due < self.now);
-            let Some((place, due)) = next else {
+            if let Some((place, due)) = next {
+                self.sweep = std::mem::take(&mut self.heads[place]);
+                self.filled.clear(place);
+                self.sweep_due = due;
+                self.sweep_next = due + 1;
+            } else if self.filled.is_empty() && self.far.0 != 0 && self.far_due < self.now {
+                self.sweep_far(slab);
+                self.sweep_next = self.sweep_due;
+            } else {
                 self.sweep_next = 0;
                 return None;
-            };
-            self.sweep = std::mem::take(&mut self.heads[place]);
-            self.filled.clear(place);
-            self.sweep_due = due;
-            self.sweep_next = due + 1;
+            }
         }
         pop(slab, &mut self.sweep).map(|index| (index, self.sweep_due))
     }
@@ -163,6 +213,7 @@ impl Calendar {
             self.filled.first_in(from, wrap)?
         };
         let ahead = (place as u32).wrapping_sub(wrap as u32) & (lists - 1);
+        // Saturating: a list visited early may count as due at a tick that does not exist.
         Some((place, self.cursor.saturating_add(ahead)))
     }
 }
@@ -256,14 +307,18 @@ mod tests {
             assert!(map.is_empty());
             let on: Vec<usize> =
                 [0, 1, 63, 64, 65, 4095, 4096, 5000, bits - 1].into_iter().filter(|b| *b < bits).collect();
-            on.iter().for_each(|b| map.set(*b));
+            for b in &on {
+                map.set(*b);
+            }
             for from in (0..bits).step_by(bits / 128 + 1).chain(on.iter().copied()) {
                 for to in [bits, bits / 2, from] {
                     let expected = on.iter().copied().filter(|b| (from..to).contains(b)).min();
                     assert_eq!(map.first_in(from, to), expected, "{bits} {from} {to}");
                 }
             }
-            on.iter().for_each(|b| map.clear(*b));
+            for b in &on {
+                map.clear(*b);
+            }
             assert!(map.is_empty() && map.first_in(0, bits).is_none());
         }
     }

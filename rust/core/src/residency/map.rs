@@ -186,3 +186,36 @@ mod tests {
         }
     }
 }
+
+#[cfg(all(test, roost_loom))]
+mod loom_tests {
+    use super::*;
+    use loom::{sync::Arc, thread};
+
+    // I11: an entry that lives in its second line is found at every instant, while others leave and enter its first.
+    #[test]
+    fn loom_an_overflowed_entry_is_always_found() {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = builder.preemption_bound.or(Some(2));
+        builder.max_branches = 10_000;
+        builder.check(|| {
+            let map = Arc::new(Map::new(2 * LOAD));
+            let mut keys = (0u128..).filter(|key| map.home(*key).0 == 0);
+            let keys: [u128; SEATS + 2] = std::array::from_fn(|_| keys.next().unwrap_or_default());
+            for (index, key) in keys[..=SEATS].iter().enumerate() {
+                map.insert(*key, index as u32);
+            }
+            let (last, late) = (SEATS as u32, SEATS as u32 + 1);
+            let changer = thread::spawn({
+                let map = map.clone();
+                move || {
+                    map.remove(keys[0], 0);
+                    map.insert(keys[SEATS + 1], late);
+                }
+            });
+            assert_eq!(map.find(keys[SEATS], |index| (index == last).then_some(index)), Some(last));
+            changer.join().expect("no panic");
+            assert_eq!(map.find(keys[SEATS + 1], |index| (index == late).then_some(index)), Some(late));
+        });
+    }
+}

@@ -25,17 +25,19 @@
 //!   less than the sum over live entries: births and growth count before they show, deaths and shrinking after.
 
 mod calendar;
+mod evict;
 mod map;
 mod slab;
 mod word;
 
 use std::num::NonZeroU64;
 
-use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, Padded};
+use crate::sync::{AtomicU64, Mutex, Ordering, Padded};
 use calendar::Calendar;
+pub use evict::{Evicted, Maintained};
 use map::Map;
 use slab::{Slab, Slot};
-use word::{BYTES_LIMIT, LIVE, State, bytes_belong, bytes_of, bytes_word};
+use word::{BYTES_LIMIT, State, bytes_belong, bytes_of, bytes_word};
 
 /// Names one entry for as long as it lives: `generation:32 | slot:32`. Stale handles are recognised, never misdirected
 /// (a slot would have to be reused 2^32 times in between).
@@ -71,27 +73,6 @@ impl Handle {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Full;
 
-/// What [`Index::evict`] found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Evicted {
-    /// This entry is out: its handle is stale, its count and bytes are given back.
-    Victim { key: u128, aux: u32, handle: Handle, bytes: u64, last_tick: u32 },
-    /// Every entry was found pinned, in this call or in those of the same tick right before it that ran out of budget.
-    /// What was unpinned after they had seen it is found by the next call.
-    Nothing,
-    /// Looked at `budget` entries and must go on in another call.
-    BudgetExhausted,
-}
-
-/// What [`Index::maintain`] did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Maintained {
-    /// Entries looked at.
-    pub steps: usize,
-    /// The sweep reached the present; the next call begins another.
-    pub done: bool,
-}
-
 /// A live entry, as [`Index::peek`] saw it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {
@@ -110,17 +91,6 @@ pub struct Index {
     len: Padded<AtomicU64>,
     bytes: Padded<AtomicU64>,
     calendar: Mutex<Calendar>,
-}
-
-/// What an entry that came up turned out to be.
-enum Seen {
-    /// Dead, and no longer linked.
-    Gone,
-    Pinned,
-    /// Used at this tick, after it was filed.
-    Used(u32),
-    /// Not used since: its state, and its last use.
-    Idle(State, u32),
 }
 
 impl Index {
@@ -376,124 +346,5 @@ impl Index {
         self.len.fetch_sub(1, Ordering::Relaxed);
         self.slab.free(index);
         (key, bytes)
-    }
-
-    fn calendar(&self) -> MutexGuard<'_, Calendar> {
-        self.calendar.lock().expect("a panic inside the calendar left it half done")
-    }
-
-    /// Ends the entry whose last use lies furthest back (G1) and that is not pinned (G2), looking at no more than
-    /// `budget` entries (G4). After many uses most entries have to be filed anew before the oldest is known; calling
-    /// [`Self::maintain`] once a tick keeps that off this path.
-    pub fn evict(&self, budget: usize, tick: u32) -> Evicted {
-        let mut calendar = self.calendar();
-        calendar.advance(&self.slab, tick);
-        let mut left = budget;
-        if !self.drain(&mut calendar, &mut left) {
-            return Evicted::BudgetExhausted;
-        }
-        while calendar.has_candidates() {
-            if left == 0 {
-                return Evicted::BudgetExhausted;
-            }
-            left -= 1;
-            let Some((index, due)) = calendar.pop_oldest(&self.slab) else { break };
-            let slot = self.slab.slot(index);
-            match self.look(index, due) {
-                Seen::Gone => {}
-                Seen::Pinned => calendar.hold(&self.slab, index),
-                Seen::Used(last) => calendar.file(&self.slab, index, last),
-                Seen::Idle(state, last_tick) => {
-                    // Acquire: the entry's last users are done. Release: as in `remove`. Fails if it was pinned (or
-                    // removed, or reused, or pinned and unpinned: `seq`) since we looked.
-                    let dead = state.dead().unlinked();
-                    if slot.state.compare_exchange(state.0, dead.0, Ordering::AcqRel, Ordering::Relaxed).is_err() {
-                        calendar.file(&self.slab, index, due);
-                        continue;
-                    }
-                    let aux = slot.aux.load(Ordering::Relaxed);
-                    let handle = Handle::new(state.generation(), index);
-                    // Unseating and freeing need no lock, but a victim half buried is no use to who waits for room.
-                    let (key, bytes) = self.bury(slot, index);
-                    return Evicted::Victim { key, aux, handle, bytes, last_tick };
-                }
-            }
-        }
-        calendar.release_held(&self.slab);
-        Evicted::Nothing
-    }
-
-    /// The off-path share of eviction: empties the inbox and files anew what was used since, oldest first, `budget`
-    /// entries a call. Called once a tick with `budget >= len / horizon`, it bounds what an evict may find stale.
-    pub fn maintain(&self, budget: usize, tick: u32) -> Maintained {
-        let mut calendar = self.calendar();
-        calendar.advance(&self.slab, tick);
-        let mut left = budget;
-        let mut done = false;
-        if self.drain(&mut calendar, &mut left) {
-            while left > 0 {
-                let Some((index, due)) = calendar.pop_sweep(&self.slab) else {
-                    done = true;
-                    break;
-                };
-                left -= 1;
-                let tick = match self.look(index, due) {
-                    Seen::Gone => continue,
-                    Seen::Pinned => calendar.now,
-                    Seen::Used(last) => last,
-                    Seen::Idle(..) => due,
-                };
-                calendar.file(&self.slab, index, tick);
-            }
-        }
-        Maintained { steps: budget - left, done }
-    }
-
-    /// Files what was inserted before the call; `false` if the budget ended first.
-    fn drain(&self, calendar: &mut Calendar, left: &mut usize) -> bool {
-        let mut taken = false;
-        loop {
-            if *left == 0 {
-                // One short look, lest a budget that fits exactly says it did not.
-                return taken && calendar.pending_is_empty();
-            }
-            let Some(index) = calendar.pop_pending(&self.slab, &mut taken) else {
-                return true;
-            };
-            *left -= 1;
-            match self.look(index, 0) {
-                Seen::Gone => {}
-                Seen::Pinned => {
-                    // Filed where an unpinned one would be: it is in use now, hence not before then.
-                    let last = self.slab.slot(index).last.load(Ordering::Relaxed);
-                    calendar.file(&self.slab, index, last);
-                }
-                Seen::Used(last) | Seen::Idle(_, last) => calendar.file(&self.slab, index, last),
-            }
-        }
-    }
-
-    /// Judges an entry that the calendar has just unlinked, as of one load of its state.
-    fn look(&self, index: u32, due: u32) -> Seen {
-        let slot = self.slab.slot(index);
-        // Acquire, and before `last`: a state without pins brings the `last` that the last unpin wrote.
-        let mut state = State(slot.state.load(Ordering::Acquire));
-        while !state.is_live() {
-            // Release: `next` is no longer ours once an insert sees LINKED gone. Fails if an insert was faster; the slot
-            // is then an entry again, and ours to file.
-            match slot.state.compare_exchange(state.0, state.unlinked().0, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => return Seen::Gone,
-                Err(seen) => state = State(seen),
-            }
-        }
-        debug_assert!(state.is_linked() && state.0 & LIVE != 0);
-        if state.pins() > 0 {
-            return Seen::Pinned;
-        }
-        // Relaxed: ordered by the state's Acquire.
-        match slot.last.load(Ordering::Relaxed) {
-            last if last > due => Seen::Used(last),
-            last => Seen::Idle(state, last),
-        }
     }
 }
