@@ -227,7 +227,7 @@ class Store(Protocol):
         """Store the batch in one durable transaction. Raises StoreFailed where the outcome is unknown."""
 
     def probe_space(self) -> str:
-        """ "ok", "low" (the reserve file is gone; it was tried to make again) or "full"."""
+        """Say "ok", "low" (the reserve file is gone; it was tried to make again) or "full"."""
 
     def running_roots(self) -> list[bytes]:
         """The roots of all trees in which a turn runs. What start-up loads."""

@@ -86,7 +86,7 @@ class Checkpointer:
                     # The writer closes last, and copies the rest then.
                     conn.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
                 self._checkpoint(conn, apsw.SQLITE_CHECKPOINT_PASSIVE)
-        except Exception as error:  # whatever it is, pages may not be where SQLite thinks they are
+        except Exception as error:  # noqa: BLE001 - whatever it is, the store must not go on
             self.failure = error
         finally:
             if conn is not None:

@@ -43,33 +43,32 @@ _LINE_TOKENS = _LINE.format(tokens="tokens", r_tokens="r.tokens")
 
 _RECORD = "SELECT seq, prev, status, turn, meta, chain, tokens, state, arrays, content FROM record WHERE seq IN ({})"
 
-# The uids of one page of a list, each over an index that yields them in order; ?1 tenant, ?2 after, ?3 limit,
-# ?4 root, ?5 state, ?6 to ?8 the path and the range below it.
-_PATH = " AND (path = ?6 OR (path >= ?7 AND path < ?8))"
-_PAGE_OF_STATE = "SELECT uid FROM session WHERE tenant = ?1 AND state = {} AND uid > ?2{}"
+# The uids of one page of a list, each over an index that yields them in order. The paths below a path are a range.
+_PATH = " AND (path = :path OR (path >= :below AND path < :past))"
+_PAGE_OF_STATE = "SELECT uid FROM session WHERE tenant = :tenant AND state = {} AND uid > :after{}"
 
 
 def list_sql(where: SessionFilter) -> str:
     """The statement that reads one page. Its text depends on which filters are set, never on their values."""
     path = _PATH if where.path_prefix is not None else ""
-    state = " AND state = ?5" if where.state is not None else ""
+    state = " AND state = :state" if where.state is not None else ""
     if where.running:
-        root = " AND root = ?4" if where.root is not None else ""
+        root = " AND root = :root" if where.root is not None else ""
         # The running sessions are few: at most as many as there are slots.
         page = (
             "SELECT uid FROM session INDEXED BY session_running "
-            f"WHERE running = 1 AND tenant = ?1 AND uid > ?2{root}{state}{path} ORDER BY uid LIMIT ?3"
+            f"WHERE running = 1 AND tenant = :tenant AND uid > :after{root}{state}{path} ORDER BY uid LIMIT :limit"
         )
     elif where.root is not None:
         page = (
             "SELECT uid FROM session INDEXED BY session_root "
-            f"WHERE root = ?4 AND tenant = ?1 AND uid > ?2{state}{path} ORDER BY uid LIMIT ?3"
+            f"WHERE root = :root AND tenant = :tenant AND uid > :after{state}{path} ORDER BY uid LIMIT :limit"
         )
     elif where.state is not None:
-        page = _PAGE_OF_STATE.format("?5", path) + " ORDER BY uid LIMIT ?3"
+        page = _PAGE_OF_STATE.format(":state", path) + " ORDER BY uid LIMIT :limit"
     else:
         # SQLite merges the three in order, reading of each only what the page takes.
-        page = " UNION ALL ".join(_PAGE_OF_STATE.format(n, path) for n in (1, 2, 3)) + " ORDER BY uid LIMIT ?3"
+        page = " UNION ALL ".join(_PAGE_OF_STATE.format(n, path) for n in (1, 2, 3)) + " ORDER BY uid LIMIT :limit"
     # CROSS JOIN: the page is read first, then a row for each of its uids.
     source = f"({page}) AS page CROSS JOIN session AS s ON s.uid = page.uid"
     return _SESSION.format(source=source) + "ORDER BY s.uid"
@@ -144,10 +143,17 @@ class Reader:
         """See base.Store."""
         path = where.path_prefix
         below = "" if path is None else path.rstrip("/") + "/"
-        # "0" is the character after "/": the range holds exactly the paths that start with `below`.
-        values = (where.tenant, after, limit, where.root, where.state, path, below, below[:-1] + "0")
+        bindings = {
+            "tenant": where.tenant,
+            "after": after,
+            "limit": limit,
+            "root": where.root,
+            "state": where.state,
+            "path": path,
+            "below": below,
+            "past": below[:-1] + "0",  # the character after "/"
+        }
         sql = list_sql(where)
-        bindings = {str(n): value for n, value in enumerate(values, 1)}
         with self._snapshot() as conn:
             return [SessionRow._make(row) for row in conn.execute(sql, bindings)]
 

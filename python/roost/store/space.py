@@ -42,7 +42,7 @@ class Reserve:
         try:
             _allocate(trial, self._size + self._margin)
             os.truncate(trial, self._size)
-            os.rename(trial, self._path)
+            trial.rename(self._path)
         except OSError:
             trial.unlink(missing_ok=True)
             raise

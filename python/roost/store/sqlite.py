@@ -130,7 +130,8 @@ class SqliteStore:
             if len(row) != 1:
                 raise StoreError("CORRUPT", f"{self._path} has lost its shard: restore the newest backup.")
             epoch, last_seq = row[0]
-            assert isinstance(epoch, int) and isinstance(last_seq, int)  # STRICT columns
+            assert isinstance(epoch, int)  # STRICT columns
+            assert isinstance(last_seq, int)
             self.epoch, self.last_seq = epoch, last_seq
             self._reserve_shm()
             claim.fsync_dir(self._path.parent)
@@ -196,7 +197,7 @@ class SqliteStore:
 
         def size(suffix: str) -> int:
             try:
-                return os.stat(f"{self._path}{suffix}").st_size
+                return Path(f"{self._path}{suffix}").stat().st_size
             except FileNotFoundError:
                 return 0
 
@@ -225,8 +226,8 @@ class SqliteStore:
                 self._conn.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
             try:
                 self._conn.close()
-            except apsw.Error as error:
-                log.error("closing the store: %s", error)
+            except apsw.Error:
+                log.exception("closing the store")
             self._release()
 
     def _close_shm(self) -> None:

@@ -12,11 +12,10 @@ from functools import cache
 from itertools import chain
 from typing import Any
 
-from .base import Batch, SessionClose, SessionUpsert
+from .base import Batch, RecordInsert, SessionClose, SessionUpsert
 
 MAX_ROWS = 64
-CLOSED_STATES = (2, 3)  # SEALED, CLOSED
-OPEN_STATE = 1
+OPEN_STATE = 1  # roost.v1.SESSION_STATE_OPEN
 
 Row = tuple[Any, ...]
 
@@ -40,13 +39,14 @@ _SETS = (
     "running = v.column8, lease = v.column9, facts = v.column10, seq = v.column11"
 )
 
+_CLOSED = "running = 0, lease = NULL, provisional = 0"
+
 # Each kind: (values a row, SQL around the list of placeholders). The WHERE of an update is the compare-and-set:
 # a row that does not have the expected seq is not changed, and the count of changed rows tells.
 _KINDS: dict[str, tuple[int, str, str]] = {
     "insert_session": (
         19,
-        "INSERT INTO session (uid, tenant, session_id, root, parent, path, depth, create_ms, state, head, "
-        "head_version, fence, provisional, last, running, lease, facts, seq, receipt) VALUES ",
+        f"INSERT INTO session ({', '.join(_FIELDS[:_PREV])}, receipt) VALUES ",
         "",
     ),
     "keep_open": (
@@ -61,13 +61,12 @@ _KINDS: dict[str, tuple[int, str, str]] = {
     ),
     "close_session": (
         5,
-        "UPDATE session SET seq = v.column3, state = v.column4, receipt = v.column5, running = 0, lease = NULL, "
-        "provisional = 0 FROM (VALUES ",
+        f"UPDATE session SET seq = v.column3, state = v.column4, receipt = v.column5, {_CLOSED} FROM (VALUES ",
         ") AS v WHERE session.uid = v.column1 AND session.seq = v.column2",
     ),
     "insert_record": (
         11,
-        "INSERT INTO record (seq, session, prev, status, turn, meta, chain, tokens, state, arrays, content) VALUES ",
+        f"INSERT INTO record ({', '.join(RecordInsert._fields)}) VALUES ",
         "",
     ),
     "set_status": (

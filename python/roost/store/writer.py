@@ -50,8 +50,8 @@ class Writer:
                 raise BadBatch(f"sequence {first_seq} was stored before this start")
             if batch.last_seq < first_seq:
                 raise BadBatch("a batch ends before it begins")
-        except _CONSTRAINT as error:
-            log.error("refused a batch from sequence %d: %s", first_seq, error)
+        except _CONSTRAINT:
+            log.exception("refused a batch from sequence %d", first_seq)
             return Outcome.REFUSED_CONSTRAINT
         outcome = self._store(shard, epoch, batch.last_seq, plan)
         if outcome is Outcome.REFUSED_FULL and self._reserve.give_up():
@@ -60,7 +60,7 @@ class Writer:
         if outcome is Outcome.STORED:
             try:
                 self._checkpointer.committed()
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001
                 # The batch is durable in the log and is answered; the next append says that the store has failed.
                 self._failed = f"checkpoint: {error}"
         return outcome
@@ -86,9 +86,9 @@ class Writer:
                 return Outcome.STORED
         except apsw.FullError:
             outcome = Outcome.REFUSED_FULL
-        except _CONSTRAINT as error:
+        except _CONSTRAINT:
             if reopen or not plan.may_reopen:
-                log.error("refused a batch up to sequence %d: %s", last_seq, error)
+                log.exception("refused a batch up to sequence %d", last_seq)
             outcome = Outcome.REFUSED_CONSTRAINT
         except Exception as error:
             raise self._fail("append", error) from error

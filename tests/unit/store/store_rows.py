@@ -1,0 +1,224 @@
+"""Rows as the engine would make them: a Batch for tests, and a small model that writes them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+from roost.store.base import RecordInsert, SessionClose, SessionUpsert, StatusUpdate
+
+OPEN, SEALED, CLOSED = 1, 2, 3
+COMMITTED, PROVISIONAL, ABORTED, SUPERSEDED = 1, 2, 3, 4
+
+TABLES = ("meta", "shard", "session", "record")
+
+
+@dataclass
+class FakeBatch:
+    """base.Batch made of lists."""
+
+    first_seq: int
+    last_seq: int
+    session_rows: list[tuple[Any, ...]] = field(default_factory=list)
+    record_rows: list[tuple[Any, ...]] = field(default_factory=list)
+    status_rows: list[tuple[Any, ...]] = field(default_factory=list)
+    close_rows: list[tuple[Any, ...]] = field(default_factory=list)
+    roots: list[bytes] = field(default_factory=list)
+
+    def sessions(self) -> list[tuple[Any, ...]]:
+        return self.session_rows
+
+    def records(self) -> list[tuple[Any, ...]]:
+        return self.record_rows
+
+    def statuses(self) -> list[tuple[Any, ...]]:
+        return self.status_rows
+
+    def closes(self) -> list[tuple[Any, ...]]:
+        return self.close_rows
+
+    def split(self) -> list[FakeBatch]:
+        raise NotImplementedError
+
+
+def uid_of(n: int) -> bytes:
+    """A uid that sorts like its number."""
+    return n.to_bytes(16, "big")
+
+
+def content_of(seq: int, size: int = 300) -> bytes:
+    """Bytes that nobody else has, so that a torn or swapped record is seen."""
+    return hashlib.shake_128(seq.to_bytes(8, "big")).digest(size)
+
+
+def facts_with(state_seq: int) -> bytes:
+    """A roost.store.v1.SessionFacts with field 7 among others."""
+    out = bytearray(b"\x08\xff\xff\x03" + b"\x12\x06\x0a\x01a\x12\x01b" + b"\x2a\x02xy")
+    if state_seq:
+        out.append(7 << 3)
+        value = state_seq
+        while value >= 0x80:
+            out.append(value & 0x7F | 0x80)
+            value >>= 7
+        out.append(value)
+    return bytes(out)
+
+
+class Maker:
+    """Keeps the sessions as the engine does and makes the batch of what changed since the last one.
+
+    `taken` must be called when the batch was stored; a Maker whose batch was refused is thrown away.
+    """
+
+    def __init__(self, next_seq: int = 1) -> None:
+        self.next_seq = next_seq
+        self.rows: dict[bytes, SessionUpsert] = {}
+        self.stored: dict[bytes, int] = {}
+        self.changed: dict[bytes, None] = {}
+        self.records: list[RecordInsert] = []
+        self.statuses: list[StatusUpdate] = []
+        self.first = next_seq
+
+    def _seq(self) -> int:
+        self.next_seq += 1
+        return self.next_seq - 1
+
+    def _set(self, uid: bytes, **values: Any) -> None:
+        self.rows[uid] = self.rows[uid]._replace(**values)
+        self.changed[uid] = None
+
+    def open(self, n: int, parent: int = 0, path: str = "/root", tenant: str = "t", session_id: str = "") -> bytes:
+        """Session `n`; with a parent, its child at `path`."""
+        uid = uid_of(n)
+        above = self.rows[uid_of(parent)] if parent else None
+        self.rows[uid] = SessionUpsert(
+            uid=uid,
+            tenant=tenant,
+            session_id=session_id or f"s{n}",
+            root=above.root if above else uid,
+            parent=above.uid if above else b"",
+            path=path,
+            depth=above.depth + 1 if above else 0,
+            create_ms=1000 + n,
+            state=OPEN,
+            head=0,
+            head_version=0,
+            fence=0,
+            provisional=0,
+            last=0,
+            running=0,
+            lease=None,
+            facts=facts_with(0),
+            seq=self._seq(),
+            prev=0,
+        )
+        self.changed[uid] = None
+        return uid
+
+    def begin(self, n: int) -> None:
+        """A turn begins."""
+        row = self.rows[uid_of(n)]
+        self._set(row.uid, running=1, lease=b"grant%d" % (row.fence + 1), fence=row.fence + 1, seq=self._seq())
+
+    def commit(self, n: int, *, size: int = 300, state: bytes | None = None, tokens: bytes | None = b"tok") -> int:
+        """A turn ends well; the provisional, if any, is superseded. Returns the record's rowid."""
+        row = self.rows[uid_of(n)]
+        seq = self._seq()
+        if row.provisional:
+            self.statuses.append(StatusUpdate(row.provisional, SUPERSEDED))
+        self._record(row, seq, COMMITTED, row.head + 1, size, state, tokens)
+        facts = facts_with(seq) if state is not None else row.facts
+        self._set(
+            row.uid, head=row.head + 1, head_version=row.head_version + 1, provisional=0, facts=facts, **_end(seq)
+        )
+        return seq
+
+    def abort(self, n: int, *, size: int = 300) -> int:
+        """A turn ends badly and leaves a provisional. Returns the record's rowid."""
+        row = self.rows[uid_of(n)]
+        seq = self._seq()
+        if row.provisional:
+            self.statuses.append(StatusUpdate(row.provisional, SUPERSEDED))
+        self._record(row, seq, PROVISIONAL, row.head + 1, size, None, None)
+        self._set(row.uid, provisional=seq, **_end(seq))
+        return seq
+
+    def _record(
+        self, row: SessionUpsert, seq: int, status: int, turn: int, size: int, state: bytes | None, tokens: bytes | None
+    ) -> None:
+        meta = b"meta%d" % seq
+        chain = hashlib.sha256(meta).digest()
+        self.records.append(
+            RecordInsert(
+                seq, row.uid, row.last, status, turn, meta, chain, tokens, state, b"arr", content_of(seq, size)
+            )
+        )
+
+    def state(self, n: int, state: int) -> None:
+        """A session leaves OPEN or comes back, with its facts in memory."""
+        values = {"running": 0, "lease": None, "provisional": 0} if state != OPEN else {}
+        self._set(uid_of(n), state=state, seq=self._seq(), **values)
+
+    def close(self, n: int, state: int = CLOSED, receipt: bytes = b"receipt") -> SessionClose:
+        """The row that ends a session whose facts are not in memory. Not part of `batch`: add it there."""
+        row = self.rows[uid_of(n)]
+        prev = row.seq
+        seq = self._seq()
+        self.rows[row.uid] = row._replace(state=state, running=0, lease=None, provisional=0, seq=seq)
+        if row.uid not in self.changed:
+            self.stored[row.uid] = seq
+        return SessionClose(row.uid, prev, seq, state, receipt)
+
+    def batch(self, *closes: SessionClose) -> FakeBatch:
+        """What changed since the last `taken`."""
+        closed = {close.uid: close.prev for close in closes}
+        rows = []
+        for uid in self.changed:
+            row = self.rows[uid]
+            if uid in closed:  # as it was before its close
+                row = row._replace(state=OPEN, seq=closed[uid])
+            rows.append(tuple(row._replace(prev=self.stored.get(uid, 0))))
+        return FakeBatch(
+            self.first,
+            self.next_seq - 1,
+            rows,
+            [tuple(r) for r in self.records],
+            [tuple(s) for s in self.statuses],
+            [tuple(c) for c in closes],
+            sorted({self.rows[uid].root for uid in self.changed}),
+        )
+
+    def taken(self) -> None:
+        """The batch is stored."""
+        for uid in self.changed:
+            self.stored[uid] = self.rows[uid].seq
+        self.changed.clear()
+        self.records.clear()
+        self.statuses.clear()
+        self.first = self.next_seq
+
+
+def _end(seq: int) -> dict[str, Any]:
+    return {"running": 0, "lease": None, "last": seq, "seq": seq}
+
+
+def dump(path: Path) -> dict[str, list[tuple[Any, ...]]]:
+    """All rows of all tables of a store file, in the order of their keys."""
+    conn = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+    try:
+        return {table: list(conn.execute(f"SELECT * FROM {table} ORDER BY 1")) for table in TABLES}
+    finally:
+        conn.close()
+
+
+def integrity(path: Path) -> str:
+    """What PRAGMA integrity_check says of a store file."""
+    conn = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+    try:
+        return str(conn.execute("PRAGMA integrity_check(1)").get)
+    finally:
+        conn.close()
