@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 PYTHON = Path(__file__).resolve().parent.parent / "python"
-# What each part may import of the rest of Roost, besides itself. `store.v1` is the generated code of the store's protos.
+# What each part may import of the rest of Roost, besides itself. `store.v1` is generated code.
 MAY: dict[str, set[str]] = {
     "errors": set(),
     "v1": set(),
