@@ -1,0 +1,99 @@
+"""`roost`: the root of the command line, its exit codes and its errors.
+
+Commands are imported when they run. A command that fails raises `Failure` (or a client, store or configuration error,
+which become one): one sentence on stderr and the exit code of the table below, never a traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from roost.cli import config_cmd, serve, sessions, stats
+from roost.cli.output import CANNOT_REACH, REFUSED, UNUSABLE, Failure
+
+EPILOG = """
+Exit codes:
+   0  done
+   1  the server refused the call
+   2  wrong usage
+   3  the server cannot be reached, or gave no answer in time
+  69  the address, the data directory or the output cannot be used
+  70  the store failed while serving
+  78  wrong configuration
+ 130, 143  ended by a second SIGINT or SIGTERM
+
+Examples:
+ $ roost serve --listen 127.0.0.1:7117 --data-dir ./roost-data
+ $ roost sessions list --state open -o json
+ $ roost stats --target unix:/run/roost/roost.sock
+"""
+
+app = typer.Typer(
+    name="roost",
+    help="Roost keeps the life of LLM-agent sessions: turns, slots, residency, history, the end.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from roost._core import VERSION
+
+        typer.echo(f"roost {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command("serve", epilog=serve.EPILOG)(serve.serve)
+app.add_typer(sessions.app, name="sessions")
+app.command("stats", epilog=stats.EPILOG)(stats.stats)
+app.add_typer(config_cmd.app, name="config")
+
+# --- commands of other modules: replay, load and demo are registered here, each importing its work when it runs ---
+
+# --- end of the commands of other modules ---
+
+
+def main() -> NoReturn:
+    """Run the command line; the console script."""
+    try:
+        app(prog_name="roost")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output went away
+        sys.stderr.close()
+        sys.exit(141)
+    except Failure as failure:
+        _end(str(failure), failure.exit_code)
+    except Exception as error:
+        from roost.errors import CallTimeout, ConnectionFailed, RoostError
+
+        if isinstance(error, CallTimeout):
+            _end(f"no answer in time: {error.message}", CANNOT_REACH)
+        if isinstance(error, ConnectionFailed):
+            _end(f"cannot reach the server: {error.message}", CANNOT_REACH)
+        if isinstance(error, RoostError):
+            _end(str(error), REFUSED)
+        if isinstance(error, OSError):
+            _end(f"{error.filename or 'output'}: {error.strerror or error}", UNUSABLE)
+        raise
+    sys.exit(0)
+
+
+def _end(message: str, code: int) -> NoReturn:
+    print(f"roost: {message}", file=sys.stderr)
+    sys.exit(code)

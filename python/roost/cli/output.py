@@ -1,0 +1,110 @@
+"""What the commands share: exit codes, errors, the options that name a server and a format, tables and JSON."""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+    from roost.client import Client
+
+REFUSED: Final = 1
+CANNOT_REACH: Final = 3
+UNUSABLE: Final = 69
+STORE_FAILED: Final = 70
+BAD_CONFIG: Final = 78
+
+DEFAULT_TARGET: Final = "127.0.0.1:7117"
+
+
+class Failure(Exception):
+    """Ends the command with one sentence on stderr and an exit code."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Format(enum.StrEnum):
+    """How a command prints."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+Target = Annotated[
+    str, typer.Option("--target", envvar="ROOST_TARGET", help="The server: host:port or unix:PATH.", metavar="ADDR")
+]
+Output = Annotated[Format, typer.Option("--output", "-o", envvar="ROOST_OUTPUT", help="How to print.")]
+Timeout = Annotated[float, typer.Option("--timeout", min=0.001, help="Seconds to wait for an answer.")]
+
+
+def connect(target: str, timeout: float) -> AbstractContextManager[Client]:
+    """A client of the server; its calls raise what `main` turns into one sentence."""
+    from roost.client import Client
+
+    return Client(target, timeout=timeout, owner="roost-cli")
+
+
+def as_dict(message: Message) -> dict[str, Any]:
+    """A message as JSON-able values, under its proto names; 64-bit numbers stay numbers."""
+    from google.protobuf.json_format import MessageToDict
+
+    values = MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    return {str(key): _numbers(value, message, key) for key, value in values.items()}
+
+
+def _numbers(value: Any, message: Message, key: str) -> Any:
+    """Undo the strings that proto's JSON makes of 64-bit integers: scripts want to compare them."""
+    field = message.DESCRIPTOR.fields_by_name[key]
+    if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        wide = field.message_type.fields_by_name["value"].cpp_type in _WIDE
+        return {name: int(item) for name, item in value.items()} if wide else value
+    inner = getattr(message, key)
+    if field.message_type is not None:
+        if isinstance(value, list):
+            return [as_dict(item) for item in inner]
+        return as_dict(inner) if isinstance(value, dict) else value
+    if field.cpp_type in _WIDE:
+        return [int(item) for item in value] if isinstance(value, list) else int(value)
+    return value
+
+
+_WIDE: Final = frozenset({2, 4})  # FieldDescriptor.CPPTYPE_INT64 and CPPTYPE_UINT64
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str) -> None:
+    """A plain table on stdout; `empty` on stderr where there are no rows, so that pipes stay clean."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    lines = [[Text(str(cell)) for cell in row] for row in rows]  # Text: labels and ids are never markup
+    if not lines:
+        typer.echo(empty, err=True)
+        return
+    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    for line in lines:
+        table.add_row(*line)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=10_000, no_color=True)  # a pipe gets whole values, not those that fit 80 columns
+    console.print(table)
+
+
+def enum_word(name: str, prefix: str) -> str:
+    """SESSION_STATE_OPEN -> open."""
+    return name.removeprefix(prefix).lower()

@@ -1,0 +1,224 @@
+"""`roost sessions list|get|history|close`."""
+
+from __future__ import annotations
+
+import base64
+import enum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from roost.cli.output import (
+    DEFAULT_TARGET,
+    Format,
+    Output,
+    Target,
+    Timeout,
+    as_dict,
+    connect,
+    enum_word,
+    print_json,
+    print_table,
+)
+
+if TYPE_CHECKING:
+    from roost.v1.types_pb2 import Record, Session
+
+app = typer.Typer(help="Look at sessions, and close them.", no_args_is_help=True)
+
+SessionId = Annotated[str, typer.Argument(help="The session's id.", metavar="SESSION_ID")]
+
+
+class State(enum.StrEnum):
+    """Filter of `list`."""
+
+    OPEN = "open"
+    SEALED = "sealed"
+    CLOSED = "closed"
+
+
+class Reason(enum.StrEnum):
+    """Reasons that end a session."""
+
+    QUIT = "quit"
+    ADMIN = "admin"
+    ERROR = "error"
+
+
+_LIST_EPILOG = """
+Examples:
+$ roost sessions list
+$ roost sessions list --state open --running -o json
+$ roost sessions list --root task-17 --path /root/scout --label team=red --limit 20
+"""
+
+
+@app.command("list", epilog=_LIST_EPILOG)
+def list_(
+    target: Target = DEFAULT_TARGET,
+    output: Output = Format.TABLE,
+    root: Annotated[str, typer.Option(help="Only the tree of this root session.", metavar="ID")] = "",
+    path: Annotated[str, typer.Option(help="Only this path and below; needs --root.", metavar="PATH")] = "",
+    state: Annotated[State | None, typer.Option(help="Only this state.")] = None,
+    running: Annotated[bool, typer.Option("--running", help="Only sessions that run a turn.")] = False,
+    resident: Annotated[bool, typer.Option("--resident", help="Only sessions in memory.")] = False,
+    label: Annotated[list[str] | None, typer.Option(help="Only with this label; repeat.", metavar="K=V")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Print at most this many.")] = 1_000,
+    timeout: Timeout = 10.0,
+) -> None:
+    """List sessions in order of creation."""
+    labels = {}
+    for item in label or ():
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"{item!r} is not KEY=VALUE", param_hint="--label")
+        labels[key] = value
+    found: list[Session] = []
+    more = False
+    with connect(target, timeout) as client:
+        for session in client.list_sessions(
+            root=root,
+            path_prefix=path,
+            state=state.value if state else None,
+            running=running,
+            resident=resident,
+            labels=labels,
+            page_size=min(limit, 1_000),
+        ):
+            if len(found) == limit:
+                more = True
+                break
+            found.append(session)
+    if output is Format.JSON:
+        print_json([as_dict(session) for session in found])
+    else:
+        rows = [_row(session) for session in found]
+        columns = ("session", "path", "state", "activity", "turns", "last outcome", "tokens", "residency")
+        print_table(columns, rows, "no sessions")
+    if more:
+        typer.echo(f"there are more than {limit}; raise --limit to see them", err=True)
+
+
+_GET_EPILOG = """
+Example:
+$ roost sessions get task-17 -o json
+"""
+
+
+@app.command("get", epilog=_GET_EPILOG)
+def get(
+    session_id: SessionId, target: Target = DEFAULT_TARGET, output: Output = Format.TABLE, timeout: Timeout = 10.0
+) -> None:
+    """Print one session."""
+    with connect(target, timeout) as client:
+        session = client.get_session(session_id)
+    _print_message(as_dict(session), output)
+
+
+_HISTORY_EPILOG = """
+Content is printed as text where it is UTF-8, else as base64.
+
+Examples:
+$ roost sessions history task-17
+$ roost sessions history task-17 --from-turn 3 -o json
+"""
+
+
+@app.command("history", epilog=_HISTORY_EPILOG)
+def history(
+    session_id: SessionId,
+    target: Target = DEFAULT_TARGET,
+    output: Output = Format.TABLE,
+    from_turn: Annotated[int, typer.Option(min=0, help="Only this turn and later.")] = 0,
+    omit_payload: Annotated[bool, typer.Option("--omit-payload", help="Leave content and tokens out.")] = False,
+    timeout: Timeout = 300.0,
+) -> None:
+    """Print the records of a session, oldest first."""
+    with connect(target, timeout) as client:
+        records = client.read_history(session_id, from_turn=from_turn, omit_payload=omit_payload, timeout=timeout)
+        if output is Format.JSON:
+            print_json([_record(record) for record in records])
+            return
+        rows = [_record_row(record) for record in records]
+    columns = ("turn", "try", "status", "outcome", "created", "tokens", "bytes", "content")
+    print_table(columns, rows, "no records")
+
+
+_CLOSE_EPILOG = """
+Closing again prints the same receipt.
+
+Examples:
+$ roost sessions close task-17
+$ roost sessions close task-17 --reason admin
+"""
+
+
+@app.command("close", epilog=_CLOSE_EPILOG)
+def close(
+    session_id: SessionId,
+    target: Target = DEFAULT_TARGET,
+    output: Output = Format.TABLE,
+    reason: Annotated[Reason, typer.Option(help="Why it ends.")] = Reason.QUIT,
+    timeout: Timeout = 10.0,
+) -> None:
+    """End a session and its descendants; prints the receipt."""
+    with connect(target, timeout) as client:
+        answer = client.close_session(session_id, reason=reason.value)
+    _print_message(as_dict(answer.receipt), output)
+
+
+def _print_message(values: dict[str, Any], output: Format) -> None:
+    if output is Format.JSON:
+        print_json(values)
+        return
+    print_table(("field", "value"), [(key, _short(value)) for key, value in values.items()], "nothing")
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{key}={item}" for key, item in value.items())
+    return str(value)
+
+
+def _row(session: Session) -> tuple[object, ...]:
+    from roost.v1 import types_pb2 as t
+
+    return (
+        session.session_id,
+        session.path,
+        enum_word(t.SessionState.Name(session.state), "SESSION_STATE_"),
+        enum_word(t.Activity.Name(session.activity), "ACTIVITY_"),
+        session.turn_count,
+        enum_word(t.TurnOutcome.Name(session.last_outcome), "TURN_OUTCOME_"),
+        session.checkpoint_tokens,
+        enum_word(t.Residency.Name(session.residency), "RESIDENCY_"),
+    )
+
+
+def _record(record: Record) -> dict[str, Any]:
+    """A record as JSON: content as text where it is text."""
+    values = as_dict(record)
+    content = record.record.content
+    try:
+        values["record"]["content"] = content.decode()
+    except UnicodeDecodeError:
+        values["record"]["content"] = None
+        values["record"]["content_base64"] = base64.b64encode(content).decode()
+    return values
+
+
+def _record_row(record: Record) -> tuple[object, ...]:
+    from roost.v1 import types_pb2 as t
+
+    content = record.record.content
+    start = content[:200].decode(errors="replace").replace("\n", " ")
+    return (
+        record.turn,
+        record.attempt,
+        enum_word(t.RecordStatus.Name(record.status), "RECORD_STATUS_"),
+        enum_word(t.TurnOutcome.Name(record.outcome), "TURN_OUTCOME_"),
+        record.create_time.ToDatetime().isoformat(timespec="seconds"),
+        len(record.record.tokens.token_ids) // 4,
+        len(content),
+        start[:60] + ("…" if len(content) > 60 else ""),
+    )

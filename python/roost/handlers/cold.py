@@ -1,0 +1,89 @@
+"""What the cold handlers share: the engine, the store, and rows rendered as messages.
+
+A cold handler runs on the reader thread. A unary one is a function from request bytes to reply bytes; a
+streaming one is a generator of reply bytes whose every step is one short read, so that many interleave and no
+read transaction outlives a page. Both raise `Refused`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from roost.handlers.errors import Refused, check_id, refused, session_not_found
+from roost.store.base import RecordLine, RecordRow, SessionRow, Store
+
+if TYPE_CHECKING:
+    from roost._core import Engine
+
+PAGE_BYTES: Final = 1 << 20  # a reply message is closed once it is this long
+PAGE_RECORDS: Final = 100
+READ_AHEAD: Final = 32  # records read at once; bounds memory where a page turns out longer than expected
+
+
+@dataclass(frozen=True)
+class Cold:
+    """What a cold handler may use, for one caller."""
+
+    engine: Engine
+    store: Store
+    tenant: str
+
+    def session(self, session_id: str, field: str = "session_id") -> SessionRow:
+        """The row of a session id; Refused INVALID_FIELD or SESSION_NOT_FOUND."""
+        check_id(self.engine, field, session_id)
+        row = self.store.read_session(self.tenant, session_id)
+        if row is None:
+            raise session_not_found(self.engine, session_id)
+        return row
+
+    def lines(self, row: SessionRow) -> tuple[SessionRow, list[RecordLine]]:
+        """The session and the list of its records, newest first, in one snapshot."""
+        found = self.store.record_lines(row.uid)
+        if found is None:  # purged since its row was read
+            raise session_not_found(self.engine, row.session_id)
+        return found
+
+    def corrupt(self, session_id: str, error: ValueError) -> Refused:
+        """DATA_LOSS for a session that does not verify. The engine's message names sequences, never content."""
+        message = f"session {session_id!r} does not verify: {error}"
+        return refused(self.engine, "SESSION_CORRUPT", message, session_id=session_id, detail=error)
+
+    def pages(self, session_id: str, lines: list[RecordLine], omit_payload: bool) -> Iterator[list[bytes]]:
+        """Encoded roost.v1.Record, at most PAGE_RECORDS or about PAGE_BYTES a page, one page a step.
+
+        Statuses are those of `lines`, so that a long read tells of one moment.
+        """
+        page: list[bytes] = []
+        size, at, ahead = 0, 0, 4
+        while at < len(lines):
+            part = lines[at : at + ahead]
+            at += len(part)
+            for encoded in self._records(session_id, part, omit_payload):
+                if page and size + len(encoded) > PAGE_BYTES:
+                    yield page
+                    page, size = [], 0
+                page.append(encoded)
+                size += len(encoded)
+                if len(page) == PAGE_RECORDS:
+                    yield page
+                    page, size = [], 0
+            # The next read is as long as records of this size fill a page.
+            ahead = max(1, min(READ_AHEAD, PAGE_BYTES * len(page) // size)) if size else READ_AHEAD
+        if page:
+            yield page
+
+    def _records(self, session_id: str, lines: list[RecordLine], omit_payload: bool) -> list[bytes]:
+        """Encode records; what does not match its digest is SESSION_CORRUPT."""
+        if omit_payload:
+            rows = [RecordRow(*line[:6], None, None, None, None) for line in lines]
+        else:
+            rows = self.store.read_records([line.seq for line in lines])
+        try:
+            return [
+                self.engine.describe_record(row._replace(status=line.status), omit_payload)
+                for row, line in zip(rows, lines, strict=True)
+            ]
+        except ValueError as error:
+            raise self.corrupt(session_id, error) from error

@@ -1,0 +1,26 @@
+"""ReadHistory: the records of one session, oldest first, in pages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from roost.handlers.cold import Cold
+from roost.handlers.errors import parse, refused
+from roost.handlers.wire import repeated
+from roost.v1 import session_service_pb2, types_pb2
+
+
+def read_history(cold: Cold, data: bytes) -> Iterator[bytes]:
+    """Fix the list of records in one short read, then page their payloads. Works in every state."""
+    request = parse(cold.engine, session_service_pb2.ReadHistoryRequest, data)
+    for status in request.statuses:
+        if status not in types_pb2.RecordStatus.values() or not status:
+            message = f"statuses: {status} is not a record status"
+            raise refused(cold.engine, "INVALID_FIELD", message, field="statuses", value=status)
+    row, lines = cold.lines(cold.session(request.session_id))
+    wanted = frozenset(request.statuses)
+    chosen = [
+        line for line in reversed(lines) if (not wanted or line.status in wanted) and line.turn >= request.from_turn
+    ]
+    for page in cold.pages(row.session_id, chosen, request.omit_payload):
+        yield repeated(1, page)

@@ -1,0 +1,123 @@
+"""ListSessions: pages by uid with opaque tokens that are bound to the filters."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from typing import Final
+
+from roost.handlers.cold import PAGE_BYTES, Cold
+from roost.handlers.errors import check_id, parse, refused, session_not_found
+from roost.handlers.wire import field, repeated
+from roost.store.base import SessionFilter
+from roost.v1 import session_service_pb2, types_pb2
+
+DEFAULT_PAGE: Final = 100
+MAX_PAGE: Final = 1_000
+EXAMINED_PER_ROW: Final = 5  # a page gives up after this many rows for each that was asked for
+_UID = 16
+_MARK = 8
+
+
+def list_sessions(cold: Cold, data: bytes) -> bytes:
+    """Answer one page, encoded. Loads nothing and touches no recency."""
+    request = parse(cold.engine, session_service_pb2.ListSessionsRequest, data)
+    where = _filter(cold, request)
+    size = min(request.page_size or DEFAULT_PAGE, MAX_PAGE)
+    mark = _mark(request, cold.tenant)
+    after = _position(cold, request.page_token, mark)
+
+    picked: list[bytes] = []
+    length, budget, more = 0, size * EXAMINED_PER_ROW, True
+    while more and len(picked) < size and budget > 0 and length < PAGE_BYTES:
+        wanted = min(size - len(picked) + 1, budget)  # one more than needed tells whether a page follows
+        rows = cold.store.list_sessions(where, after, wanted)
+        more = len(rows) == wanted
+        budget -= len(rows)
+        for row, encoded in zip(rows, cold.engine.describe(rows), strict=True):
+            if len(picked) == size or length >= PAGE_BYTES:
+                more = True
+                break
+            after = row.uid
+            if _matches(request, encoded):
+                picked.append(encoded)
+                length += len(encoded)
+    token = _token(after, mark) if more else ""
+    return repeated(1, picked) + (field(2, token.encode()) if token else b"")
+
+
+def _filter(cold: Cold, request: session_service_pb2.ListSessionsRequest) -> SessionFilter:
+    """What the store filters by; Refused INVALID_FIELD for what no list has."""
+    engine = cold.engine
+    if request.page_size < 0:
+        message = f"page_size: must not be negative, and is {request.page_size}"
+        raise refused(engine, "INVALID_FIELD", message, field="page_size", value=request.page_size)
+    for name, allowed in (
+        ("state", types_pb2.SessionState.values()),
+        ("activity", (types_pb2.ACTIVITY_UNSPECIFIED, types_pb2.ACTIVITY_RUNNING)),
+        ("residency", (types_pb2.RESIDENCY_UNSPECIFIED, types_pb2.RESIDENCY_RESIDENT)),
+    ):
+        value = getattr(request, name)
+        if value not in allowed:
+            message = f"{name}: {value} is not accepted as a filter"
+            raise refused(engine, "INVALID_FIELD", message, field=name, value=value)
+    root = None
+    if request.root_session_id:
+        check_id(engine, "root_session_id", request.root_session_id)
+        row = cold.store.read_session(cold.tenant, request.root_session_id)
+        if row is None:
+            raise session_not_found(engine, request.root_session_id)
+        if row.root != row.uid:
+            message = f"root_session_id: {request.root_session_id!r} is not the root of its tree"
+            raise refused(engine, "INVALID_FIELD", message, field="root_session_id", value=request.root_session_id)
+        root = row.uid
+    if request.path_prefix:
+        if root is None:
+            raise refused(engine, "INVALID_FIELD", "path_prefix: requires root_session_id", field="path_prefix")
+        if f"{request.path_prefix}/".split("/")[:2] != ["", "root"]:
+            raise refused(engine, "INVALID_FIELD", "path_prefix: must begin with /root", field="path_prefix")
+    return SessionFilter(
+        tenant=cold.tenant,
+        root=root,
+        path_prefix=request.path_prefix.rstrip("/") or None,
+        state=request.state or None,
+        running=request.activity == types_pb2.ACTIVITY_RUNNING,
+    )
+
+
+def _matches(request: session_service_pb2.ListSessionsRequest, encoded: bytes) -> bool:
+    """The filters that the store does not know: labels and residency."""
+    if not request.labels and not request.residency:
+        return True
+    session = types_pb2.Session.FromString(encoded)
+    if request.residency and session.residency != request.residency:
+        return False
+    return all(key in session.labels and session.labels[key] == value for key, value in request.labels.items())
+
+
+def _mark(request: session_service_pb2.ListSessionsRequest, tenant: str) -> bytes:
+    """A short hash of the filters and the caller: what a token is bound to. The page size may change."""
+    filters = session_service_pb2.ListSessionsRequest()
+    filters.CopyFrom(request)
+    filters.ClearField("page_token")
+    filters.ClearField("page_size")
+    encoded = filters.SerializeToString(deterministic=True)
+    return hashlib.blake2b(encoded, digest_size=_MARK, key=tenant.encode()[:64]).digest()
+
+
+def _token(uid: bytes, mark: bytes) -> str:
+    return base64.urlsafe_b64encode(uid + mark).decode()
+
+
+def _position(cold: Cold, token: str, mark: bytes) -> bytes:
+    """The uid that a token stands for; Refused BAD_PAGE_TOKEN unless it is one of this list."""
+    if not token:
+        return b""
+    try:
+        raw = base64.b64decode(token.encode(), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        raw = b""
+    if len(raw) != _UID + _MARK or raw[_UID:] != mark:
+        raise refused(cold.engine, "BAD_PAGE_TOKEN", "page_token: is not a token of this list with these filters")
+    return raw[:_UID]

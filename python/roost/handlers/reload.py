@@ -1,0 +1,146 @@
+"""The one reader thread: reads what the engine asks for (headers, sessions, ids), and pages for the cold RPCs.
+
+Hot reads go first. A cold read is one page; between two pages the engine's reads are served again, so that a
+long export delays no turn by more than one page. Results go to the event loop in one wake-up a round.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+
+from roost.handlers.errors import Refused, failure, refused
+from roost.store.base import Store, StoreFailed
+
+if TYPE_CHECKING:
+    from roost._core import Engine, Refusal
+
+_IDLE_MS: Final = 500
+COLD_A_ROUND: Final = 4  # cold pages answered with one wake-up of the loop while the engine asks for nothing
+
+Answer = Any  # bytes, None (a stream ended) or a Refusal
+Job = tuple[Callable[[], Answer], "asyncio.Future[Answer]"]
+
+log = structlog.get_logger("roost.reload")
+
+
+class StoreReader:
+    """Serves reads on a thread of its own.
+
+    `on_loop` schedules a call on the event loop from any thread; `drain`, run there, hands out the engine's finished
+    tickets. `fail(message)` must not return: the store cannot be read.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        store: Store,
+        on_loop: Callable[..., object],
+        drain: Callable[[], None],
+        fail: Callable[[str], None],
+    ) -> None:
+        self._engine = engine
+        self._store = store
+        self._on_loop = on_loop
+        self._drain = drain
+        self._fail = fail
+        self._jobs: deque[Job] = deque()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="roost-reader", daemon=True)
+
+    def start(self) -> None:
+        """Begin to serve."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread and wait for it. Cold jobs still queued are dropped: their calls are over."""
+        self._stopping = True
+        self._engine.wake_reader()
+        self._thread.join()
+
+    async def read(self, job: Callable[[], Answer]) -> Answer:
+        """Run one cold read on the reader thread; called on the event loop. What it raises becomes a Refusal."""
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._jobs.append((job, future))
+        self._engine.wake_reader()
+        return await future
+
+    def queued(self) -> int:
+        """Cold reads that wait."""
+        return len(self._jobs)
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                self._round()
+        except BaseException as error:  # noqa: BLE001 - StoreFailed, a bug, a panic: nothing can be loaded any more
+            self._fail(failure("store reader", error))
+
+    def _round(self) -> None:
+        """Serve what the engine asks for, then some cold pages, and wake the loop once."""
+        completed = self._serve(0 if self._jobs else _IDLE_MS)
+        answers: list[tuple[asyncio.Future[Answer], Answer]] = []
+        for _ in range(COLD_A_ROUND):
+            if not self._jobs:
+                break
+            job, future = self._jobs.popleft()
+            if not future.cancelled():  # its caller is gone
+                answers.append((future, self._answer(job)))
+            if self._serve(0):
+                completed = True
+                break  # callers wait for that
+        if completed or answers:
+            self._on_loop(self._deliver, answers, completed)
+
+    def _deliver(self, answers: list[tuple[asyncio.Future[Answer], Answer]], completed: bool) -> None:
+        """On the event loop: end the futures of a round."""
+        if completed:
+            self._drain()
+        for future, answer in answers:
+            if not future.done():
+                future.set_result(answer)
+
+    def _serve(self, timeout_ms: int) -> bool:
+        """Answer the engine's reads; True when it has finished tickets."""
+        completed = False
+        for effect in self._engine.next_effects(timeout_ms=timeout_ms):
+            kind, number = effect[0], effect[1]
+            try:
+                completed |= self._load(kind, number, effect[2:])
+            except StoreFailed:
+                raise
+            except Exception as error:
+                # One session that cannot be read fails its own callers; the others go on.
+                log.exception("load_failed", kind=kind)
+                completed |= self._engine.load_failed(number, f"{type(error).__name__}")
+        return completed
+
+    def _load(self, kind: str, number: int, arguments: tuple[Any, ...]) -> bool:
+        store, engine = self._store, self._engine
+        if kind == "session":
+            return engine.session_loaded(number, store.load_session(*arguments))
+        if kind == "find":
+            return engine.found(number, store.find(*arguments))
+        if kind == "read":
+            return engine.session_read(number, store.read_session(*arguments))
+        if kind == "header":
+            return engine.header_loaded(number, *store.load_header(*arguments))
+        raise ValueError(f"the engine asked for an unknown effect {kind!r}")
+
+    def _answer(self, job: Callable[[], Answer]) -> bytes | Refusal | None:
+        """Run a cold page. A bug in a handler fails its own call, without a word of content."""
+        try:
+            answer: bytes | Refusal | None = job()
+        except Refused as error:
+            return error.refusal
+        except StoreFailed:
+            raise
+        except Exception:
+            log.exception("handler_failed")
+            return refused(self._engine, "INTERNAL_ERROR", "the server failed to answer; see its log").refusal
+        return answer

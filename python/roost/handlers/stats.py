@@ -1,0 +1,55 @@
+"""GetStats: counters, gauges, and the limits with their sources. Momentary."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from roost._core import VERSION
+from roost.handlers.cold import Cold
+from roost.handlers.errors import parse
+from roost.v1 import admin_service_pb2
+
+# The gauge that counts against a limit, where that is one number.
+USED_BY: Final = {
+    "max_resident_sessions": "resident_sessions",
+    "max_resident_bytes": "resident_bytes",
+    "max_waiters": "waiting",
+    "journal_queue_bytes": "journal_bytes",
+}
+# Engine numbers that only grow; all others are gauges.
+COUNTERS: Final = frozenset(
+    (
+        "turns_begun turns_committed turns_aborted turns_expired turns_released sessions_opened sessions_closed "
+        "evictions reloads header_loads load_failures refusals batches_stored entries_stored batches_refused"
+    ).split()
+)
+
+
+@dataclass(frozen=True)
+class About:
+    """What GetStats says of this server beside the engine's numbers."""
+
+    limits: Mapping[str, tuple[int, str]]  # name -> value, source
+    started: float  # time.monotonic() when it began to serve
+
+
+def get_stats(cold: Cold, data: bytes, about: About) -> bytes:
+    """Answer GetStats, encoded."""
+    parse(cold.engine, admin_service_pb2.GetStatsRequest, data)
+    numbers = cold.engine.stats()
+    response = admin_service_pb2.GetStatsResponse(
+        counters={name: value for name, value in numbers.items() if name in COUNTERS},
+        gauges={name: value for name, value in numbers.items() if name not in COUNTERS} | cold.store.sizes(),
+        limits=[
+            admin_service_pb2.Limit(name=name, value=value, source=source, used=numbers.get(USED_BY.get(name, ""), -1))
+            for name, (value, source) in about.limits.items()
+        ],
+        version=VERSION,
+        epoch=cold.store.epoch,
+        store_id=cold.store.store_id,
+    )
+    response.uptime.FromMilliseconds(int((time.monotonic() - about.started) * 1_000))
+    return response.SerializeToString()

@@ -1,0 +1,183 @@
+"""The life of a server process: open the store, load what runs, serve, drain, flush, close.
+
+Exit codes are those of `roost --help`. A failure whose outcome is unknown ends the process at once (70): what was
+acknowledged is on disk, what was not has never been promised.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, NoReturn
+
+import structlog
+import uvloop
+
+from roost._core import VERSION, Engine
+from roost.handlers.cold import Cold
+from roost.handlers.journal import JournalWriter
+from roost.handlers.reload import StoreReader
+from roost.handlers.stats import About
+from roost.server import address, logs
+from roost.server.config import Configuration
+from roost.server.door import Door
+from roost.server.transport import TENANT, Transport
+from roost.store.base import Store
+
+EXIT_STORE_FAILED: Final = 70
+EXIT_UNUSABLE: Final = 69
+_FLUSH_POLL: Final = 0.01  # seconds between two looks at whether everything is on disk
+_HEALTH_SECONDS: Final = 0.2  # how long a failing process waits for the loop to say NOT_SERVING
+
+log = structlog.get_logger("roost.server")
+
+
+def run(config: Configuration, open_store: Callable[[Path], Store]) -> int:
+    """Serve until a signal ends it; the exit code. Raises StoreError and AddressError before it serves."""
+    os.umask(0o077)  # what this process makes is its owner's alone, the socket file included
+    logs.configure(config.settings.log_format, config.settings.log_level)
+    where = address.parse(config.settings.listen, config.settings.insecure)
+    address.prepare(where)  # before the store is claimed: the cheaper mistake first
+    store = open_store(Path(config.settings.data_dir))
+    return uvloop.run(Process(config, where, store).serve())
+
+
+class Process:
+    """One running server."""
+
+    def __init__(self, config: Configuration, where: address.Address, store: Store) -> None:
+        settings = config.settings
+        self._settings = settings
+        self._where = where
+        self._store = store
+        limits = config.limits()
+        self._engine = Engine(limits, store.last_seq)
+        sources = {name: (value, config.sources[name]) for name, value in limits.items()}
+        about = About(sources, time.monotonic())
+        self._transport = Transport(self._engine, settings.max_request_bytes, about, self._fail)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._door: Door | None = None
+        self._stop = asyncio.Event()
+        self._signals = 0
+
+    async def serve(self) -> int:
+        """Serve until SIGTERM or SIGINT."""
+        loop = self._loop = asyncio.get_running_loop()
+        loop.set_exception_handler(_unhandled)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled, number)
+        roots = self._load_running()
+        introspection = self._settings.introspection == "on" or (
+            self._settings.introspection == "auto" and self._where.local
+        )
+        door = self._door = Door(self._settings, introspection)
+        writer = JournalWriter(self._engine, self._store, self._wake, self._fail)
+        reader = StoreReader(self._engine, self._store, loop.call_soon_threadsafe, self._transport.drain, self._fail)
+        self._transport.register(door.server, reader, Cold(self._engine, self._store, TENANT))
+        try:
+            port = door.server.add_insecure_port(self._where.target)
+        except RuntimeError as error:
+            message = f"cannot listen on {self._where.target}: it cannot be bound"
+            raise address.AddressError(message, EXIT_UNUSABLE) from error
+        writer.start()
+        reader.start()
+        self._transport.start_ticking()
+        await door.set_health(live=True, ready=True)
+        await door.server.start()
+        address.bound(self._where)
+        listening = self._where.named(port)
+        log.info("ready", listen=listening, version=VERSION, epoch=self._store.epoch, running_trees=roots)
+        print(f"roost is ready on {listening}", flush=True)  # noqa: T201 - for people and scripts; logs go to stderr
+
+        await self._stop.wait()
+        await self._drain(door)
+        reader.stop()
+        writer.stop()
+        self._transport.stop_ticking()
+        self._store.close()
+        address.released(self._where)
+        log.info("stopped")
+        return 0
+
+    def _load_running(self) -> int:
+        """Charge the running grants of every tree that has any, before the first call; the number of trees."""
+        roots = self._store.running_roots()
+        for root in roots:
+            tenant, rows = self._store.load_header(root)
+            self._engine.header_loaded(0, tenant, rows)
+        return len(roots)
+
+    async def _drain(self, door: Door) -> None:
+        """Health first, then no new turns, then what runs, then the journal."""
+        seconds = self._settings.drain_timeout_ms / 1_000
+        log.info("draining", in_flight=self._transport.in_flight(), seconds=seconds)
+        await door.set_health(live=True, ready=False)
+        self._engine.begin_drain()
+        self._transport.drain()
+        deadline = time.monotonic() + seconds
+        stopping = asyncio.ensure_future(door.server.stop(grace=seconds))
+        # Streams that never end by themselves (health watches) must not hold the stop up: only Roost's calls count.
+        while not stopping.done() and self._transport.in_flight() and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(_FLUSH_POLL)
+        await asyncio.sleep(_FLUSH_POLL)  # the last replies leave
+        await door.server.stop(grace=None)
+        with contextlib.suppress(asyncio.CancelledError):
+            await stopping
+        while not self._engine.flushed():
+            self._transport.drain()
+            await asyncio.sleep(_FLUSH_POLL)
+
+    def _signalled(self, number: signal.Signals) -> None:
+        """The first signal drains; the second ends the process as the signal itself would."""
+        self._signals += 1
+        if self._signals == 1:
+            self._stop.set()
+            return
+        log.warning("killed", signal=number.name)
+        _exit(128 + number)
+
+    def _wake(self) -> None:
+        """Called by the writer thread: finished tickets wait for the loop."""
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._transport.drain)
+
+    def _fail(self, message: str) -> NoReturn:
+        """Fail-stop, from any thread: say NOT_SERVING if the loop still listens, log, and end the process."""
+        log.error("fail_stop", reason=message)
+        done = threading.Event()
+        if (
+            self._loop is not None
+            and self._door is not None
+            and threading.current_thread() is not threading.main_thread()
+        ):
+            door = self._door
+
+            async def say() -> None:
+                await door.set_health(live=False, ready=False)
+                done.set()
+
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                asyncio.run_coroutine_threadsafe(say(), self._loop)
+                done.wait(_HEALTH_SECONDS)
+        print(f"roost: {message}", file=sys.stderr)  # noqa: T201 - one sentence for a person
+        _exit(EXIT_STORE_FAILED)
+
+
+def _exit(code: int) -> NoReturn:
+    """End at once: no clean-up runs, because none may be trusted."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _unhandled(_loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+    """An exception nobody awaited: logged by type, because its text could quote a request."""
+    error = context.get("exception")
+    log.error("unhandled", error=type(error).__name__ if error else "unknown")

@@ -1,0 +1,258 @@
+"""The grpcio door: maps RPCs to the engine or to cold handlers, tickets to futures, refusals to statuses.
+
+Hot RPCs go to the engine as bytes and come back as bytes; nothing is decoded here. Cold RPCs run on the reader
+thread. All methods of `Transport` run on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import grpc
+import grpc.aio
+import structlog
+
+from roost._core import METHODS
+from roost.handlers.cold import Cold
+from roost.handlers.errors import failure
+from roost.handlers.export import export_trajectories
+from roost.handlers.history import read_history
+from roost.handlers.lists import list_sessions
+from roost.handlers.stats import About, get_stats
+from roost.v1 import admin_service_pb2, session_service_pb2, trajectory_service_pb2, turn_service_pb2
+
+if TYPE_CHECKING:
+    from roost._core import Engine, Refusal
+    from roost.handlers.reload import StoreReader
+
+TENANT: Final = "default"  # the tenant of a server without keys
+SERVICES: Final = tuple(
+    module.DESCRIPTOR.services_by_name[name]
+    for module, name in (
+        (session_service_pb2, "SessionService"),
+        (turn_service_pb2, "TurnService"),
+        (trajectory_service_pb2, "TrajectoryService"),
+        (admin_service_pb2, "AdminService"),
+    )
+)
+_BEGIN: Final = "/roost.v1.TurnService/BeginTurn"
+_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
+_DETAILS: Final = "grpc-status-details-bin"
+
+log = structlog.get_logger("roost.transport")
+
+Context = Any  # grpc.aio.ServicerContext of bytes
+Handler = Callable[[bytes, Context], Awaitable[bytes]]
+
+
+class Connections:
+    """Small numbers for the peers that have a BeginTurn in flight: the engine bounds waiters by connection."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, list[int]] = {}  # peer -> [number, calls in flight]
+        self._next = 0
+
+    def enter(self, peer: str) -> int:
+        """The number of a peer, kept until as many `leave` as `enter` were called."""
+        entry = self._known.get(peer)
+        if entry is None:
+            self._next += 1
+            self._known[peer] = entry = [self._next, 0]
+        entry[1] += 1
+        return entry[0]
+
+    def leave(self, peer: str) -> None:
+        """A call of this peer is over."""
+        entry = self._known[peer]
+        entry[1] -= 1
+        if not entry[1]:
+            del self._known[peer]
+
+
+class Transport:
+    """Registers every RPC on a grpc.aio server and keeps the calls that wait for the engine."""
+
+    def __init__(self, engine: Engine, max_request_bytes: int, about: About, fail: Callable[[str], None]) -> None:
+        self._engine = engine
+        self._limit = max_request_bytes
+        self._about = about
+        self._fail = fail
+        self._pending: dict[int, asyncio.Future[bytes | Refusal]] = {}
+        self._connections = Connections()
+        self._cold_running = 0
+        self._tick: asyncio.TimerHandle | None = None
+
+    def in_flight(self) -> int:
+        """Calls that wait for the engine or for a cold read."""
+        return len(self._pending) + self._cold_running
+
+    # -- the engine's time and tickets
+
+    def drain(self) -> None:
+        """Hand finished tickets to their calls."""
+        pending = self._pending
+        for ticket, result in self._engine.completed():
+            future = pending.pop(ticket, None)
+            if future is not None and not future.done():
+                future.set_result(result)
+
+    def start_ticking(self) -> None:
+        """Call the engine's tick whenever it is due."""
+        try:
+            delay = self._engine.tick()
+            self.drain()
+        except BaseException as error:
+            self._fail(failure("engine", error))
+            raise
+        self._tick = asyncio.get_running_loop().call_later(delay / 1_000, self.start_ticking)
+
+    def stop_ticking(self) -> None:
+        """No tick follows."""
+        if self._tick is not None:
+            self._tick.cancel()
+
+    # -- registration
+
+    def register(self, server: grpc.aio.Server, reader: StoreReader, cold: Cold) -> None:
+        """Add every RPC of every Roost service."""
+        unary: dict[str, Callable[[Cold, bytes], bytes]] = {
+            "/roost.v1.SessionService/ListSessions": list_sessions,
+            "/roost.v1.AdminService/GetStats": partial(get_stats, about=self._about),
+        }
+        streams: dict[str, Callable[[Cold, bytes], Iterator[bytes]]] = {
+            "/roost.v1.SessionService/ReadHistory": read_history,
+            "/roost.v1.TrajectoryService/ExportTrajectories": export_trajectories,
+        }
+        for service in SERVICES:
+            handlers = {}
+            for method in service.methods:
+                path = f"/{service.full_name}/{method.name}"
+                # No (de)serializers: requests and replies are bytes.
+                if path in streams:
+                    handlers[method.name] = grpc.unary_stream_rpc_method_handler(
+                        self._stream(partial(streams[path], cold), reader)
+                    )
+                    continue
+                if path in unary:
+                    handler = self._cold(partial(unary[path], cold), reader)
+                elif path == _BEGIN:
+                    handler = self._begin(METHODS[path])
+                else:
+                    handler = self._hot(METHODS[path])
+                handlers[method.name] = grpc.unary_unary_rpc_method_handler(handler)
+            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
+
+    def _hot(self, method: int) -> Handler:
+        """A unary RPC of the engine."""
+        call, limit, wait = self._call, self._limit, self._wait
+
+        async def handle(request: bytes, context: Context) -> bytes:
+            if len(request) > limit:
+                await self._too_large(context, len(request))
+            result: Any = call(method, request, 0)
+            if type(result) is int:
+                result = await wait(method, request, result)
+            if type(result) is bytes:
+                return result
+            return await _refuse(context, result)
+
+        return handle
+
+    def _begin(self, method: int) -> Handler:
+        """BeginTurn: as `_hot`, and the engine learns which connection it came by."""
+        call, limit, wait, connections = self._call, self._limit, self._wait, self._connections
+
+        async def handle(request: bytes, context: Context) -> bytes:
+            if len(request) > limit:
+                await self._too_large(context, len(request))
+            peer = context.peer()
+            try:
+                result: Any = call(method, request, connections.enter(peer))
+                if type(result) is int:
+                    result = await wait(method, request, result)
+            finally:
+                connections.leave(peer)
+            if type(result) is bytes:
+                return result
+            return await _refuse(context, result)
+
+        return handle
+
+    def _call(self, method: int, request: bytes, connection: int) -> bytes | int | Refusal:
+        """Ask the engine. An exception is a bug and fails the call; a panic leaves the engine unusable."""
+        try:
+            return self._engine.call(method, request, TENANT, connection)
+        except Exception:
+            log.exception("call_failed", method=method)
+            return self._engine.refuse("INTERNAL_ERROR", "the server failed to answer; see its log", {})
+        except BaseException as error:
+            self._fail(failure("engine", error))
+            raise
+
+    async def _wait(self, method: int, request: bytes, ticket: int) -> bytes | Refusal:
+        """Await a ticket; the engine learns of it when the caller is gone (I24)."""
+        future = self._pending[ticket] = asyncio.get_running_loop().create_future()
+        try:
+            result: bytes | Refusal = await future
+            return result
+        except asyncio.CancelledError:
+            if future.cancelled():
+                self._pending.pop(ticket, None)
+                self._engine.cancel(ticket)
+            elif type(reply := future.result()) is bytes:
+                # The answer was there, but this call was cancelled before it could be written.
+                self._engine.undelivered(method, request, reply, TENANT)
+            self.drain()
+            raise
+
+    def _cold(self, handler: Callable[[bytes], bytes], reader: StoreReader) -> Handler:
+        """A unary RPC of the reader thread."""
+
+        async def handle(request: bytes, context: Context) -> bytes:
+            if len(request) > self._limit:
+                await self._too_large(context, len(request))
+            self._cold_running += 1
+            try:
+                answer = await reader.read(partial(handler, request))
+            finally:
+                self._cold_running -= 1
+            if type(answer) is bytes:
+                return answer
+            return await _refuse(context, answer)
+
+        return handle
+
+    def _stream(
+        self, handler: Callable[[bytes], Iterator[bytes]], reader: StoreReader
+    ) -> Callable[[bytes, Context], AsyncIterator[bytes]]:
+        """A server-streaming RPC: each message is one read, made when the one before was taken by the transport."""
+
+        async def handle(request: bytes, context: Context) -> AsyncIterator[bytes]:
+            if len(request) > self._limit:
+                await self._too_large(context, len(request))
+            pages = handler(request)
+            self._cold_running += 1
+            try:
+                while type(page := await reader.read(partial(next, pages, None))) is bytes:
+                    yield page
+            finally:
+                self._cold_running -= 1
+            if page is not None:
+                await _refuse(context, page)
+
+        return handle
+
+    async def _too_large(self, context: Context, size: int) -> NoReturn:
+        message = f"the request is {size} bytes; the limit is {self._limit}"
+        metadata = {"field": "request", "size": str(size), "limit": str(self._limit)}
+        await _refuse(context, self._engine.refuse("TOO_LARGE", message, metadata))
+
+
+async def _refuse(context: Context, refusal: Refusal) -> NoReturn:
+    """End the call with the status of a refusal and its details."""
+    code, message, details = refusal
+    await context.abort(_CODES[code], message, ((_DETAILS, details),))
+    raise AssertionError("abort returned")
