@@ -83,15 +83,19 @@ class SessionClose(NamedTuple):
 class Batch(Protocol):
     """What one `append` stores, whole or not at all. Made by the engine (`roost._core.Batch`)."""
 
-    first_seq: int
-    last_seq: int
-    roots: Sequence[bytes]  # the trees concerned
+    @property
+    def first_seq(self) -> int: ...
+    @property
+    def last_seq(self) -> int: ...
+    @property
+    def roots(self) -> Sequence[bytes]:
+        """The trees concerned."""
 
     def sessions(self) -> list[tuple[Any, ...]]: ...
     def records(self) -> list[tuple[Any, ...]]: ...
     def statuses(self) -> list[tuple[Any, ...]]: ...
     def closes(self) -> list[tuple[Any, ...]]: ...
-    def split(self) -> list[Batch]:
+    def split(self) -> Sequence[Batch]:
         """One batch a tree, in the order of their first entries."""
 
 
