@@ -18,7 +18,7 @@ MAY: dict[str, set[str]] = {
     "server": {"_core", "errors", "handlers", "store", "v1"},
     "workload": {"client", "errors", "v1"},
     "load": {"client", "errors", "v1", "workload"},
-    "cli": {"_core", "client", "errors", "load", "server", "v1", "workload"},
+    "cli": {"_core", "client", "errors", "load", "server", "store", "v1", "workload"},
     "__main__": {"cli"},
     "__init__": set(),
 }
