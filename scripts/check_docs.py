@@ -35,22 +35,24 @@ def make_targets(text: str, known: set[str]) -> list[str]:
     return [f"make {name}: no such target" for name in sorted(named - known)]
 
 
-def rpc_names(text: str, known: set[str]) -> list[str]:
-    """`SomethingTurn` and the like in code marks of docs/API.md must be an rpc or a message."""
+def api_names(text: str, known: set[str]) -> list[str]:
+    """A name like `BeginTurn` in code marks of docs/API.md must be in the protos or in roost.errors."""
     named = set(re.findall(r"`([A-Z][a-z]+(?:[A-Z][a-z]+)+)`", text))
-    return [f"`{name}`: in none of the protos" for name in sorted(named - known)]
+    return [f"`{name}`: neither in the protos nor in roost.errors" for name in sorted(named - known)]
 
 
 def main() -> int:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     protos = "\n".join(p.read_text() for p in (ROOT / "proto").rglob("*.proto"))
     names = set(re.findall(r"\b(?:rpc|message|enum|service)\s+(\w+)", protos))
+    names |= set(re.findall(r"^class (\w+)", (ROOT / "python/roost/errors.py").read_text(), re.MULTILINE))
+    names |= {"ErrorInfo", "RetryInfo", "QuotaFailure"}  # of google.rpc
     complaints = []
     for page in PAGES:
         text = page.read_text()
         bad = [*links(page, text), *make_targets(text, targets)]
         if page.name == "API.md":
-            bad += rpc_names(text, names)
+            bad += api_names(text, names)
         complaints += [f"{page.relative_to(ROOT)}: {b}" for b in bad]
     for complaint in complaints:
         print(f"check_docs: {complaint}", file=sys.stderr)
