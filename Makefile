@@ -2,6 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
+.NOTPARALLEL:
 MAKEFLAGS += --no-builtin-rules
 export PATH := $(PATH):$(HOME)/.cargo/bin
 export CARGO_TARGET_DIR ?= $(CURDIR)/target
@@ -43,7 +44,7 @@ $(VENV): requirements/dev.lock
 $(EXT): $(VENV) pyproject.toml $(RUST_SOURCES)
 	@scripts/toolchain.sh check
 	@echo "Rust engine -> python/roost/_core"
-	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/maturin develop --quiet --release --locked
+	@PIP_QUIET=1 VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/maturin develop --quiet --release --locked
 	@touch $@
 
 $(VENV_PROTO): requirements/proto.lock
@@ -66,7 +67,6 @@ demo: $(EXT) ## replay recorded agent sessions through a server that is killed o
 
 .PHONY: test test-rust test-loom test-shuttle test-python
 test: test-rust test-loom test-shuttle test-python ## all tests that fit in ten minutes on two cores
-	@echo "make test: everything passed"
 
 test-rust: $(VENV)
 	CARGO_PROFILE_TEST_OPT_LEVEL=2 cargo test --locked -p roost-core
