@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from roost.cli import config_cmd, serve, sessions, stats
+from roost.cli import config_cmd, demo, load, replay, serve, sessions, stats
 from roost.cli.output import CANNOT_REACH, REFUSED, UNUSABLE, Failure
 
 EPILOG = """
@@ -64,6 +64,9 @@ app.command("stats", epilog=stats.EPILOG)(stats.stats)
 app.add_typer(config_cmd.app, name="config")
 
 # --- commands of other modules: replay, load and demo are registered here, each importing its work when it runs ---
+app.command("replay", epilog=replay.EPILOG)(replay.replay)
+app.command("load", epilog=load.EPILOG)(load.load)
+app.command("demo", epilog=demo.EPILOG)(demo.demo)
 
 # --- end of the commands of other modules ---
 
