@@ -110,6 +110,7 @@ lint-rust: $(VENV)
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets --quiet -- -D warnings
 	$(LOOM) cargo clippy --locked -p roost-core --all-targets --quiet -- -D warnings
+	$(SHUTTLE) cargo clippy --locked -p roost-core --all-targets --features shuttle --quiet -- -D warnings
 	$(BIN)/python scripts/check_licenses.py
 	@if cargo deny --version >/dev/null 2>&1; then cargo deny --offline check bans licenses sources; \
 	    else echo "cargo-deny is not installed: its part of deny.toml is skipped"; fi
