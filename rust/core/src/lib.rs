@@ -4,3 +4,25 @@
 pub mod residency;
 pub mod slots;
 pub mod sync;
+
+// The model checkers look at the lock-free parts alone.
+#[cfg(not(any(roost_loom, feature = "shuttle")))]
+pub mod chain;
+#[cfg(not(any(roost_loom, feature = "shuttle")))]
+pub mod checkpoint;
+#[cfg(not(any(roost_loom, feature = "shuttle")))]
+pub mod engine;
+#[cfg(not(any(roost_loom, feature = "shuttle")))]
+pub mod error;
+#[cfg(not(any(roost_loom, feature = "shuttle")))]
+pub mod ids;
+#[cfg(not(any(roost_loom, feature = "shuttle")))]
+pub mod journal;
+#[cfg(not(any(roost_loom, feature = "shuttle")))]
+pub mod limits;
+#[cfg(not(any(roost_loom, feature = "shuttle")))]
+#[path = "gen/mod.rs"]
+pub mod proto;
+
+#[cfg(not(any(roost_loom, feature = "shuttle")))]
+pub(crate) use proto::{store_v1 as gen_store, v1 as gen_v1};

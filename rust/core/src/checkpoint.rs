@@ -1,0 +1,99 @@
+//! The checkpoint's tokens: the fold of a session's live COMMITTED records (I7).
+
+use crate::chain::Line;
+use crate::gen_store::RecordMeta;
+use crate::gen_v1::RecordStatus;
+
+/// Bytes of one token id.
+pub const TOKEN: usize = 4;
+
+/// Token ids after the last COMMITTED turn, and where each commit cut.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// u32 little-endian.
+    tokens: Vec<u8>,
+    /// The offset of the commit that made head_version `i + 1`; empty while all are "nothing cut, nothing added".
+    cuts: Vec<u64>,
+}
+
+impl Checkpoint {
+    /// Length in tokens.
+    pub fn len(&self) -> u64 {
+        (self.tokens.len() / TOKEN) as u64
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+
+    /// What it holds in memory.
+    pub fn bytes(&self) -> usize {
+        self.tokens.capacity() + self.cuts.capacity() * 8
+    }
+
+    /// One more commit: cut to `offset`, then append. `offset` is at most the length.
+    pub fn commit(&mut self, offset: u64, token_ids: &[u8]) {
+        self.tokens.truncate(offset as usize * TOKEN);
+        self.tokens.extend_from_slice(token_ids);
+        self.cuts.push(offset);
+    }
+
+    /// What changed since `known`: the lowest offset that any commit since then cut to, and the tokens after it. The
+    /// whole if the version is unknown.
+    pub fn since(&self, known: Option<u64>) -> (u64, &[u8]) {
+        let offset = match known {
+            Some(v) if v <= self.cuts.len() as u64 => {
+                self.cuts[v as usize..].iter().copied().min().unwrap_or_else(|| self.len()).min(self.len())
+            }
+            _ => 0,
+        };
+        (offset, &self.tokens[offset as usize * TOKEN..])
+    }
+
+    /// Folds records as a reload reads them: newest first, with tokens.
+    pub fn fold(lines: &[Line], metas: &[RecordMeta]) -> Self {
+        let mut checkpoint = Checkpoint::default();
+        for (line, meta) in lines.iter().zip(metas).rev() {
+            if line.status != RecordStatus::Committed as i32 {
+                continue;
+            }
+            let offset = if meta.has_tokens { meta.token_offset } else { checkpoint.len() };
+            checkpoint.commit(offset, line.tokens.as_deref().unwrap_or_default());
+        }
+        checkpoint.tokens.shrink_to_fit();
+        checkpoint.cuts.shrink_to_fit();
+        checkpoint
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// I7: whatever version the client holds, what it is given completes it to the whole.
+        #[test]
+        fn a_delta_completes_what_the_client_holds(
+            spans in prop::collection::vec((0u64..40, prop::collection::vec(any::<u32>(), 0..20)), 0..30),
+            known in 0usize..30,
+        ) {
+            let mut whole = Checkpoint::default();
+            let mut held = Vec::new();
+            for (i, (offset, ids)) in spans.iter().enumerate() {
+                if i == known {
+                    held = whole.tokens.clone();
+                }
+                let bytes: Vec<u8> = ids.iter().flat_map(|t| t.to_le_bytes()).collect();
+                whole.commit((*offset).min(whole.len()), &bytes);
+            }
+            if known >= spans.len() {
+                held.clone_from(&whole.tokens);
+            }
+            let (offset, tail) = whole.since(Some(known.min(spans.len()) as u64));
+            held.truncate(offset as usize * TOKEN);
+            held.extend_from_slice(tail);
+            prop_assert_eq!(held, whole.tokens);
+        }
+    }
+}

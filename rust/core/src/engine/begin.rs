@@ -1,0 +1,484 @@
+//! BeginTurn and RenewTurns: grants and their leases.
+
+use super::reload::Located;
+use super::requests::Begin;
+use super::tree::{Lease, Line, Resident, Tree, TreeState, gate_refusal};
+use super::{
+    Answer, Call, Engine, Moment, Pending, TicketState, Timer, Work, closed, count, duration, not_found, timestamp,
+};
+use crate::error::{Reason, Refusal};
+use crate::gen_v1 as v1;
+use crate::ids::{LeaseToken, fingerprint, repeats};
+use prost::Message;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+impl Engine {
+    pub(crate) fn begin_turn(&self, call: Pending, work: &mut Work, now: &mut Moment) {
+        let Call::Begin(begin) = &call.call else { return };
+        let id = begin.session_id.clone();
+        match self.locate(call, &id, work) {
+            Located::Gone => {}
+            Located::Ended(call, _) => self.refuse(call.ticket, closed(&id), work),
+            Located::At(call, tree, index) => match Self::still_at(&tree, index, &id) {
+                Some(mut state) => self.begin_at(call, &tree, &mut state, index, work, now),
+                None => work.calls.push_back(call),
+            },
+            Located::Absent(call) => self.begin_new(call, &id, work, now),
+        }
+    }
+
+    /// The session never existed: with `open` it is made in the same entry as its first grant.
+    fn begin_new(&self, call: Pending, id: &str, work: &mut Work, now: &mut Moment) {
+        let Call::Begin(Begin { open: Some(_), .. }) = &call.call else {
+            return self.refuse(call.ticket, not_found(id), work);
+        };
+        let Some((call, site)) = self.site(call, work, now) else { return };
+        let Call::Begin(Begin { open: Some(options), .. }) = &call.call else { return };
+        let mut state = site.tree.state.lock();
+        if state.dropped {
+            drop(state);
+            work.calls.push_back(call);
+            return;
+        }
+        if let Err(refusal) = self.check_birth(&state, site.parent, &options.name) {
+            return self.reply(call.ticket, Err(refusal), &site.tree, &state, work);
+        }
+        let Some(index) = self.add_unborn(&site, &mut state, id, work) else {
+            drop(state);
+            work.calls.push_back(call);
+            return;
+        };
+        self.begin_at(call, &site.tree, &mut state, index, work, now);
+        self.drop_unborn(&site.tree, &mut state, index, now);
+    }
+
+    /// BeginTurn in a tree that is in memory and locked.
+    fn begin_at(
+        &self,
+        call: Pending,
+        tree: &Arc<Tree>,
+        state: &mut TreeState,
+        index: u32,
+        work: &mut Work,
+        now: &mut Moment,
+    ) {
+        let (Call::Begin(begin), Some(line)) = (&call.call, state.line(index)) else { return };
+        if line.born || line.closed.is_some() {
+            match self.check_begin(begin, line, now) {
+                Err(refusal) => return self.reply(call.ticket, Err(refusal), tree, state, work),
+                Ok(Standing::Repeat) => return self.repeat_begin(call, tree, state, index, work, now),
+                Ok(Standing::New) => {}
+            }
+            // What the grant's answer needs comes to memory before a slot is taken: a load can fail, a grant cannot.
+            let tokens = begin.known_head_version != Some(line.head_version);
+            let Some(resident) = &line.resident else {
+                return self.load(call, tree, state, index, tokens, now);
+            };
+            let seen = |m: &crate::gen_store::RequestMark| resident.requests.contains(&fingerprint(&m.request_id));
+            if !call.request_is_new && begin.mark.as_ref().is_some_and(seen) {
+                let (uid, after) = (line.uid, state.last_seq);
+                return self.ask_records(call, uid, false, after);
+            }
+            if tokens && resident.checkpoint.is_none() && resident.checkpoint_tokens > 0 {
+                return self.load(call, tree, state, index, true, now);
+            }
+        } else if begin.open.is_none() {
+            return self.refuse(call.ticket, not_found(&begin.session_id), work);
+        } else if let Err(refusal) = check_expected(begin, line) {
+            return self.reply(call.ticket, Err(refusal), tree, state, work);
+        }
+        // One waiter per session: a live one is in the way unless it is this very request, whose caller lost its
+        // connection; a place that is kept yields to anybody, and goes on for its own repeat.
+        let mut arrival = call.arrival;
+        if let Some(waiter) = &line.waiter {
+            let same = match repeats(waiter.request.as_ref(), begin.mark.as_ref()) {
+                Ok(same) => same,
+                Err(refusal) => return self.reply(call.ticket, Err(refusal), tree, state, work),
+            };
+            if waiter.call.is_some() && !same {
+                let waited = now.mono_ms.saturating_sub(waiter.since_ms);
+                let refusal = Refusal::new(
+                    Reason::TurnInProgress,
+                    format!("a turn of session {:?} waits for a slot since {waited} ms", line.session_id),
+                );
+                let refusal = refusal.with("session_id", &line.session_id).with("waited_ms", waited);
+                return self.reply(call.ticket, Err(refusal), tree, state, work);
+            }
+            if !begin.validate_only {
+                arrival = same.then_some(waiter.place.arrival);
+                if let Some(old) = self.take_waiter(tree, state, index, now).and_then(|w| w.call) {
+                    let refusal = Refusal::new(Reason::TurnInProgress, "the same request waits in another call");
+                    self.reply(old.ticket, Err(refusal), tree, state, work);
+                }
+            }
+        }
+        if matches!(&call.call, Call::Begin(b) if b.validate_only) {
+            return self.preview_begin(&call, tree, state, index, work, now);
+        }
+        match self.take_slots(tree, state, index, work) {
+            Ok(()) => self.begin_with_slots(call, tree, state, index, arrival, work, now),
+            Err(gate) => {
+                let waits = matches!(&call.call, Call::Begin(b)
+                    if b.wait_ms > 0 && call.since_ms.saturating_add(b.wait_ms) > now.mono_ms);
+                if waits {
+                    return self.enqueue(call, gate, arrival, tree, state, index, work, now);
+                }
+                let refusal = gate_refusal(tree, state, gate, self.limits.max_turns_per_tree, now.wall_ms);
+                self.reply(call.ticket, Err(refusal), tree, state, work);
+            }
+        }
+    }
+
+    /// The slots are taken: grants, unless the session changed while the call waited; then they go back.
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn begin_with_slots(
+        &self,
+        mut call: Pending,
+        tree: &Arc<Tree>,
+        state: &mut TreeState,
+        index: u32,
+        arrival: Option<u64>,
+        work: &mut Work,
+        now: &mut Moment,
+    ) {
+        let (Call::Begin(begin), Some(line)) = (&call.call, state.line(index)) else {
+            return self.return_slots(tree, state, index, work);
+        };
+        let unborn = !line.born;
+        let checked = if unborn {
+            check_expected(begin, line).map(|()| Standing::New)
+        } else {
+            self.check_begin(begin, line, now)
+        };
+        // While it waited it may have been unloaded: nobody holds an idle session for a waiter. It is loaded again and
+        // keeps its place by its arrival.
+        let ready = unborn || line.resident.as_ref().is_some_and(|r| self.holds_answer(begin, line, r));
+        match checked {
+            Ok(Standing::New) if ready => {}
+            other => {
+                self.return_slots(tree, state, index, work);
+                return match other {
+                    Err(refusal) => {
+                        self.reply(call.ticket, Err(refusal), tree, state, work);
+                        self.drop_unborn(tree, state, index, now);
+                    }
+                    Ok(_) => {
+                        call.arrival = arrival;
+                        work.calls.push_back(call);
+                    }
+                };
+            }
+        }
+        let waited = now.mono_ms.saturating_sub(call.since_ms);
+        let Pending { ticket, call: Call::Begin(mut begin), .. } = call else { return };
+        if unborn {
+            let Some(options) = begin.open.take() else { return };
+            // The session has no request of its own: the grant bears it.
+            if let Err(refusal) = self.birth(tree, state, index, options, None, now) {
+                self.return_slots(tree, state, index, work);
+                self.reply(ticket, Err(refusal), tree, state, work);
+                return self.drop_unborn(tree, state, index, now);
+            }
+        }
+        let fence = self.grant(&begin, tree, state, index, now);
+        let (Some(line), true) = (state.line(index), fence > 0) else { return };
+        let Some(grant) =
+            line.resident.as_ref().and_then(|r| self.grant_message(line, r, begin.known_head_version, waited, now))
+        else {
+            return;
+        };
+        let reply = v1::BeginTurnResponse { grant: Some(grant), uid: line.uid.to_string(), created: unborn };
+        if let Some(t) = self.tickets.lock().get_mut(&ticket) {
+            *t = TicketState::Granted(tree.clone(), index, fence);
+        }
+        self.reply(ticket, Ok(reply.encode_to_vec()), tree, state, work);
+        work.evict = true;
+    }
+
+    fn holds_answer(&self, begin: &Begin, line: &Line, resident: &Resident) -> bool {
+        begin.known_head_version == Some(line.head_version)
+            || resident.checkpoint_tokens == 0
+            || resident.checkpoint.is_some()
+    }
+
+    /// Makes the grant and journals it. The slots are the caller's and pass to it.
+    pub(crate) fn grant(
+        &self,
+        begin: &Begin,
+        tree: &Arc<Tree>,
+        state: &mut TreeState,
+        index: u32,
+        now: &mut Moment,
+    ) -> u64 {
+        let nonce = now.draw().to_le_bytes();
+        // A running session stays in memory (I9): this pin goes when the turn ends.
+        if self.pin(tree, state, index, now).is_none() {
+            return 0;
+        }
+        self.hold_header(state, now);
+        let Some(line) = state.line_mut(index) else { return 0 };
+        let Some(resident) = line.resident.as_mut() else { return 0 };
+        resident.attempts += 1;
+        line.fence += 1;
+        let fence = line.fence;
+        let lease = Lease {
+            fence,
+            nonce,
+            turn: line.head + 1,
+            attempt: resident.attempts,
+            owner: begin.owner.as_str().into(),
+            lease_ms: begin.lease_ms,
+            begin_wall_ms: now.wall_ms,
+            request: begin.mark.clone(),
+            running: true,
+            deadline_ms: now.mono_ms + begin.lease_ms,
+        };
+        line.lease = Some(Box::new(lease));
+        self.append(tree, state, index, now, |_, _, _| ());
+        self.running.fetch_add(1, Ordering::Relaxed);
+        self.timer(now.mono_ms + begin.lease_ms, Timer::Lease(tree.clone(), index, fence));
+        count(&self.counters.turns_begun);
+        fence
+    }
+
+    /// What the client is told of its grant.
+    pub(crate) fn grant_message(
+        &self,
+        line: &Line,
+        resident: &Resident,
+        known: Option<u64>,
+        waited_ms: u64,
+        now: &Moment,
+    ) -> Option<v1::Grant> {
+        let lease = line.lease.as_ref()?;
+        let left = lease.deadline_ms.saturating_sub(now.mono_ms);
+        Some(v1::Grant {
+            lease: lease.token(line.uid).encode(),
+            turn: lease.turn,
+            attempt: lease.attempt,
+            head_version: line.head_version,
+            fence: lease.fence,
+            expire_time: Some(timestamp(now.wall_ms + left as i64)),
+            lease_duration: Some(duration(left)),
+            checkpoint: Some(self.checkpoint_message(line, resident, known)),
+            queue_wait: Some(duration(waited_ms)),
+        })
+    }
+
+    fn checkpoint_message(&self, line: &Line, resident: &Resident, known: Option<u64>) -> v1::Checkpoint {
+        let length = resident.checkpoint_tokens;
+        if known == Some(line.head_version) {
+            // The client has it all, its state too.
+            return v1::Checkpoint { offset: length, length, ..v1::Checkpoint::default() };
+        }
+        let state = resident.state.as_deref().map(<[u8]>::to_vec).unwrap_or_default();
+        let (offset, tokens) = resident.checkpoint.as_ref().map_or((0, &[][..]), |c| c.since(known));
+        let omitted = tokens.len() as u64 > self.limits.max_inline_checkpoint_bytes;
+        let token_ids = if omitted { Vec::new() } else { tokens.to_vec() };
+        v1::Checkpoint { offset, token_ids, length, state, omitted }
+    }
+
+    fn preview_begin(
+        &self,
+        call: &Pending,
+        tree: &Arc<Tree>,
+        state: &TreeState,
+        index: u32,
+        work: &mut Work,
+        now: &Moment,
+    ) {
+        let (Call::Begin(begin), Some(line)) = (&call.call, state.line(index)) else { return };
+        let (nodes, gates) = tree.gates(line);
+        let full = nodes.iter().zip(gates).find(|((node, n), _)| !node.has_room(*n)).map(|(_, gate)| *gate);
+        let result = match full {
+            Some(gate) => Err(gate_refusal(tree, state, gate, self.limits.max_turns_per_tree, now.wall_ms)),
+            None => {
+                let checkpoint =
+                    line.resident.as_ref().map(|r| self.checkpoint_message(line, r, begin.known_head_version));
+                let grant = v1::Grant {
+                    turn: line.head + 1,
+                    attempt: line.resident.as_ref().map_or(0, |r| r.attempts) + 1,
+                    head_version: line.head_version,
+                    lease_duration: Some(duration(begin.lease_ms)),
+                    checkpoint,
+                    ..v1::Grant::default()
+                };
+                let uid = if line.born { line.uid.to_string() } else { String::new() };
+                Ok(v1::BeginTurnResponse { grant: Some(grant), uid, created: false }.encode_to_vec())
+            }
+        };
+        self.reply(call.ticket, result, tree, state, work);
+    }
+
+    /// What stands between a BeginTurn and its slots, besides room.
+    fn check_begin(&self, begin: &Begin, line: &Line, now: &Moment) -> Result<Standing, Refusal> {
+        if line.closed.is_some() {
+            return Err(closed(&line.session_id));
+        }
+        if let Some(lease) = &line.lease {
+            if repeats(lease.request.as_ref(), begin.mark.as_ref())? {
+                if lease.running {
+                    return Ok(Standing::Repeat);
+                }
+                return Err(turn_ended(&line.session_id, lease.turn, lease.attempt, v1::TurnOutcome::Expired));
+            }
+            if lease.running {
+                let elapsed = (now.wall_ms - lease.begin_wall_ms).max(0);
+                let refusal = Refusal::new(
+                    Reason::TurnInProgress,
+                    format!(
+                        "turn {} (attempt {}) of session {:?} runs since {elapsed} ms",
+                        lease.turn, lease.attempt, line.session_id
+                    ),
+                );
+                return Err(refusal
+                    .with("session_id", &line.session_id)
+                    .with("turn", lease.turn)
+                    .with("attempt", lease.attempt)
+                    .with("owner", &lease.owner)
+                    .with("elapsed_ms", elapsed));
+            }
+        }
+        check_expected(begin, line)?;
+        Ok(Standing::New)
+    }
+
+    /// The same request again while its turn runs: the same lease.
+    fn repeat_begin(
+        &self,
+        call: Pending,
+        tree: &Arc<Tree>,
+        state: &mut TreeState,
+        index: u32,
+        work: &mut Work,
+        now: &mut Moment,
+    ) {
+        let (Call::Begin(begin), Some(line)) = (&call.call, state.line(index)) else { return };
+        let ready = line.resident.as_ref().filter(|r| self.holds_answer(begin, line, r));
+        let Some(resident) = ready else {
+            let tokens = begin.known_head_version != Some(line.head_version);
+            return self.load(call, tree, state, index, tokens, now);
+        };
+        let grant = self.grant_message(line, resident, begin.known_head_version, 0, now);
+        let reply = v1::BeginTurnResponse { grant, uid: line.uid.to_string(), created: false };
+        self.reply(call.ticket, Ok(reply.encode_to_vec()), tree, state, work);
+    }
+
+    /// A grant that its caller never got is released at once and leaves no record; a repeat begins anew.
+    pub(crate) fn release_grant(&self, tree: &Arc<Tree>, index: u32, fence: u64, work: &mut Work, now: &Moment) {
+        let mut state = tree.state.lock();
+        if state.dropped {
+            return;
+        }
+        let Some(line) = state.line_mut(index) else { return };
+        if line.running().is_none_or(|l| l.fence != fence) || line.closed.is_some() {
+            return;
+        }
+        let depth = line.depth;
+        line.lease = None;
+        if let Some(resident) = line.resident.as_mut() {
+            resident.attempts = resident.attempts.saturating_sub(1);
+        }
+        self.append(tree, &mut state, index, now, |_, _, _| ());
+        self.unpin_line(&state, index, now);
+        self.release_header(&mut state, now);
+        self.free_slots(tree, depth, work);
+        count(&self.counters.turns_released);
+        work.evict = true;
+    }
+
+    /// Each lease by itself. A running turn's header is always in memory, so nothing is loaded.
+    pub(crate) fn renew(&self, call: Pending, work: &mut Work, now: &Moment) {
+        let Call::Renew(renewals) = call.call else { return };
+        let mut after = 0;
+        let results = renewals
+            .iter()
+            .map(|renewal| match self.renew_one(&call.tenant, renewal, &mut after, now) {
+                Ok(deadline_ms) => v1::RenewalResult {
+                    refusal: None,
+                    expire_time: Some(timestamp(now.wall_ms + (deadline_ms - now.mono_ms) as i64)),
+                    interrupt_requested: false,
+                },
+                Err(refusal) => v1::RenewalResult { refusal: Some(refusal.to_proto()), ..Default::default() },
+            })
+            .collect();
+        let reply = v1::RenewTurnsResponse { results }.encode_to_vec();
+        work.answers.push(Answer { ticket: call.ticket, result: Ok(reply), after, root: None });
+    }
+
+    fn renew_one(
+        &self,
+        tenant: &super::Tenant,
+        renewal: &v1::Renewal,
+        after: &mut u64,
+        now: &Moment,
+    ) -> Result<u64, Refusal> {
+        let token = LeaseToken::decode(&renewal.lease)?;
+        let id = &renewal.session_id;
+        let Some((tree, index)) = tenant.directory.get(id) else { return Err(lease_lost(id, "no turn of it runs")) };
+        let Some(mut state) = Self::still_at(&tree, index, id) else {
+            return Err(lease_lost(id, "no turn of it runs"));
+        };
+        let last_seq = state.last_seq;
+        let Some(line) = state.line_mut(index) else { return Err(lease_lost(id, "no turn of it runs")) };
+        let uid = line.uid;
+        let valid = |l: &&mut Box<Lease>| l.running && l.deadline_ms > now.mono_ms && l.token(uid) == token;
+        if let Some(lease) = line.lease.as_mut().filter(valid) {
+            lease.deadline_ms = now.mono_ms + lease.lease_ms;
+            return Ok(lease.deadline_ms);
+        }
+        // A refusal tells of a change, and waits until it is durable.
+        *after = (*after).max(last_seq);
+        Err(if line.closed.is_some() { closed(id) } else { lease_lost(id, "it ran out, or the turn has ended") })
+    }
+}
+
+enum Standing {
+    New,
+    /// The same request, and its turn runs.
+    Repeat,
+}
+
+fn check_expected(begin: &Begin, line: &Line) -> Result<(), Refusal> {
+    let next = line.head + 1;
+    let turn_differs = begin.expected_turn.is_some_and(|t| t != next);
+    let version_differs = begin.expected_head_version.is_some_and(|v| v != line.head_version);
+    if !turn_differs && !version_differs {
+        return Ok(());
+    }
+    let mut refusal = Refusal::new(
+        Reason::TurnMismatch,
+        format!("the next turn of session {:?} is {next}, its head_version {}", line.session_id, line.head_version),
+    )
+    .with("session_id", &line.session_id)
+    .with("turn", next)
+    .with("head_version", line.head_version);
+    if let Some(t) = begin.expected_turn {
+        refusal.message.push_str(&format!("; expected turn {t}"));
+        refusal = refusal.with("expected_turn", t);
+    }
+    if let Some(v) = begin.expected_head_version {
+        refusal.message.push_str(&format!("; expected head_version {v}"));
+        refusal = refusal.with("expected_head_version", v);
+    }
+    Err(refusal)
+}
+
+/// The refusal of a BeginTurn whose turn is over.
+pub(crate) fn turn_ended(session_id: &str, turn: u32, attempt: u32, outcome: v1::TurnOutcome) -> Refusal {
+    let outcome = outcome.as_str_name().trim_start_matches("TURN_OUTCOME_");
+    Refusal::new(
+        Reason::TurnEnded,
+        format!("turn {turn} (attempt {attempt}) of session {session_id:?} has ended: {outcome}"),
+    )
+    .with("session_id", session_id)
+    .with("turn", turn)
+    .with("attempt", attempt)
+    .with("outcome", outcome)
+}
+
+pub(crate) fn lease_lost(session_id: &str, why: &str) -> Refusal {
+    Refusal::new(Reason::LeaseLost, format!("the lease of session {session_id:?} is lost: {why}"))
+        .with("session_id", session_id)
+}

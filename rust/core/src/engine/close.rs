@@ -1,0 +1,213 @@
+//! CloseSession: one transaction that ends a session and its open descendants, and its receipt.
+//!
+//! Everything is decided from the tree's header: no session is loaded. With nothing to dump and no resource to
+//! release, clean-up has no step of its own, and SEALED is passed inside the transaction: CLOSED is what is stored.
+
+use super::reload::Located;
+use super::tree::{Tree, TreeState};
+use super::{Answer, Call, Engine, Moment, Pending, Work, count, not_found};
+use crate::gen_store::{Receipt, RequestMark};
+use crate::gen_v1 as v1;
+use crate::ids::repeats;
+use crate::journal::{Close, Held, Op, Seq};
+use prost::Message;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// A close that is in the journal, and what is still to be freed.
+pub(crate) struct Ending {
+    pub(crate) receipt: Receipt,
+    /// Lines that were closed, with their depth where a slot is to be freed.
+    lines: Vec<(u32, Option<u32>)>,
+}
+
+#[derive(Default)]
+struct Below {
+    slots: u32,
+    children: u32,
+    provisionals: u32,
+}
+
+fn ends(reason: v1::CloseReason) -> bool {
+    use v1::CloseReason::{Fork, New, Reload, Resume};
+    !matches!(reason, Reload | Fork | New | Resume)
+}
+
+impl Engine {
+    pub(crate) fn close_session(&self, call: Pending, work: &mut Work, now: &mut Moment) {
+        let id = call.call.session_id().to_owned();
+        match self.locate(call, &id, work) {
+            Located::Gone => {}
+            Located::Absent(call) => self.refuse(call.ticket, not_found(&id), work),
+            // Closing again returns the receipt.
+            Located::Ended(call, _) => self.ask_row(call, &id, 0),
+            Located::At(call, tree, index) => match Self::still_at(&tree, index, &id) {
+                Some(mut state) => self.close_at(call, &id, &tree, &mut state, index, work, now),
+                None => work.calls.push_back(call),
+            },
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn close_at(
+        &self,
+        call: Pending,
+        id: &str,
+        tree: &Arc<Tree>,
+        state: &mut TreeState,
+        index: u32,
+        work: &mut Work,
+        now: &mut Moment,
+    ) {
+        let (Call::Close(close), Some(line)) = (&call.call, state.line(index)) else { return };
+        if line.closed.is_some() {
+            let after = state.last_seq;
+            return self.ask_row(call, id, after);
+        }
+        if !line.born {
+            return self.refuse(call.ticket, not_found(id), work);
+        }
+        if !ends(close.reason) {
+            let reply = v1::CloseSessionResponse { closed: false, receipt: None };
+            return self.reply(call.ticket, Ok(reply.encode_to_vec()), tree, state, work);
+        }
+        let reason = match close.reason {
+            v1::CloseReason::Unspecified => v1::CloseReason::Quit,
+            reason => reason,
+        };
+        let appending = self.journal.append();
+        let seq = appending.seq;
+        let mut ops = Vec::new();
+        let ending = self.seal(state, index, reason, close.mark.clone(), seq, &mut ops, now);
+        state.last_seq = seq;
+        appending.push(tree, ops, Vec::new());
+        let receipt = Some(super::read::receipt(&ending.receipt));
+        self.sealed(ending, tree, state, work, now);
+        let reply = v1::CloseSessionResponse { closed: true, receipt };
+        self.reply(call.ticket, Ok(reply.encode_to_vec()), tree, state, work);
+    }
+
+    /// Writes the end of a session and its open descendants into the entry of sequence `seq`.
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn seal(
+        &self,
+        state: &mut TreeState,
+        index: u32,
+        reason: v1::CloseReason,
+        request: Option<RequestMark>,
+        seq: Seq,
+        ops: &mut Vec<Op>,
+        now: &Moment,
+    ) -> Ending {
+        let all = state.subtree(index);
+        // What each close takes down with it, summed from the leaves up: children stand behind their parents.
+        let mut sums: HashMap<u32, Below> = HashMap::with_capacity(all.len());
+        for &i in all.iter().rev() {
+            let Some(line) = state.line(i) else { continue };
+            let mut below = sums.remove(&i).unwrap_or_default();
+            below.slots += u32::from(line.running().is_some());
+            below.provisionals += u32::from(line.provisional != 0);
+            if let Some(parent) = line.parent.filter(|_| i != index) {
+                let sum = sums.entry(parent).or_default();
+                sum.slots += below.slots;
+                sum.provisionals += below.provisionals;
+                sum.children += below.children + u32::from(line.born);
+            }
+            sums.insert(i, below);
+        }
+        let mut lines = Vec::with_capacity(all.len());
+        let mut own_receipt = Receipt::default();
+        for &i in &all {
+            let (Some(line), Some(below)) = (state.line(i), sums.get(&i)) else { continue };
+            let receipt = Receipt {
+                reason: if i == index { reason } else { v1::CloseReason::ParentClosed } as i32,
+                close_ms: now.wall_ms,
+                slots_released: below.slots,
+                children_closed: below.children,
+                turn_count: line.head,
+                close_number: 1,
+                provisionals_aborted: below.provisionals,
+                request: request.clone().filter(|_| i == index),
+            };
+            if i == index {
+                own_receipt = receipt.clone();
+            }
+            lines.push((i, line.running().map(|_| line.depth), receipt));
+        }
+        let mut ended = Vec::with_capacity(lines.len());
+        for (i, depth, receipt) in lines {
+            let Some(line) = state.line_mut(i) else { continue };
+            if line.born {
+                if line.provisional != 0 {
+                    ops.push(Op::Status { seq: line.provisional, status: v1::RecordStatus::Aborted as i32 });
+                }
+                let prev = std::mem::replace(&mut line.seq, seq);
+                let closed = v1::SessionState::Closed as i32;
+                ops.push(Op::Close(Box::new(Close {
+                    uid: line.uid,
+                    prev,
+                    seq,
+                    state: closed,
+                    receipt: receipt.clone(),
+                })));
+                line.provisional = 0;
+                line.lease = None;
+                state.open -= 1;
+                count(&self.counters.sessions_closed);
+            }
+            if let Some(line) = state.line_mut(i) {
+                line.closed = Some(Box::new(receipt));
+            }
+            ended.push((i, depth));
+        }
+        Ending { receipt: own_receipt, lines: ended }
+    }
+
+    /// The close is journaled: frees slots, ends waits, forgets what was in memory.
+    pub(crate) fn sealed(
+        &self,
+        ending: Ending,
+        tree: &Arc<Tree>,
+        state: &mut TreeState,
+        work: &mut Work,
+        now: &Moment,
+    ) {
+        for (index, slot) in ending.lines {
+            self.end_wait(tree, state, index, work, now);
+            if let Some(depth) = slot {
+                self.free_slots(tree, depth, work);
+                self.release_header(state, now);
+            }
+            if let Some(loading) = state.line_mut(index).and_then(|l| l.loading.as_mut()) {
+                // They run again and find the session closed; the load itself ends on its own.
+                work.calls.extend(std::mem::take(&mut loading.calls));
+            }
+            self.forget_resident(state, index, now);
+        }
+        let seq = state.last_seq;
+        if self.journal.hold(seq, Held::Cleanup(tree.clone())).is_some() {
+            // The writer was faster.
+            work.cleanups.push(tree.clone());
+        }
+    }
+
+    /// The row of a session that ended or is not in memory was read: for its receipt, or for GetSession.
+    pub(crate) fn row_read(&self, call: Pending, row: Option<super::SessionRow>, work: &mut Work) {
+        let id = call.call.session_id().to_owned();
+        let result = match (&call.call, row) {
+            (_, None) => Err(not_found(&id)),
+            (Call::Close(close), Some(row)) => close_again(close.mark.as_ref(), &row),
+            (_, Some(row)) => self
+                .row_view(&call.tenant, &row)
+                .map(|view| v1::GetSessionResponse { session: Some(view.to_proto()) }.encode_to_vec()),
+        };
+        work.answers.push(Answer { ticket: call.ticket, result, after: 0, root: None });
+    }
+}
+
+fn close_again(mark: Option<&RequestMark>, row: &super::SessionRow) -> Result<Vec<u8>, crate::error::Refusal> {
+    let stored = row.receipt.as_deref().and_then(|bytes| Receipt::decode(bytes).ok());
+    repeats(stored.as_ref().and_then(|r| r.request.as_ref()), mark)?;
+    let receipt = stored.as_ref().map(super::read::receipt);
+    Ok(v1::CloseSessionResponse { closed: true, receipt }.encode_to_vec())
+}

@@ -1,0 +1,635 @@
+//! The engine: every state transition of sessions, turns and trees.
+//!
+//! Sans-IO: bytes come in, replies, refusals or tickets go out; what must be stored or read leaves as batches and
+//! effects, whose results are reported back. Time and randomness come in with each call ([`Moment`]).
+//!
+//! Locks, outermost first: a tree, then a gate's queue, the journal, or one of the small tables below; two trees are
+//! never locked at once. Whatever a transition sets off elsewhere (a waiter of another tree, an eviction, calls that
+//! were parked) is noted in [`Work`] and done when the tree's lock is free.
+
+mod begin;
+mod close;
+mod directory;
+mod end;
+mod open;
+mod read;
+mod recover;
+mod reload;
+mod requests;
+mod resident;
+mod tree;
+mod wait;
+
+use crate::error::{Reason, Refusal};
+use crate::gen_v1 as v1;
+use crate::ids::Uid;
+use crate::journal::{Batch, Held, Journal, Op, Seq};
+use crate::limits::Limits;
+use crate::residency::{Handle, Index};
+use crate::slots::SlotNode;
+use crate::sync::Padded;
+use directory::Directory;
+use parking_lot::Mutex;
+use prost::Message;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
+use tree::{Gate, Line, Place, Queue, Tenant, Tenants, TreeState};
+
+pub use read::{RecordRow, SessionView, verify_history};
+pub use recover::Appended;
+pub use reload::{Effect, FoundSession, HeaderRow, LoadedSession, SessionRow};
+pub(crate) use requests::Call;
+pub use requests::Method;
+pub(crate) use tree::Tree;
+
+/// When a call happens, and what it may draw randomness from.
+#[derive(Clone, Debug)]
+pub struct Moment {
+    /// Monotonic service clock, milliseconds. Never goes back.
+    pub mono_ms: u64,
+    /// Wall clock, milliseconds since 1970. For people and for uids.
+    pub wall_ms: i64,
+    entropy: [u8; 32],
+    drawn: u64,
+}
+
+impl Moment {
+    /// `entropy` must be unpredictable: leases are made from it.
+    pub fn new(mono_ms: u64, wall_ms: i64, entropy: [u8; 32]) -> Self {
+        Moment { mono_ms, wall_ms, entropy, drawn: 0 }
+    }
+
+    pub(crate) fn draw(&mut self) -> u128 {
+        self.drawn += 1;
+        let hash = blake3::keyed_hash(&self.entropy, &self.drawn.to_le_bytes());
+        u128::from_le_bytes(*hash.as_bytes().first_chunk().expect("a BLAKE3 hash has 32 bytes"))
+    }
+
+    /// Residency counts time in ticks of 100 ms.
+    pub(crate) fn tick(&self) -> u32 {
+        (self.mono_ms / 100) as u32
+    }
+}
+
+/// What a call came to.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The encoded reply.
+    Reply(Vec<u8>),
+    Refused(Refusal),
+    /// [`Engine::completed`] yields it later.
+    Ticket(u64),
+}
+
+/// A call under way, wherever it is parked.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    /// 0 for the engine's own calls: nobody waits for the answer.
+    pub(crate) ticket: u64,
+    pub(crate) tenant: Arc<Tenant>,
+    pub(crate) connection: u64,
+    pub(crate) since_ms: u64,
+    pub(crate) call: Call,
+    /// What the store just said about an id that is not in memory.
+    pub(crate) known: Option<(Arc<str>, Known)>,
+    /// The store holds no record of this BeginTurn's request_id, though its fingerprint is known.
+    pub(crate) request_is_new: bool,
+    /// The place in the queue that it had before it had to be run again.
+    pub(crate) arrival: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Known {
+    Absent,
+    /// Known, and not open.
+    Ended(Uid),
+    /// Its tree is set aside.
+    Quarantined,
+}
+
+/// The end of a call.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) ticket: u64,
+    pub(crate) result: Result<Vec<u8>, Refusal>,
+    /// Not to be given before this entry is durable.
+    pub(crate) after: Seq,
+    /// The tree it tells of.
+    pub(crate) root: Option<Uid>,
+}
+
+/// What remains to be done once no tree is locked.
+#[derive(Default)]
+pub(crate) struct Work {
+    calls: VecDeque<Pending>,
+    answers: Vec<Answer>,
+    /// Gates that something was given back to.
+    gates: Vec<(Arc<Tree>, Gate)>,
+    /// Trees with closes that are durable already.
+    cleanups: Vec<Arc<Tree>>,
+    /// Something was made resident or became evictable.
+    evict: bool,
+    /// The ticket of the call being made, and its result if it came at once.
+    direct: Option<u64>,
+    direct_result: Option<Result<Vec<u8>, Refusal>>,
+}
+
+/// Where the caller of a ticket stands, for its cancellation.
+#[derive(Debug)]
+enum TicketState {
+    Open,
+    Waiting(Arc<Tree>, u32, Place),
+    /// A grant was made for it and the answer is not yet with the transport.
+    Granted(Arc<Tree>, u32, u64),
+}
+
+#[derive(Debug, Clone)]
+enum Timer {
+    Lease(Arc<Tree>, u32, u64),
+    Wait(Arc<Tree>, u32, Place),
+}
+
+/// How much room the store has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Space {
+    Ok = 0,
+    /// The reserve is used: what ends work goes on, new work is refused.
+    Low = 1,
+    /// Nothing can be written.
+    Full = 2,
+}
+
+macro_rules! counters {
+    ($($name:ident),* $(,)?) => {
+        /// Counts that only grow while the server runs.
+        #[derive(Debug, Default)]
+        pub(crate) struct Counters { $(pub(crate) $name: AtomicU64,)* }
+        impl Counters {
+            fn list(&self) -> Vec<(&'static str, i64)> {
+                vec![$((stringify!($name), self.$name.load(Ordering::Relaxed) as i64),)*]
+            }
+        }
+    };
+}
+
+counters! {
+    turns_begun, turns_committed, turns_aborted, turns_expired, turns_released, sessions_opened, sessions_closed,
+    evictions, header_evictions, reloads, header_loads, load_failures, refusals, batches_stored, entries_stored, batches_refused,
+}
+
+pub(crate) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// The engine of one shard. All methods may be called from any thread.
+pub struct Engine {
+    limits: Limits,
+    hash_seed: u64,
+    tenants: Tenants,
+    journal: Journal,
+    residents: Index,
+    headers: Index,
+    /// What a residency entry's tag leads to.
+    owners: Mutex<slab::Slab<(Arc<Tree>, u32)>>,
+    tickets: Mutex<HashMap<u64, TicketState, ahash::RandomState>>,
+    next_ticket: AtomicU64,
+    done: Mutex<Vec<(u64, Result<Vec<u8>, Refusal>)>>,
+    effects: Mutex<reload::Effects>,
+    timers: Mutex<BTreeMap<(u64, u64), Timer>>,
+    next_timer: AtomicU64,
+    waiting: Mutex<wait::Waiting>,
+    recovery: Mutex<recover::Recovery>,
+    recovering: AtomicBool,
+    space: AtomicU8,
+    draining: AtomicBool,
+    running: AtomicI64,
+    counters: Counters,
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine").field("stats", &self.stats()).finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// An engine over a store whose highest journal sequence is `last_seq`. `hash_seed` keys hash tables.
+    pub fn new(limits: Limits, last_seq: Seq, hash_seed: u64) -> Self {
+        // Room for all that residency may hold above its cap: running, loading and not yet durable sessions are bounded
+        // by the tenant cap, the waiters and the journal (an entry is charged at least 256 bytes). Memory is committed
+        // as it is used. The ring's horizon (in ticks) is a week.
+        let slack = limits.max_turns_per_tenant + limits.max_waiters + limits.journal_queue_bytes / 256 + 65_536;
+        let capacity = (limits.max_resident_sessions + slack) as usize;
+        let header_capacity = (limits.max_resident_bytes / Tree::LINE_BYTES + slack).min(1 << 27) as usize;
+        const WEEK_TICKS: u32 = 7 * 24 * 3600 * 10;
+        Engine {
+            journal: Journal::new(last_seq, limits.journal_queue_bytes),
+            residents: Index::new(capacity, WEEK_TICKS),
+            headers: Index::new(header_capacity, WEEK_TICKS),
+            owners: Mutex::default(),
+            tenants: Tenants::default(),
+            tickets: Mutex::new(HashMap::with_hasher(ahash::RandomState::with_seeds(hash_seed, 1, 2, 3))),
+            next_ticket: AtomicU64::new(1),
+            done: Mutex::default(),
+            effects: Mutex::default(),
+            timers: Mutex::default(),
+            next_timer: AtomicU64::new(0),
+            waiting: Mutex::default(),
+            recovery: Mutex::default(),
+            recovering: AtomicBool::new(false),
+            space: AtomicU8::new(Space::Ok as u8),
+            draining: AtomicBool::new(false),
+            running: AtomicI64::new(0),
+            counters: Counters::default(),
+            limits,
+            hash_seed,
+        }
+    }
+
+    /// Runs one RPC. `connection` tells connections apart; only waiting calls are counted by it.
+    pub fn call(&self, method: Method, request: &[u8], tenant: &str, connection: u64, mut now: Moment) -> Outcome {
+        let call = match Call::parse(method, request, tenant, &self.limits) {
+            Ok(call) => call,
+            Err(refusal) => {
+                count(&self.counters.refusals);
+                return Outcome::Refused(refusal);
+            }
+        };
+        let ticket = self.next_ticket.fetch_add(1, Ordering::Relaxed);
+        self.tickets.lock().insert(ticket, TicketState::Open);
+        let mut work = Work { direct: Some(ticket), ..Work::default() };
+        work.calls.push_back(self.pending(ticket, self.tenant(tenant), connection, call, &now));
+        self.finish(&mut work, &mut now);
+        match work.direct_result {
+            Some(Ok(reply)) => Outcome::Reply(reply),
+            Some(Err(refusal)) => Outcome::Refused(refusal),
+            None => Outcome::Ticket(ticket),
+        }
+    }
+
+    /// Calls that ended since the last time.
+    pub fn completed(&self) -> Vec<(u64, Result<Vec<u8>, Refusal>)> {
+        std::mem::take(&mut *self.done.lock())
+    }
+
+    /// Whether [`Engine::completed`] has something.
+    pub fn has_completed(&self) -> bool {
+        !self.done.lock().is_empty()
+    }
+
+    /// The caller of `ticket` is gone. A wait leaves its queue (or keeps its place for its repeat), a grant not yet
+    /// answered is released; a journaled entry is never undone.
+    pub fn cancel(&self, ticket: u64, mut now: Moment) {
+        let Some(state) = self.tickets.lock().remove(&ticket) else { return };
+        let mut work = Work::default();
+        match state {
+            TicketState::Open => {}
+            TicketState::Waiting(tree, index, place) => self.cancel_wait(&tree, index, place, &mut work, &now),
+            TicketState::Granted(tree, index, fence) => self.release_grant(&tree, index, fence, &mut work, &now),
+        }
+        self.finish(&mut work, &mut now);
+    }
+
+    /// The reply to `request` could not be written. A grant in it is released at once.
+    pub fn undelivered(&self, method: Method, request: &[u8], reply: &[u8], tenant: &str, mut now: Moment) {
+        let lease = match method {
+            Method::BeginTurn => v1::BeginTurnResponse::decode(reply).ok().and_then(|r| r.grant),
+            Method::CommitTurn => v1::CommitTurnResponse::decode(reply).ok().and_then(|r| r.next),
+            _ => None,
+        };
+        let lease = lease.and_then(|g| crate::ids::LeaseToken::decode(&g.lease).ok());
+        let session_id = match method {
+            Method::BeginTurn => v1::BeginTurnRequest::decode(request).ok().map(|r| r.session_id),
+            _ => v1::CommitTurnRequest::decode(request).ok().map(|r| r.session_id),
+        };
+        let (Some(lease), Some(session_id)) = (lease, session_id) else { return };
+        let Some((tree, index)) = self.tenant(tenant).directory.get(&session_id) else { return };
+        let mut work = Work::default();
+        self.release_grant(&tree, index, lease.fence, &mut work, &now);
+        self.finish(&mut work, &mut now);
+    }
+
+    /// Does what is due: leases, waits, evictions. Returns the milliseconds until something is due again, at most 100.
+    pub fn tick(&self, mut now: Moment) -> u64 {
+        /// Timers handled in one call: the rest follows in the next, so that no call is long.
+        const AT_ONCE: usize = 256;
+        let mut work = Work { evict: true, ..Work::default() };
+        // While nothing can be written nothing may end; the timers stay due.
+        let held_up = self.recovering.load(Ordering::Acquire) || self.space() == Space::Full || self.journal.full();
+        let mut next = 100;
+        if !held_up {
+            let due: Vec<Timer> = {
+                let mut timers = self.timers.lock();
+                let later = timers.split_off(&(now.mono_ms + 1, 0));
+                let mut due = std::mem::replace(&mut *timers, later);
+                if due.len() > AT_ONCE {
+                    let key = *due.keys().nth(AT_ONCE).expect("there are more than that");
+                    timers.extend(due.split_off(&key));
+                }
+                if let Some(((at, _), _)) = timers.first_key_value() {
+                    next = at.saturating_sub(now.mono_ms).clamp(1, 100);
+                }
+                due.into_values().collect()
+            };
+            for timer in due {
+                match timer {
+                    Timer::Lease(tree, index, fence) => self.lease_due(&tree, index, fence, &mut work, &now),
+                    Timer::Wait(tree, index, place) => self.wait_due(&tree, index, place, &mut work, &now),
+                }
+            }
+        }
+        self.residents.maintain(256, now.tick());
+        self.headers.maintain(256, now.tick());
+        self.finish(&mut work, &mut now);
+        next
+    }
+
+    /// The next batch to store, if none is in flight.
+    pub fn take_batch(&self) -> Option<Batch> {
+        self.journal.take(self.limits.max_batch_entries as usize)
+    }
+
+    /// Whether entries wait to be taken.
+    pub fn has_entries(&self) -> bool {
+        self.journal.has_queue()
+    }
+
+    /// Calls under way that are not merely waiting for a slot, and entries not yet durable: what a writer that lingers
+    /// compares.
+    pub fn in_flight(&self) -> (usize, u64) {
+        let waiting = self.waiting.lock().total();
+        (self.tickets.lock().len().saturating_sub(waiting), self.journal.backlog().0)
+    }
+
+    /// How much room the store has, as its handler finds it.
+    pub fn set_space(&self, space: Space) {
+        self.space.store(space as u8, Ordering::Release);
+    }
+
+    pub(crate) fn space(&self) -> Space {
+        match self.space.load(Ordering::Acquire) {
+            0 => Space::Ok,
+            1 => Space::Low,
+            _ => Space::Full,
+        }
+    }
+
+    /// From now on turns are not begun and waits end; what runs may end.
+    pub fn begin_drain(&self, mut now: Moment) {
+        self.draining.store(true, Ordering::Release);
+        let mut work = Work::default();
+        self.end_all_waits(&mut work);
+        self.finish(&mut work, &mut now);
+    }
+
+    /// Every entry is durable and no call is open.
+    pub fn flushed(&self) -> bool {
+        self.journal.backlog().0 == 0 && self.tickets.lock().is_empty()
+    }
+
+    /// Counters and gauges by name.
+    pub fn stats(&self) -> Vec<(&'static str, i64)> {
+        let mut stats = self.counters.list();
+        let (entries, bytes) = self.journal.backlog();
+        let slots: u32 = self.tenants.read().values().map(|t| t.slots.used()).sum();
+        let quarantined = self.recovery.lock().quarantined.len();
+        stats.extend([
+            ("slots_held", i64::from(slots)),
+            ("turns_running", self.running.load(Ordering::Relaxed)),
+            ("waiting", self.waiting.lock().total() as i64),
+            ("resident_sessions", self.residents.len() as i64),
+            ("resident_bytes", (self.residents.bytes() + self.headers.bytes()) as i64),
+            ("tree_headers", self.headers.len() as i64),
+            ("journal_entries", entries as i64),
+            ("journal_bytes", bytes as i64),
+            ("store_low", i64::from(self.space() != Space::Ok)),
+            ("quarantined_trees", quarantined as i64),
+            ("calls_in_flight", self.tickets.lock().len() as i64),
+        ]);
+        stats
+    }
+
+    // ---- inside
+
+    fn pending(&self, ticket: u64, tenant: Arc<Tenant>, connection: u64, call: Call, now: &Moment) -> Pending {
+        Pending {
+            ticket,
+            tenant,
+            connection,
+            since_ms: now.mono_ms,
+            call,
+            known: None,
+            request_is_new: false,
+            arrival: None,
+        }
+    }
+
+    pub(crate) fn tenant(&self, name: &str) -> Arc<Tenant> {
+        if let Some(tenant) = self.tenants.read().get(name) {
+            return tenant.clone();
+        }
+        let mut tenants = self.tenants.write();
+        let name: Arc<str> = name.into();
+        let new = || {
+            Arc::new(Tenant {
+                name: name.clone(),
+                slots: Padded::new(SlotNode::new(self.limits.max_turns_per_tenant as u32)),
+                queue: Queue::default(),
+                directory: Directory::new(self.hash_seed),
+            })
+        };
+        tenants.entry(name.clone()).or_insert_with(new).clone()
+    }
+
+    /// Does all the work there is, in an order that cannot recurse.
+    fn finish(&self, work: &mut Work, now: &mut Moment) {
+        loop {
+            if let Some(answer) = work.answers.pop() {
+                self.answer(answer, work);
+            } else if let Some(call) = work.calls.pop_front() {
+                if call.ticket == 0 || self.tickets.lock().contains_key(&call.ticket) {
+                    self.run(call, work, now);
+                }
+            } else if let Some((tree, gate)) = work.gates.pop() {
+                self.pump(&tree, gate, work, now);
+            } else if let Some(tree) = work.cleanups.pop() {
+                self.clean_up(&tree, now);
+            } else if work.evict {
+                work.evict = false;
+                self.evict(now);
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn run(&self, call: Pending, work: &mut Work, now: &mut Moment) {
+        match &call.call {
+            Call::Get(_) => return self.get_session(call, work),
+            Call::Renew(_) => return self.renew(call, work, now),
+            _ => {}
+        }
+        if let Err(refusal) = self.admit(&call.call) {
+            return self.refuse(call.ticket, refusal, work);
+        }
+        match &call.call {
+            Call::Open(_) => self.open_session(call, work, now),
+            Call::Update(_) => self.update_session(call, work, now),
+            Call::Close(_) => self.close_session(call, work, now),
+            Call::Begin(_) => self.begin_turn(call, work, now),
+            Call::End(_) | Call::Expire { .. } => self.end_turn(call, work, now),
+            Call::Get(_) | Call::Renew(_) => {}
+        }
+    }
+
+    /// Whether a mutation may go on at all.
+    fn admit(&self, call: &Call) -> Result<(), Refusal> {
+        if self.recovering.load(Ordering::Acquire) {
+            return Err(Refusal::new(Reason::Recovering, "the server re-reads its state; try again").retry_after(100));
+        }
+        if self.space() == Space::Full {
+            return Err(Refusal::new(Reason::StoreFull, "the disk is full; nothing can be written").retry_after(5_000));
+        }
+        if self.journal.full() {
+            return Err(Refusal::new(Reason::JournalFull, "the disk is far behind; try again").retry_after(500));
+        }
+        if matches!(call, Call::Open(_) | Call::Begin(_)) { self.admit_new() } else { Ok(()) }
+    }
+
+    /// Whether new work may begin.
+    fn admit_new(&self) -> Result<(), Refusal> {
+        if self.draining.load(Ordering::Acquire) {
+            return Err(Refusal::new(Reason::ShuttingDown, "the server is stopping").retry_after(1_000));
+        }
+        if self.space() != Space::Ok {
+            let message = "the disk is almost full; new work is refused";
+            return Err(Refusal::new(Reason::StoreLow, message).retry_after(5_000));
+        }
+        if self.journal.behind() {
+            return Err(Refusal::new(Reason::JournalBehind, "the disk is behind; try again").retry_after(200));
+        }
+        Ok(())
+    }
+
+    /// A refusal that tells of no tree.
+    fn refuse(&self, ticket: u64, refusal: Refusal, work: &mut Work) {
+        work.answers.push(Answer { ticket, result: Err(refusal), after: 0, root: None });
+    }
+
+    /// An answer about a tree: it waits until what it may reveal is durable.
+    fn reply(&self, ticket: u64, result: Result<Vec<u8>, Refusal>, tree: &Tree, state: &TreeState, work: &mut Work) {
+        work.answers.push(Answer { ticket, result, after: state.last_seq, root: Some(tree.root) });
+    }
+
+    fn answer(&self, answer: Answer, work: &mut Work) {
+        if answer.ticket == 0 {
+            return;
+        }
+        if let Some(Held::Answer(answer)) = self.journal.hold(answer.after, Held::Answer(answer)) {
+            self.deliver(answer.ticket, answer.result, work);
+        }
+    }
+
+    fn deliver(&self, ticket: u64, result: Result<Vec<u8>, Refusal>, work: &mut Work) {
+        if self.tickets.lock().remove(&ticket).is_none() {
+            // Cancelled in the meantime.
+            return;
+        }
+        if result.is_err() {
+            count(&self.counters.refusals);
+        }
+        if work.direct == Some(ticket) {
+            work.direct_result = Some(result);
+        } else {
+            self.done.lock().push((ticket, result));
+        }
+    }
+
+    /// Appends one entry: `change` alters the (resident) line at `index`, whose row is written, then `tail` may add
+    /// what follows from it. The session stays in memory until the entry is durable. The tree is locked.
+    fn append_with<T>(
+        &self,
+        tree: &Arc<Tree>,
+        state: &mut TreeState,
+        index: u32,
+        now: &Moment,
+        change: impl FnOnce(Seq, &mut Line, &mut Vec<Op>),
+        tail: impl FnOnce(Seq, &mut TreeState, &mut Vec<Op>) -> T,
+    ) -> T {
+        let pinned = self.pin(tree, state, index, now);
+        let appending = self.journal.append();
+        let seq = appending.seq;
+        let mut ops = Vec::with_capacity(3);
+        if let Some(line) = state.line_mut(index) {
+            change(seq, line, &mut ops);
+            let prev = std::mem::replace(&mut line.seq, seq);
+            if let Some(row) = state.row(tree, index, seq, prev) {
+                ops.push(Op::Upsert(Box::new(row)));
+            }
+        }
+        let out = tail(seq, state, &mut ops);
+        state.last_seq = seq;
+        appending.push(tree, ops, pinned.into_iter().collect());
+        self.charge(state, index);
+        out
+    }
+
+    fn append(
+        &self,
+        tree: &Arc<Tree>,
+        state: &mut TreeState,
+        index: u32,
+        now: &Moment,
+        change: impl FnOnce(Seq, &mut Line, &mut Vec<Op>),
+    ) {
+        self.append_with(tree, state, index, now, change, |_, _, _| ());
+    }
+
+    fn timer(&self, at_ms: u64, timer: Timer) {
+        let n = self.next_timer.fetch_add(1, Ordering::Relaxed);
+        self.timers.lock().insert((at_ms, n), timer);
+    }
+
+    /// Gives back what a turn of `line` held, once, after its end was journaled.
+    fn free_slots(&self, tree: &Arc<Tree>, depth: u32, work: &mut Work) {
+        self.running.fetch_sub(1, Ordering::Relaxed);
+        tree.tenant.slots.release(1);
+        work.gates.push((tree.clone(), Gate::Tenant));
+        if depth > 0 {
+            tree.children_slots.release(1);
+            work.gates.push((tree.clone(), Gate::Tree));
+        }
+    }
+
+    fn unpin(&self, handles: Vec<Handle>, now: &Moment) {
+        for handle in handles {
+            self.residents.unpin(handle, now.tick());
+        }
+    }
+}
+
+/// The refusal of an id that nobody knows.
+pub(crate) fn not_found(session_id: &str) -> Refusal {
+    Refusal::new(Reason::SessionNotFound, format!("no session {session_id:?} is known")).with("session_id", session_id)
+}
+
+/// The refusal of a session that ended.
+pub(crate) fn closed(session_id: &str) -> Refusal {
+    Refusal::new(Reason::SessionClosed, format!("session {session_id:?} has ended")).with("session_id", session_id)
+}
+
+pub(crate) fn duration(ms: u64) -> prost_types::Duration {
+    prost_types::Duration { seconds: (ms / 1000) as i64, nanos: (ms % 1000) as i32 * 1_000_000 }
+}
+
+pub(crate) fn timestamp(wall_ms: i64) -> prost_types::Timestamp {
+    prost_types::Timestamp { seconds: wall_ms.div_euclid(1000), nanos: wall_ms.rem_euclid(1000) as i32 * 1_000_000 }
+}
+
+/// Encodes a message, for who has no use for prost otherwise.
+pub fn encode(message: &impl Message) -> Vec<u8> {
+    message.encode_to_vec()
+}

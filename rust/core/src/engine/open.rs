@@ -1,0 +1,378 @@
+//! Making sessions: OpenSession, and the unborn line that a BeginTurn with `open` waits on.
+
+use super::reload::Located;
+use super::requests::{Begin, Open, OpenOptions, Update};
+use super::tree::{Line, Resident, Tree, TreeState};
+use super::{Call, Engine, Moment, Pending, Work, closed, count, not_found};
+use crate::chain;
+use crate::checkpoint::Checkpoint;
+use crate::error::{Quota, Reason, Refusal};
+use crate::gen_store::RequestMark;
+use crate::gen_v1 as v1;
+use crate::ids::{self, Uid};
+use prost::Message;
+use std::sync::Arc;
+
+/// Where a new session goes.
+pub(crate) struct Site {
+    pub(crate) tree: Arc<Tree>,
+    pub(crate) parent: Option<u32>,
+}
+
+impl Engine {
+    pub(crate) fn open_session(&self, call: Pending, work: &mut Work, now: &mut Moment) {
+        let Call::Open(open) = &call.call else { return };
+        let id = open.session_id.clone();
+        match self.locate(call, &id, work) {
+            Located::Gone => {}
+            Located::Ended(call, _) => self.refuse(call.ticket, closed(&id), work),
+            Located::At(call, tree, index) => match Self::still_at(&tree, index, &id) {
+                Some(mut state) => self.open_existing(call, &tree, &mut state, index, work, now),
+                None => work.calls.push_back(call),
+            },
+            Located::Absent(call) => self.open_new(call, &id, work, now),
+        }
+    }
+
+    fn open_existing(
+        &self,
+        call: Pending,
+        tree: &Arc<Tree>,
+        state: &mut TreeState,
+        index: u32,
+        work: &mut Work,
+        now: &mut Moment,
+    ) {
+        let (Call::Open(open), Some(line)) = (&call.call, state.line(index)) else { return };
+        if line.closed.is_some() {
+            return self.reply(call.ticket, Err(closed(&open.session_id)), tree, state, work);
+        }
+        if !line.born {
+            // A BeginTurn waits to make it; this call makes it now, and the wait goes on in it.
+            return self.open_unborn(call, tree, state, index, work, now);
+        }
+        let Some(resident) = &line.resident else {
+            return self.load(call, tree, state, index, false, now);
+        };
+        let exists = || {
+            Refusal::new(Reason::SessionExists, format!("session {:?} is open", open.session_id))
+                .with("session_id", &open.session_id)
+        };
+        let result = match ids::repeats(resident.open_request.as_ref(), open.mark.as_ref()) {
+            Err(refusal) => Err(refusal),
+            Ok(repeat) if repeat || open.return_existing => {
+                let session = Some(self.line_view(tree, state, index).to_proto());
+                Ok(v1::OpenSessionResponse { session, created: false }.encode_to_vec())
+            }
+            Ok(_) => Err(exists()),
+        };
+        self.reply(call.ticket, result, tree, state, work);
+    }
+
+    fn open_new(&self, call: Pending, id: &str, work: &mut Work, now: &mut Moment) {
+        let Call::Open(open) = &call.call else { return };
+        if open.validate_only && open.options.parent.is_empty() {
+            let session = preview(open, "/root".to_owned(), now);
+            let reply = v1::OpenSessionResponse { session: Some(session), created: false };
+            work.answers.push(super::Answer {
+                ticket: call.ticket,
+                result: Ok(reply.encode_to_vec()),
+                after: 0,
+                root: None,
+            });
+            return;
+        }
+        let Some((call, site)) = self.site(call, work, now) else { return };
+        let Call::Open(open) = &call.call else { return };
+        let mut state = site.tree.state.lock();
+        if state.dropped {
+            drop(state);
+            work.calls.push_back(call);
+            return;
+        }
+        if let Err(refusal) = self.check_birth(&state, site.parent, &open.options.name) {
+            return self.reply(call.ticket, Err(refusal), &site.tree, &state, work);
+        }
+        if open.validate_only {
+            let path = site.parent.map_or_else(String::new, |p| state.path(p));
+            let session = preview(open, path + "/" + &name_or_made(&open.options.name, id), now);
+            let reply = v1::OpenSessionResponse { session: Some(session), created: false }.encode_to_vec();
+            return self.reply(call.ticket, Ok(reply), &site.tree, &state, work);
+        }
+        let Some(index) = self.add_unborn(&site, &mut state, id, work) else {
+            drop(state);
+            work.calls.push_back(call);
+            return;
+        };
+        self.open_unborn(call, &site.tree, &mut state, index, work, now);
+    }
+
+    fn open_unborn(
+        &self,
+        call: Pending,
+        tree: &Arc<Tree>,
+        state: &mut TreeState,
+        index: u32,
+        work: &mut Work,
+        now: &mut Moment,
+    ) {
+        let Call::Open(open) = call.call else { return };
+        if let Err(refusal) = self.birth(tree, state, index, open.options, open.mark, now) {
+            self.reply(call.ticket, Err(refusal), tree, state, work);
+            return self.drop_unborn(tree, state, index, now);
+        }
+        self.append(tree, state, index, now, |_, _, _| ());
+        let session = Some(self.line_view(tree, state, index).to_proto());
+        let reply = v1::OpenSessionResponse { session, created: true }.encode_to_vec();
+        self.reply(call.ticket, Ok(reply), tree, state, work);
+        work.evict = true;
+    }
+
+    /// The tree in which the new session of this call goes; parks or refuses the call where it cannot be told.
+    pub(crate) fn site(&self, call: Pending, work: &mut Work, now: &mut Moment) -> Option<(Pending, Site)> {
+        let parent = match &call.call {
+            Call::Open(Open { options, .. }) | Call::Begin(Begin { open: Some(options), .. }) => options.parent.clone(),
+            _ => return None,
+        };
+        if parent.is_empty() {
+            let uid = Uid::v7(now.wall_ms, now.draw());
+            let tree = Arc::new(self.new_tree(uid, call.tenant.clone()));
+            return Some((call, Site { tree, parent: None }));
+        }
+        // The parent is looked for first, the new id last: then what the store said of the id is of this very moment.
+        let known = match &call.known {
+            Some((id, _)) if **id != *parent => call.known.clone(),
+            _ => None,
+        };
+        match self.locate(call, &parent, work) {
+            Located::Gone => None,
+            Located::Absent(call) => {
+                let refusal = Refusal::new(Reason::ParentNotFound, format!("no parent session {parent:?} is known"));
+                self.refuse(call.ticket, refusal.with("session_id", &parent), work);
+                None
+            }
+            Located::Ended(call, _) => {
+                self.refuse(call.ticket, closed(&parent), work);
+                None
+            }
+            Located::At(mut call, tree, index) => {
+                call.known = known;
+                let Some(state) = Self::still_at(&tree, index, &parent) else {
+                    work.calls.push_back(call);
+                    return None;
+                };
+                let line = state.line(index)?;
+                let refusal = match (line.closed.is_some(), line.born) {
+                    (true, _) => Some(closed(&parent)),
+                    (_, false) => Some(not_found(&parent)),
+                    _ => None,
+                };
+                if let Some(refusal) = refusal {
+                    self.reply(call.ticket, Err(refusal), &tree, &state, work);
+                    return None;
+                }
+                drop(state);
+                Some((call, Site { tree, parent: Some(index) }))
+            }
+        }
+    }
+
+    /// Whether a session may be born below `parent`. The caller holds the tree's lock.
+    pub(crate) fn check_birth(&self, state: &TreeState, parent: Option<u32>, name: &str) -> Result<(), Refusal> {
+        let Some(parent_index) = parent else { return Ok(()) };
+        let Some(parent) = state.line(parent_index).filter(|l| l.is_open()) else {
+            return Err(Refusal::new(Reason::SessionClosed, "the parent session has ended"));
+        };
+        let cap = |reason, limit_name, limit, used| {
+            let quota = Quota { limit_name, limit, used, holders: Vec::new() };
+            Refusal::new(reason, format!("{limit_name} is {limit}; {used} in use")).quota(quota)
+        };
+        if u64::from(parent.depth) >= self.limits.max_depth {
+            return Err(cap(Reason::TreeDepth, "max_depth", self.limits.max_depth, u64::from(parent.depth)));
+        }
+        if u64::from(state.open) >= self.limits.max_sessions_per_tree {
+            let (limit, used) = (self.limits.max_sessions_per_tree, u64::from(state.open));
+            return Err(cap(Reason::TreeSessions, "max_sessions_per_tree", limit, used));
+        }
+        if !name.is_empty() && state.name_taken(parent_index, name) {
+            let path = format!("{}/{name}", state.path(parent_index));
+            return Err(Refusal::new(Reason::PathCollision, format!("an open session is at {path}")).with("path", path));
+        }
+        Ok(())
+    }
+
+    /// Adds the line of a session that is about to be, unknown to everybody but waits. `None` if the id came to be
+    /// meanwhile. The tree is locked.
+    pub(crate) fn add_unborn(&self, site: &Site, state: &mut TreeState, id: &str, work: &mut Work) -> Option<u32> {
+        let session_id: Arc<str> = id.into();
+        // The uid is given at birth; the root's is its tree's.
+        let mut line = Line::new(site.tree.root, session_id.clone());
+        line.born = false;
+        line.parent = site.parent;
+        line.depth = site.parent.and_then(|p| state.line(p)).map_or(0, |p| p.depth + 1);
+        let index = state.add(line);
+        if let Ok(calls) = site.tree.tenant.directory.insert(&session_id, &site.tree, index) {
+            work.calls.extend(calls);
+            return Some(index);
+        }
+        state.lines[index as usize] = None;
+        state.free.push(index);
+        None
+    }
+
+    /// Takes out a line whose session was not made after all, unless somebody still waits on it.
+    pub(crate) fn drop_unborn(&self, tree: &Arc<Tree>, state: &mut TreeState, index: u32, now: &Moment) {
+        let Some(line) = state.line(index).filter(|l| !l.born && l.waiter.is_none()) else { return };
+        tree.tenant.directory.remove(&line.session_id, tree);
+        state.lines[index as usize] = None;
+        state.free.push(index);
+        if state.lines.iter().all(Option::is_none) {
+            self.drop_tree(tree, state, now);
+        }
+    }
+
+    /// Makes the session of an unborn line, in memory; the caller appends the entry that says so.
+    pub(crate) fn birth(
+        &self,
+        tree: &Arc<Tree>,
+        state: &mut TreeState,
+        index: u32,
+        options: OpenOptions,
+        mark: Option<RequestMark>,
+        now: &mut Moment,
+    ) -> Result<(), Refusal> {
+        let parent = state.line(index).and_then(|l| l.parent);
+        self.check_birth(state, parent, &options.name)?;
+        let uid = if parent.is_none() { tree.root } else { Uid::v7(now.wall_ms, now.draw()) };
+        let id = state.line(index).map(|l| l.session_id.clone()).unwrap_or_default();
+        let mut name = name_or_made(&options.name, &id);
+        if let Some(parent) = parent {
+            // A made name gives way: nobody asked for it.
+            if options.name.is_empty() && state.name_taken(parent, &name) {
+                name = format!("{name}-{:06x}", uid.0 & 0xFF_FFFF);
+            }
+        }
+        if let Some(line) = state.line_mut(index) {
+            line.born = true;
+            line.uid = uid;
+            line.name = if parent.is_none() { "".into() } else { name.into() };
+        }
+        state.open += 1;
+        self.charge_header(tree, state, now);
+        let make = |handle| Resident {
+            handle,
+            create_ms: now.wall_ms,
+            labels: options.labels,
+            stale_timeout_ms: options.stale_timeout_ms,
+            last_outcome: v1::TurnOutcome::None,
+            chain: chain::GENESIS,
+            checkpoint_tokens: 0,
+            state_seq: 0,
+            open_request: mark,
+            update_request: None,
+            attempts: 0,
+            head_seq: 0,
+            requests: Vec::new(),
+            state: None,
+            checkpoint: Some(Checkpoint::default()),
+        };
+        self.admit_resident(tree, state, index, make, now);
+        count(&self.counters.sessions_opened);
+        Ok(())
+    }
+
+    pub(crate) fn update_session(&self, call: Pending, work: &mut Work, now: &mut Moment) {
+        let Some((call, tree, index)) = self.locate_open(call, work) else { return };
+        let Call::Update(Update { session_id, .. }) = &call.call else { return };
+        let Some(mut state) = Self::still_at(&tree, index, session_id) else {
+            work.calls.push_back(call);
+            return;
+        };
+        let Some(line) = state.line_mut(index) else { return };
+        let Some(resident) = line.resident.as_mut() else {
+            return self.load(call, &tree, &mut state, index, false, now);
+        };
+        let Call::Update(update) = call.call else { return };
+        let result = ids::repeats(resident.update_request.as_ref(), update.mark.as_ref()).and_then(|repeat| {
+            let mut labels = resident.labels.clone();
+            for (key, value) in update.labels {
+                if value.is_empty() {
+                    labels.remove(&key);
+                } else {
+                    labels.insert(key, value);
+                }
+            }
+            if labels.len() > 64 {
+                return Err(Refusal::field("labels", format!("would be {}; at most 64 are allowed", labels.len()))
+                    .with("size", labels.len())
+                    .with("limit", 64));
+            }
+            Ok((repeat, labels))
+        });
+        match result {
+            Err(refusal) => self.reply(call.ticket, Err(refusal), &tree, &state, work),
+            Ok((repeat, labels)) => {
+                if !repeat {
+                    resident.labels = labels;
+                    resident.stale_timeout_ms = update.stale_timeout_ms.unwrap_or(resident.stale_timeout_ms);
+                    resident.update_request = update.mark.or(resident.update_request.take());
+                    self.append(&tree, &mut state, index, now, |_, _, _| ());
+                }
+                let session = Some(self.line_view(&tree, &state, index).to_proto());
+                let reply = v1::UpdateSessionResponse { session }.encode_to_vec();
+                self.reply(call.ticket, Ok(reply), &tree, &state, work);
+            }
+        }
+    }
+
+    /// Finds the open session of a call; answers or parks the call otherwise.
+    pub(crate) fn locate_open(&self, call: Pending, work: &mut Work) -> Option<(Pending, Arc<Tree>, u32)> {
+        let id = call.call.session_id().to_owned();
+        let (call, refusal) = match self.locate(call, &id, work) {
+            Located::Gone => return None,
+            Located::Absent(call) => (call, not_found(&id)),
+            Located::Ended(call, _) => (call, closed(&id)),
+            Located::At(call, tree, index) => {
+                let Some(state) = Self::still_at(&tree, index, &id) else {
+                    work.calls.push_back(call);
+                    return None;
+                };
+                let refusal = match state.line(index) {
+                    Some(line) if line.closed.is_some() => closed(&id),
+                    Some(line) if line.born => {
+                        drop(state);
+                        return Some((call, tree, index));
+                    }
+                    _ => not_found(&id),
+                };
+                self.reply(call.ticket, Err(refusal), &tree, &state, work);
+                return None;
+            }
+        };
+        self.refuse(call.ticket, refusal, work);
+        None
+    }
+}
+
+fn name_or_made(name: &str, session_id: &str) -> String {
+    if name.is_empty() { ids::name_from_id(session_id) } else { name.to_owned() }
+}
+
+/// A session as it would be.
+fn preview(open: &Open, path: String, now: &Moment) -> v1::Session {
+    let root = if open.options.parent.is_empty() { open.session_id.clone() } else { String::new() };
+    v1::Session {
+        session_id: open.session_id.clone(),
+        parent_session_id: open.options.parent.clone(),
+        root_session_id: root,
+        path,
+        state: v1::SessionState::Open as i32,
+        activity: v1::Activity::Idle as i32,
+        last_outcome: v1::TurnOutcome::None as i32,
+        residency: v1::Residency::Unloaded as i32,
+        labels: open.options.labels.clone(),
+        stale_timeout: Some(super::duration(open.options.stale_timeout_ms as u64)),
+        create_time: Some(super::timestamp(now.wall_ms)),
+        ..v1::Session::default()
+    }
+}

@@ -1,0 +1,299 @@
+//! What callers see: sessions and records as messages of the API, from memory or from the store alike (I11).
+
+use super::requests::Call;
+use super::tree::{Lease, Tenant, Tree, TreeState};
+use super::{Engine, Pending, Work, duration, not_found, timestamp};
+use crate::chain::{self, digest};
+use crate::error::{Reason, Refusal};
+use crate::gen_store::{Receipt, RecordMeta, RunningGrant, SessionFacts};
+use crate::gen_v1 as v1;
+use crate::ids::Uid;
+use prost::Message;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// A session as `roost.v1.Session` tells it.
+#[derive(Clone, Debug)]
+pub struct SessionView {
+    session_id: String,
+    uid: Uid,
+    parent_session_id: String,
+    root_session_id: String,
+    path: String,
+    state: i32,
+    activity: v1::Activity,
+    last_outcome: i32,
+    residency: v1::Residency,
+    turn_count: u32,
+    head_version: u64,
+    checkpoint_tokens: u64,
+    labels: BTreeMap<String, String>,
+    stale_timeout_ms: i64,
+    create_ms: i64,
+    running: Option<v1::RunningTurn>,
+    receipt: Option<v1::CloseReceipt>,
+    has_provisional: bool,
+}
+
+impl SessionView {
+    pub fn to_proto(&self) -> v1::Session {
+        v1::Session {
+            session_id: self.session_id.clone(),
+            uid: self.uid.to_string(),
+            parent_session_id: self.parent_session_id.clone(),
+            root_session_id: self.root_session_id.clone(),
+            path: self.path.clone(),
+            state: self.state,
+            activity: self.activity as i32,
+            last_outcome: self.last_outcome,
+            residency: self.residency as i32,
+            turn_count: self.turn_count,
+            head_version: self.head_version,
+            checkpoint_tokens: self.checkpoint_tokens,
+            labels: self.labels.clone(),
+            stale_timeout: Some(duration(self.stale_timeout_ms as u64)),
+            create_time: Some(timestamp(self.create_ms)),
+            running: self.running.clone(),
+            receipt: self.receipt,
+            // A provisional always stands at the number after the head (I8).
+            provisional_turn: if self.has_provisional { self.turn_count + 1 } else { 0 },
+        }
+    }
+}
+
+fn running_turn(turn: u32, attempt: u32, owner: &str, begin_ms: i64) -> v1::RunningTurn {
+    v1::RunningTurn { turn, attempt, owner: owner.to_owned(), begin_time: Some(timestamp(begin_ms)) }
+}
+
+pub(crate) fn receipt(r: &Receipt) -> v1::CloseReceipt {
+    v1::CloseReceipt {
+        reason: r.reason,
+        close_time: Some(timestamp(r.close_ms)),
+        slots_released: r.slots_released,
+        children_closed: r.children_closed,
+        turn_count: r.turn_count,
+        close_number: r.close_number,
+        provisionals_aborted: r.provisionals_aborted,
+    }
+}
+
+pub(crate) fn decode_receipt(bytes: &[u8]) -> Option<v1::CloseReceipt> {
+    Receipt::decode(bytes).ok().as_ref().map(receipt)
+}
+
+impl Engine {
+    pub(crate) fn get_session(&self, call: Pending, work: &mut Work) {
+        let Call::Get(id) = &call.call else { return };
+        let id = id.clone();
+        // Reads load nothing: a session that is not in memory is read from the store, once its tree is durable.
+        let Some((tree, index)) = call.tenant.directory.get(&id) else {
+            return self.ask_row(call, &id, 0);
+        };
+        let Some(state) = Self::still_at(&tree, index, &id) else {
+            work.calls.push_back(call);
+            return;
+        };
+        let Some(line) = state.line(index) else { return };
+        if !line.born {
+            self.refuse(call.ticket, not_found(&id), work);
+        } else if line.closed.is_some() || line.resident.is_none() {
+            let after = state.last_seq;
+            self.ask_row(call, &id, after);
+        } else {
+            let session = Some(self.line_view(&tree, &state, index).to_proto());
+            self.reply(call.ticket, Ok(v1::GetSessionResponse { session }.encode_to_vec()), &tree, &state, work);
+        }
+    }
+
+    /// A resident session. The tree is locked.
+    pub(crate) fn line_view(&self, tree: &Arc<Tree>, state: &TreeState, index: u32) -> SessionView {
+        let _ = tree;
+        let line = state.line(index).expect("the caller has just looked at it");
+        let resident = line.resident.as_ref().expect("the caller has just seen it resident");
+        let id_of = |i: Option<u32>| i.and_then(|i| state.line(i)).map(|l| l.session_id.to_string());
+        let mut root = index;
+        while let Some(parent) = state.line(root).and_then(|l| l.parent) {
+            root = parent;
+        }
+        let running = line.running();
+        SessionView {
+            session_id: line.session_id.to_string(),
+            uid: line.uid,
+            parent_session_id: id_of(line.parent).unwrap_or_default(),
+            root_session_id: id_of(Some(root)).unwrap_or_default(),
+            path: state.path(index),
+            state: v1::SessionState::Open as i32,
+            activity: activity(running, line.waits()),
+            last_outcome: resident.last_outcome as i32,
+            residency: v1::Residency::Resident,
+            turn_count: line.head,
+            head_version: line.head_version,
+            checkpoint_tokens: resident.checkpoint_tokens,
+            labels: resident.labels.clone(),
+            stale_timeout_ms: resident.stale_timeout_ms,
+            create_ms: resident.create_ms,
+            running: running.map(|l| running_turn(l.turn, l.attempt, &l.owner, l.begin_wall_ms)),
+            receipt: None,
+            has_provisional: line.provisional != 0,
+        }
+    }
+
+    /// A session as the store holds it; whether it waits and is resident comes from memory.
+    pub(crate) fn row_view(&self, tenant: &Tenant, row: &super::SessionRow) -> Result<SessionView, Refusal> {
+        let corrupt = |what: &str| {
+            Refusal::new(Reason::SessionCorrupt, format!("session {:?}: {what}", row.session_id))
+                .with("session_id", &row.session_id)
+        };
+        let facts = SessionFacts::decode(&row.facts[..]).map_err(|_| corrupt("its facts do not decode"))?;
+        let grant = match row.lease.as_deref().filter(|_| row.running) {
+            Some(bytes) => Some(RunningGrant::decode(bytes).map_err(|_| corrupt("its grant does not decode"))?),
+            None => None,
+        };
+        let (mut waits, mut resident) = (false, false);
+        if let Some((tree, index)) = tenant.directory.get(&row.session_id) {
+            if let Some(state) = Self::still_at(&tree, index, &row.session_id) {
+                if let Some(line) = state.line(index).filter(|l| l.uid == row.uid) {
+                    (waits, resident) = (line.waits(), line.resident.is_some());
+                }
+            }
+        }
+        let activity = match (&grant, waits) {
+            (Some(_), _) => v1::Activity::Running,
+            (None, true) => v1::Activity::Waiting,
+            (None, false) => v1::Activity::Idle,
+        };
+        Ok(SessionView {
+            session_id: row.session_id.clone(),
+            uid: row.uid,
+            parent_session_id: row.parent_session_id.clone(),
+            root_session_id: row.root_session_id.clone(),
+            path: row.path.clone(),
+            state: row.state,
+            activity,
+            last_outcome: facts.last_outcome,
+            residency: if resident { v1::Residency::Resident } else { v1::Residency::Unloaded },
+            turn_count: row.head,
+            head_version: row.head_version,
+            checkpoint_tokens: facts.checkpoint_tokens,
+            labels: facts.labels,
+            stale_timeout_ms: facts.stale_timeout_ms,
+            create_ms: row.create_ms,
+            running: grant.map(|g| running_turn(g.turn, g.attempt, &g.owner, g.begin_ms)),
+            receipt: row.receipt.as_deref().and_then(decode_receipt),
+            has_provisional: row.provisional != 0,
+        })
+    }
+
+    /// A session row as an encoded `roost.v1.Session`.
+    pub fn describe(&self, tenant: &str, row: &super::SessionRow) -> Result<Vec<u8>, Refusal> {
+        Ok(self.row_view(&self.tenant(tenant), row)?.to_proto().encode_to_vec())
+    }
+
+    /// The uids of resident sessions, and of those with a waiting call: what list filters ask for.
+    pub fn uids_in_memory(&self, tenant: &str) -> (Vec<Uid>, Vec<Uid>) {
+        let (mut resident, mut waiting) = (Vec::new(), Vec::new());
+        for tree in self.tenant(tenant).directory.trees() {
+            let state = tree.state.lock();
+            for (_, line) in state.iter().filter(|(_, l)| l.is_open()) {
+                if line.resident.is_some() {
+                    resident.push(line.uid);
+                }
+                if line.waits() {
+                    waiting.push(line.uid);
+                }
+            }
+        }
+        (resident, waiting)
+    }
+}
+
+fn activity(running: Option<&Lease>, waits: bool) -> v1::Activity {
+    match (running, waits) {
+        (Some(_), _) => v1::Activity::Running,
+        (None, true) => v1::Activity::Waiting,
+        (None, false) => v1::Activity::Idle,
+    }
+}
+
+/// A record in full, as the store reads it.
+#[derive(Clone, Debug)]
+pub struct RecordRow {
+    pub seq: u64,
+    pub status: i32,
+    pub meta: Vec<u8>,
+    pub tokens: Option<Vec<u8>>,
+    pub state: Option<Vec<u8>>,
+    pub arrays: Option<Vec<u8>>,
+    pub content: Option<Vec<u8>>,
+}
+
+impl RecordRow {
+    /// As `roost.v1.Record`. With payloads they are verified against their digests.
+    pub fn to_proto(self, omit_payload: bool) -> Result<v1::Record, Refusal> {
+        let corrupt = |what: &str| {
+            Refusal::new(Reason::SessionCorrupt, format!("record {}: {what}", self.seq)).with("record", self.seq)
+        };
+        let meta = RecordMeta::decode(&self.meta[..]).map_err(|_| corrupt("its metadata does not decode"))?;
+        let content = self.content.unwrap_or_default();
+        let tokens = self.tokens.unwrap_or_default();
+        let arrays = self.arrays.unwrap_or_default();
+        if !omit_payload {
+            let state = self.state.as_deref().unwrap_or_default();
+            let pairs = [
+                (digest(&[&content]), &meta.content_digest, "its content does not match its digest"),
+                (digest(&[&tokens]), &meta.tokens_digest, "its tokens do not match their digest"),
+                (digest(&[&arrays]), &meta.arrays_digest, "its arrays do not match their digest"),
+                (digest(&[state]), &meta.state_digest, "its state does not match its digest"),
+            ];
+            for (is, should, what) in pairs {
+                if is != *should {
+                    return Err(corrupt(what));
+                }
+            }
+        }
+        let split = (meta.logprobs_bytes as usize).min(arrays.len());
+        let payload = |bytes: Vec<u8>| if omit_payload { Vec::new() } else { bytes };
+        let span = meta.has_tokens.then(|| v1::TokenSpan {
+            offset: meta.token_offset,
+            logprobs: payload(arrays[..split].to_vec()),
+            loss_mask: payload(arrays[split..].to_vec()),
+            token_ids: payload(tokens),
+            weight_versions: meta
+                .weight_versions
+                .chunks_exact(2)
+                .map(|run| v1::WeightVersionRun { version: run[0], count: run[1] as u32 })
+                .collect(),
+        });
+        let usage = meta.has_usage.then_some(v1::Usage {
+            prompt_tokens: meta.prompt_tokens,
+            completion_tokens: meta.completion_tokens,
+            cached_tokens: meta.cached_tokens,
+        });
+        Ok(v1::Record {
+            turn: meta.turn,
+            attempt: meta.attempt,
+            status: self.status,
+            record: Some(v1::RecordInput {
+                content: payload(content),
+                content_type: meta.content_type,
+                tokens: span,
+                usage,
+                finish_reason: meta.finish_reason,
+                labels: meta.labels,
+            }),
+            create_time: Some(timestamp(meta.create_ms)),
+            outcome: meta.outcome,
+            head_version: meta.head_version,
+            fence: meta.fence,
+            new_segment: meta.new_segment,
+            owner: meta.owner,
+        })
+    }
+}
+
+/// Verifies the hash chain of a session's records, newest first, against its facts.
+pub fn verify_history(lines: &[chain::Line], last: u64, facts: &[u8]) -> Result<(), Refusal> {
+    let facts = SessionFacts::decode(facts)
+        .map_err(|_| Refusal::new(Reason::SessionCorrupt, "the session's facts do not decode"))?;
+    chain::verify(lines, last, &facts.chain).map(|_| ())
+}

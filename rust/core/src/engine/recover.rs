@@ -1,0 +1,172 @@
+//! What follows an append: answers set free, or, when the store refused, the way back to what it holds.
+
+use super::{Answer, Call, Engine, Moment, Space, Timer, Work, count};
+use crate::error::{Reason, Refusal};
+use crate::ids::Uid;
+use crate::journal::{Held, Released};
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+#[derive(Default)]
+pub(crate) struct Recovery {
+    /// Trees whose headers are being re-read: until none is left nothing is admitted.
+    reading: HashSet<Uid>,
+    /// Trees that the store refused alone, set aside until a restart.
+    pub(crate) quarantined: HashSet<Uid>,
+}
+
+/// What the store made of the batch in flight. An unknown outcome is not here: the process ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Appended {
+    /// Durable, but for these trees, which were refused alone.
+    Stored { quarantine: Vec<Uid> },
+    /// No room: nothing was stored.
+    RefusedFull,
+    /// Refused for another reason: nothing was stored.
+    Refused,
+}
+
+impl Engine {
+    /// Ends the batch in flight.
+    pub fn appended(&self, outcome: &Appended, mut now: Moment) {
+        let mut work = Work::default();
+        let released = match outcome {
+            Appended::Stored { quarantine } => {
+                count(&self.counters.batches_stored);
+                self.recovery.lock().quarantined.extend(quarantine);
+                self.journal.stored(quarantine)
+            }
+            Appended::RefusedFull | Appended::Refused => {
+                count(&self.counters.batches_refused);
+                if *outcome == Appended::RefusedFull {
+                    self.set_space(Space::Full);
+                }
+                // Closed first, so that no call slips in between the loss and the re-reading.
+                self.recovering.store(true, Ordering::Release);
+                self.journal.refused()
+            }
+        };
+        let refused = !matches!(outcome, Appended::Stored { .. });
+        self.settle(released, refused, &mut work, &mut now);
+        work.evict = true;
+        self.finish(&mut work, &mut now);
+    }
+
+    fn settle(&self, released: Released, reread: bool, work: &mut Work, now: &mut Moment) {
+        self.counters.entries_stored.fetch_add(
+            if reread { 0 } else { (released.entries - released.lost_trees.len()) as u64 },
+            Ordering::Relaxed,
+        );
+        self.unpin(released.unpin, now);
+        let mut seen = HashSet::new();
+        for tree in released.lost_trees.into_iter().filter(|t| seen.insert(t.root)) {
+            if reread && !self.recovery.lock().quarantined.contains(&tree.root) {
+                self.recovery.lock().reading.insert(tree.root);
+            }
+            self.lose_tree(&tree, work, now);
+        }
+        for held in released.lost_held {
+            match held {
+                Held::Answer(answer) => self.deliver(answer.ticket, Err(not_stored()), work),
+                Held::Effect(id) => self.start_effect(id),
+                Held::Cleanup(_) => {}
+            }
+        }
+        for held in released.held {
+            match held {
+                Held::Answer(answer) => self.deliver(answer.ticket, answer.result, work),
+                Held::Effect(id) => self.start_effect(id),
+                Held::Cleanup(tree) => self.clean_up(&tree, now),
+            }
+        }
+        if reread {
+            let roots: Vec<Uid> = self.recovery.lock().reading.iter().copied().collect();
+            if roots.is_empty() {
+                self.recovering.store(false, Ordering::Release);
+            }
+            for root in roots {
+                self.ask_header(root);
+            }
+        }
+    }
+
+    /// A tree's header was re-read; the last one opens the gates again.
+    pub(crate) fn recovered(&self, root: Uid) {
+        let mut recovery = self.recovery.lock();
+        recovery.reading.remove(&root);
+        if recovery.reading.is_empty() {
+            self.recovering.store(false, Ordering::Release);
+        }
+    }
+
+    /// Drops a tree whose latest entries were not stored: what it holds in memory did not happen.
+    fn lose_tree(&self, tree: &Arc<super::Tree>, work: &mut Work, now: &Moment) {
+        let mut state = tree.state.lock();
+        if state.dropped {
+            return;
+        }
+        for index in 0..state.lines.len() as u32 {
+            let waiter = self.take_waiter(tree, &mut state, index, now);
+            let Some(line) = state.line_mut(index) else { continue };
+            if let Some(call) = waiter.and_then(|w| w.call) {
+                work.answers.push(Answer { ticket: call.ticket, result: Err(not_stored()), after: 0, root: None });
+            }
+            if let Some(loading) = line.loading.take() {
+                work.calls.extend(loading.calls);
+            }
+            let (running, depth) = (line.running().is_some(), line.depth);
+            line.lease = None;
+            if running {
+                self.free_slots(tree, depth, work);
+            }
+        }
+        self.drop_tree(tree, &mut state, now);
+    }
+
+    /// A close is durable: its lines leave memory, the store answers for them from now on.
+    pub(crate) fn clean_up(&self, tree: &Arc<super::Tree>, now: &Moment) {
+        let mut state = tree.state.lock();
+        if state.dropped {
+            return;
+        }
+        let durable = self.journal.durable();
+        for index in 0..state.lines.len() as u32 {
+            let gone = state.line(index).is_some_and(|l| l.closed.is_some() && l.seq <= durable);
+            if !gone {
+                continue;
+            }
+            if let Some(line) = state.line(index) {
+                tree.tenant.directory.remove(&line.session_id, tree);
+            }
+            state.lines[index as usize] = None;
+            state.free.push(index);
+        }
+        if state.lines.iter().all(Option::is_none) {
+            self.drop_tree(tree, &mut state, now);
+        } else {
+            self.charge_header(tree, &mut state, now);
+        }
+    }
+
+    /// A lease may be over: unless it was renewed or ended, its turn is.
+    pub(crate) fn lease_due(&self, tree: &Arc<super::Tree>, index: u32, fence: u64, work: &mut Work, now: &Moment) {
+        let state = tree.state.lock();
+        if state.dropped {
+            return;
+        }
+        let Some(line) = state.line(index) else { return };
+        let Some(lease) = line.running().filter(|l| l.fence == fence) else { return };
+        if lease.deadline_ms > now.mono_ms {
+            return self.timer(lease.deadline_ms, Timer::Lease(tree.clone(), index, fence));
+        }
+        // It may be refused, or its session's load may fail: until the turn has ended it comes back.
+        self.timer(now.mono_ms + 1_000, Timer::Lease(tree.clone(), index, fence));
+        let call = Call::Expire { session_id: line.session_id.to_string(), fence };
+        work.calls.push_back(self.pending(0, tree.tenant.clone(), 0, call, now));
+    }
+}
+
+fn not_stored() -> Refusal {
+    Refusal::new(Reason::NotStored, "the change was not stored, and nothing of it happened").retry_after(200)
+}

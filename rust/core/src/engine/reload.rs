@@ -1,0 +1,537 @@
+//! What the engine asks of the store, and what it makes of the answers.
+//!
+//! An id that is not in memory is looked up once, however many calls wait for it; so is a session's state. A read
+//! starts when all entries of its tree are durable. Calls that waited run again from their start: whatever happened
+//! meanwhile, they see it.
+
+use super::tree::{Lease, Line, Loading, Resident, Tenant, Tree, TreeState};
+use super::{Engine, Known, Moment, Pending, Timer, Work, count};
+use crate::chain;
+use crate::checkpoint::Checkpoint;
+use crate::error::{Reason, Refusal};
+use crate::gen_store::{RecordMeta, SessionFacts};
+use crate::gen_v1 as v1;
+use crate::ids::{Uid, fingerprint};
+use crate::journal::{Held, Seq};
+use crate::slots::SlotNode;
+use parking_lot::{Mutex, MutexGuard};
+use prost::Message;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// A read that the engine asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Look an id up; if it is open, read its tree's header.
+    Find { id: u64, tenant: Arc<str>, session_id: Arc<str> },
+    /// Read a tree's header.
+    Header { id: u64, root: Uid },
+    /// Read a session and its records.
+    Session { id: u64, uid: Uid, with_tokens: bool },
+    /// Read one session row.
+    Read { id: u64, tenant: Arc<str>, session_id: Arc<str> },
+}
+
+/// An OPEN session as its tree's header in the store holds it.
+#[derive(Clone, Debug)]
+pub struct HeaderRow {
+    pub uid: Uid,
+    pub session_id: String,
+    pub parent: Option<Uid>,
+    pub path: String,
+    pub depth: u32,
+    pub head: u32,
+    pub head_version: u64,
+    pub fence: u64,
+    pub provisional: Seq,
+    pub last: Seq,
+    pub running: bool,
+    pub lease: Option<Vec<u8>>,
+    pub seq: Seq,
+}
+
+/// Where a session id leads in the store.
+#[derive(Clone, Debug)]
+pub struct FoundSession {
+    pub uid: Uid,
+    pub root: Uid,
+    pub state: i32,
+    pub rows: Vec<HeaderRow>,
+}
+
+/// One session row in full.
+#[derive(Clone, Debug)]
+pub struct SessionRow {
+    pub uid: Uid,
+    pub session_id: String,
+    pub root: Uid,
+    pub parent_session_id: String,
+    pub root_session_id: String,
+    pub path: String,
+    pub create_ms: i64,
+    pub state: i32,
+    pub head: u32,
+    pub head_version: u64,
+    pub provisional: Seq,
+    pub last: Seq,
+    pub running: bool,
+    pub lease: Option<Vec<u8>>,
+    pub facts: Vec<u8>,
+    pub receipt: Option<Vec<u8>>,
+    pub seq: Seq,
+}
+
+/// What a reload reads: records newest first.
+#[derive(Clone, Debug)]
+pub struct LoadedSession {
+    pub row: SessionRow,
+    pub lines: Vec<chain::Line>,
+    pub state: Option<Vec<u8>>,
+}
+
+/// What an answer of the store is for.
+pub(crate) enum Purpose {
+    Find {
+        tenant: Arc<Tenant>,
+        session_id: Arc<str>,
+        departures: u64,
+    },
+    Load {
+        tree: Arc<Tree>,
+        index: u32,
+        uid: Uid,
+    },
+    /// The records of a session, to answer a repeat from.
+    Records {
+        call: Box<Pending>,
+        ended: bool,
+    },
+    Read {
+        call: Box<Pending>,
+    },
+    Recover {
+        root: Uid,
+    },
+}
+
+#[derive(Default)]
+pub(crate) struct Effects {
+    queue: VecDeque<Effect>,
+    open: HashMap<u64, (Effect, Purpose)>,
+    next: u64,
+}
+
+pub(crate) enum Located {
+    At(Pending, Arc<Tree>, u32),
+    Absent(Pending),
+    Ended(Pending, Uid),
+    /// Parked, or refused.
+    Gone,
+}
+
+impl Engine {
+    /// Finds the session of `id` for a call, or parks the call until the store has said where it is.
+    pub(crate) fn locate(&self, mut call: Pending, id: &str, work: &mut Work) -> Located {
+        if let Some((tree, index)) = call.tenant.directory.get(id) {
+            return Located::At(call, tree, index);
+        }
+        if let Some((_, known)) = call.known.take_if(|(known, _)| &**known == id) {
+            return match known {
+                Known::Absent => Located::Absent(call),
+                Known::Ended(uid) => Located::Ended(call, uid),
+                Known::Quarantined => {
+                    let refusal = Refusal::new(
+                        Reason::TreeQuarantined,
+                        format!("the tree of session {id:?} is set aside: the store refused its entries"),
+                    );
+                    self.refuse(call.ticket, refusal.with("session_id", id), work);
+                    Located::Gone
+                }
+            };
+        }
+        // What is known of another id would be stale when this call runs again.
+        call.known = None;
+        let tenant = call.tenant.clone();
+        let mut call = Some(call);
+        match tenant.directory.get_or_park(id, || call.take().expect("parked once")) {
+            super::directory::Lookup::At(tree, index) => match call.take() {
+                Some(call) => Located::At(call, tree, index),
+                None => Located::Gone,
+            },
+            super::directory::Lookup::Parked(first) => {
+                if first {
+                    let session_id: Arc<str> = id.into();
+                    let departures = tenant.directory.departures(id);
+                    self.ask_find(tenant, session_id, departures);
+                }
+                Located::Gone
+            }
+        }
+    }
+
+    /// The tree of a located session, locked, if it is still there; else the call is run again.
+    pub(crate) fn still_at<'a>(tree: &'a Tree, index: u32, id: &str) -> Option<MutexGuard<'a, TreeState>> {
+        let state = tree.state.lock();
+        let valid = !state.dropped && state.line(index).is_some_and(|l| &*l.session_id == id);
+        valid.then_some(state)
+    }
+
+    fn ask(&self, after: Seq, purpose: Purpose, effect: impl FnOnce(u64) -> Effect) {
+        let id = {
+            let mut effects = self.effects.lock();
+            effects.next += 1;
+            let id = effects.next;
+            effects.open.insert(id, (effect(id), purpose));
+            id
+        };
+        if let Some(Held::Effect(id)) = self.journal.hold(after, Held::Effect(id)) {
+            self.start_effect(id);
+        }
+    }
+
+    /// What an effect had to wait for is durable.
+    pub(crate) fn start_effect(&self, id: u64) {
+        let mut effects = self.effects.lock();
+        if let Some((effect, _)) = effects.open.get(&id) {
+            let effect = effect.clone();
+            effects.queue.push_back(effect);
+        }
+    }
+
+    fn ask_find(&self, tenant: Arc<Tenant>, session_id: Arc<str>, departures: u64) {
+        let name = tenant.name.clone();
+        let purpose = Purpose::Find { tenant, session_id: session_id.clone(), departures };
+        self.ask(0, purpose, |id| Effect::Find { id, tenant: name, session_id });
+    }
+
+    pub(crate) fn ask_header(&self, root: Uid) {
+        self.ask(0, Purpose::Recover { root }, |id| Effect::Header { id, root });
+    }
+
+    /// Parks a call until its session is in memory. The tree is locked.
+    pub(crate) fn load(
+        &self,
+        call: Pending,
+        tree: &Arc<Tree>,
+        state: &mut TreeState,
+        index: u32,
+        tokens: bool,
+        now: &Moment,
+    ) {
+        let after = state.last_seq;
+        let Some(line) = state.line_mut(index) else { return };
+        let uid = line.uid;
+        match &mut line.loading {
+            // A load without tokens that is under way is of no use to who needs them: it is asked for again after it.
+            Some(loading) => loading.calls.push(call),
+            None => {
+                line.loading = Some(Box::new(Loading { with_tokens: tokens, calls: vec![call] }));
+                self.hold_header(state, now);
+                let purpose = Purpose::Load { tree: tree.clone(), index, uid };
+                self.ask(after, purpose, |id| Effect::Session { id, uid, with_tokens: tokens });
+            }
+        }
+    }
+
+    /// Has the records of a session read, to answer a repeat from.
+    pub(crate) fn ask_records(&self, call: Pending, uid: Uid, ended: bool, after: Seq) {
+        let purpose = Purpose::Records { call: Box::new(call), ended };
+        self.ask(after, purpose, |id| Effect::Session { id, uid, with_tokens: false });
+    }
+
+    /// Has one session row read.
+    pub(crate) fn ask_row(&self, call: Pending, session_id: &str, after: Seq) {
+        let tenant = call.tenant.name.clone();
+        let session_id: Arc<str> = session_id.into();
+        self.ask(after, Purpose::Read { call: Box::new(call) }, |id| Effect::Read { id, tenant, session_id });
+    }
+
+    /// The reads to do, in order.
+    pub fn effects(&self) -> Vec<Effect> {
+        self.effects.lock().queue.drain(..).collect()
+    }
+
+    /// Whether [`Engine::effects`] has something.
+    pub fn has_effects(&self) -> bool {
+        !self.effects.lock().queue.is_empty()
+    }
+
+    fn purpose(&self, id: u64) -> Option<Purpose> {
+        self.effects.lock().open.remove(&id).map(|(_, purpose)| purpose)
+    }
+
+    /// The answer to a Find.
+    pub fn found(&self, id: u64, found: Option<FoundSession>, mut now: Moment) {
+        let Some(Purpose::Find { tenant, session_id, departures }) = self.purpose(id) else { return };
+        let current = tenant.directory.departures(&session_id);
+        if current != departures {
+            // Since the question, a session of this id may have come and gone: the answer may be of before.
+            return self.ask_find(tenant, session_id, current);
+        }
+        let mut work = Work::default();
+        let known = match found {
+            None => Some(Known::Absent),
+            Some(f) if f.state != v1::SessionState::Open as i32 => Some(Known::Ended(f.uid)),
+            Some(f) if self.recovery.lock().quarantined.contains(&f.root) => Some(Known::Quarantined),
+            Some(f) => {
+                count(&self.counters.header_loads);
+                match self.insert_tree(&tenant, f.root, &f.rows, &mut work, &now) {
+                    Ok(()) => None,
+                    Err(refusal) => {
+                        for call in tenant.directory.found(&session_id) {
+                            self.refuse(call.ticket, refusal.clone(), &mut work);
+                        }
+                        None
+                    }
+                }
+            }
+        };
+        for mut call in tenant.directory.found(&session_id) {
+            call.known = known.map(|k| (session_id.clone(), k));
+            work.calls.push_back(call);
+        }
+        self.finish(&mut work, &mut now);
+    }
+
+    /// The answer to a Header, and what start-up brings in (`id` 0).
+    pub fn header_loaded(&self, id: u64, root: Uid, tenant: &str, rows: &[HeaderRow], mut now: Moment) {
+        let purpose = self.purpose(id);
+        let mut work = Work::default();
+        if !rows.is_empty() {
+            count(&self.counters.header_loads);
+            if self.insert_tree(&self.tenant(tenant), root, rows, &mut work, &now).is_err() {
+                self.recovery.lock().quarantined.insert(root);
+            }
+        }
+        if let Some(Purpose::Recover { root }) = purpose {
+            self.recovered(root);
+        }
+        self.finish(&mut work, &mut now);
+    }
+
+    /// Brings a tree's header to memory, charges what runs, and gives it a full lease from now.
+    fn insert_tree(
+        &self,
+        tenant: &Arc<Tenant>,
+        root: Uid,
+        rows: &[HeaderRow],
+        work: &mut Work,
+        now: &Moment,
+    ) -> Result<(), Refusal> {
+        let corrupt = |row: &HeaderRow, what: &str| {
+            Refusal::new(Reason::SessionCorrupt, format!("session {:?}: {what}", row.session_id))
+                .with("session_id", &row.session_id)
+        };
+        let tree = Arc::new(self.new_tree(root, tenant.clone()));
+        let mut state = tree.state.lock();
+        let mut by_uid: HashMap<Uid, u32> = HashMap::new();
+        for row in rows {
+            let mut line = Line::new(row.uid, row.session_id.as_str().into());
+            if let Some(parent) = row.parent {
+                line.parent = Some(*by_uid.get(&parent).ok_or_else(|| corrupt(row, "its parent is not in its tree"))?);
+            }
+            line.name =
+                if line.parent.is_none() { "".into() } else { row.path.rsplit('/').next().unwrap_or("").into() };
+            line.depth = row.depth;
+            line.head = row.head;
+            line.head_version = row.head_version;
+            line.fence = row.fence;
+            line.provisional = row.provisional;
+            line.last = row.last;
+            line.seq = row.seq;
+            if let Some(bytes) = &row.lease {
+                let lease = Lease::decode(bytes, row.running, now.mono_ms);
+                line.lease = Some(Box::new(lease.ok_or_else(|| corrupt(row, "its grant does not decode"))?));
+            }
+            by_uid.insert(row.uid, state.add(line));
+        }
+        state.open = rows.len() as u32;
+        // The root's id first: if it is in memory already, so is the whole tree, and newer than what was read.
+        for index in 0..state.lines.len() as u32 {
+            let Some(line) = state.line(index) else { continue };
+            match tenant.directory.insert(&line.session_id, &tree, index) {
+                Ok(calls) => work.calls.extend(calls),
+                Err(()) if index == 0 => return Ok(()),
+                Err(()) => {}
+            }
+        }
+        self.charge_header(&tree, &mut state, now);
+        for index in 0..state.lines.len() as u32 {
+            let Some(line) = state.line(index) else { continue };
+            let Some(lease) = line.running() else { continue };
+            tree.tenant.slots.force_add(1).expect("fewer than 2^32 turns run");
+            if line.depth > 0 {
+                tree.children_slots.force_add(1).expect("fewer than 2^32 turns run");
+            }
+            self.running.fetch_add(1, Ordering::Relaxed);
+            self.timer(lease.deadline_ms, Timer::Lease(tree.clone(), index, lease.fence));
+            self.hold_header(&mut state, now);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn new_tree(&self, root: Uid, tenant: Arc<Tenant>) -> Tree {
+        Tree {
+            root,
+            tenant,
+            children_slots: SlotNode::new(self.limits.max_turns_per_tree as u32 - 1),
+            queue: super::Queue::default(),
+            state: Mutex::default(),
+        }
+    }
+
+    /// The answer to a Session: a reload, or the records that a repeat is answered from.
+    pub fn session_loaded(&self, id: u64, loaded: Option<LoadedSession>, mut now: Moment) {
+        let mut work = Work::default();
+        match self.purpose(id) {
+            Some(Purpose::Load { tree, index, uid }) => self.loaded(&tree, index, uid, loaded, &mut work, &now),
+            Some(Purpose::Records { call, ended }) => self.records_loaded(*call, ended, loaded, &mut work, &now),
+            _ => {}
+        }
+        work.evict = true;
+        self.finish(&mut work, &mut now);
+    }
+
+    fn loaded(
+        &self,
+        tree: &Arc<Tree>,
+        index: u32,
+        uid: Uid,
+        loaded: Option<LoadedSession>,
+        work: &mut Work,
+        now: &Moment,
+    ) {
+        let mut state = tree.state.lock();
+        if state.dropped {
+            // Who dropped the tree has run its calls again.
+            return;
+        }
+        let Some(line) = state.line_mut(index).filter(|l| l.uid == uid) else { return };
+        let Some(loading) = line.loading.take() else { return };
+        let (closed, seq, last) = (line.closed.is_some(), line.seq, line.last);
+        let made =
+            match &loaded {
+                _ if closed => None,
+                None => Some(Err(Refusal::new(Reason::SessionCorrupt, "the store does not hold it")
+                    .with("session_id", &line.session_id))),
+                // The header changed while the store was read (it was made again, say): read again.
+                Some(l) if l.row.seq != seq => None,
+                Some(l) => Some(resident_parts(l, last).map_err(|r| r.with("session_id", &line.session_id))),
+            };
+        match made {
+            None => work.calls.extend(loading.calls),
+            Some(Err(refusal)) => {
+                count(&self.counters.load_failures);
+                for call in loading.calls {
+                    self.reply(call.ticket, Err(refusal.clone()), tree, &state, work);
+                }
+            }
+            Some(Ok((facts, metas))) => {
+                let loaded = loaded.expect("it was just read");
+                self.make_resident(tree, &mut state, index, loaded, facts, &metas, loading.with_tokens, now);
+                work.calls.extend(loading.calls);
+            }
+        }
+        self.release_header(&mut state, now);
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn make_resident(
+        &self,
+        tree: &Arc<Tree>,
+        state: &mut TreeState,
+        index: u32,
+        loaded: LoadedSession,
+        facts: SessionFacts,
+        metas: &[RecordMeta],
+        with_tokens: bool,
+        now: &Moment,
+    ) {
+        let checkpoint = with_tokens.then(|| Checkpoint::fold(&loaded.lines, metas));
+        if let Some(resident) = state.line_mut(index).and_then(|l| l.resident.as_mut()) {
+            // Only its checkpoint was missing; nothing was committed since, or the row would have moved.
+            resident.checkpoint = resident.checkpoint.take().or(checkpoint);
+            return self.charge(state, index);
+        }
+        count(&self.counters.reloads);
+        let chain = <[u8; 32]>::try_from(&facts.chain[..]).unwrap_or(chain::GENESIS);
+        let make = |handle| Resident {
+            handle,
+            create_ms: facts.create_ms,
+            labels: facts.labels,
+            stale_timeout_ms: facts.stale_timeout_ms,
+            last_outcome: v1::TurnOutcome::try_from(facts.last_outcome).unwrap_or(v1::TurnOutcome::None),
+            chain,
+            checkpoint_tokens: facts.checkpoint_tokens,
+            state_seq: facts.state_seq as u64,
+            open_request: facts.open_request,
+            update_request: facts.update_request,
+            attempts: facts.attempts,
+            head_seq: facts.head_seq as u64,
+            requests: metas
+                .iter()
+                .filter_map(|m| m.begin_request.as_ref())
+                .map(|m| fingerprint(&m.request_id))
+                .collect(),
+            state: loaded.state.map(Vec::into_boxed_slice),
+            checkpoint,
+        };
+        self.admit_resident(tree, state, index, make, now);
+    }
+
+    /// The answer to a Read.
+    pub fn session_read(&self, id: u64, row: Option<SessionRow>, mut now: Moment) {
+        let Some(Purpose::Read { call }) = self.purpose(id) else { return };
+        let mut work = Work::default();
+        self.row_read(*call, row, &mut work);
+        self.finish(&mut work, &mut now);
+    }
+
+    /// A read failed: its calls get a clear error, and nothing else changes.
+    pub fn load_failed(&self, id: u64, message: &str, mut now: Moment) {
+        let mut work = Work::default();
+        let refusal =
+            Refusal::new(Reason::LoadFailed, format!("the store could not be read: {message}")).retry_after(1_000);
+        count(&self.counters.load_failures);
+        match self.purpose(id) {
+            Some(Purpose::Find { tenant, session_id, .. }) => {
+                for call in tenant.directory.found(&session_id) {
+                    self.refuse(call.ticket, refusal.clone(), &mut work);
+                }
+            }
+            Some(Purpose::Load { tree, index, uid }) => {
+                let mut state = tree.state.lock();
+                let loading = state.line_mut(index).filter(|l| l.uid == uid).and_then(|l| l.loading.take());
+                if let Some(loading) = loading {
+                    for call in loading.calls {
+                        self.refuse(call.ticket, refusal.clone(), &mut work);
+                    }
+                    self.release_header(&mut state, &now);
+                }
+            }
+            Some(Purpose::Records { call, .. } | Purpose::Read { call }) => {
+                self.refuse(call.ticket, refusal, &mut work);
+            }
+            // Until it is re-read nothing is admitted: it is asked for again.
+            Some(Purpose::Recover { root }) => self.ask_header(root),
+            None => {}
+        }
+        self.finish(&mut work, &mut now);
+    }
+}
+
+/// What a reload read, verified: the facts, and the metas of its records.
+fn resident_parts(loaded: &LoadedSession, last: Seq) -> Result<(SessionFacts, Vec<RecordMeta>), Refusal> {
+    let corrupt = |what: &str| Refusal::new(Reason::SessionCorrupt, what.to_owned());
+    let facts = SessionFacts::decode(&loaded.row.facts[..]).map_err(|_| corrupt("its facts do not decode"))?;
+    let metas = chain::verify(&loaded.lines, last, &facts.chain)?;
+    if facts.state_seq != 0 {
+        let setter = loaded.lines.iter().position(|l| l.seq == facts.state_seq as u64);
+        let digest = chain::digest(&[loaded.state.as_deref().unwrap_or_default()]);
+        if setter.is_none_or(|i| metas[i].state_digest != digest) {
+            return Err(corrupt("its state does not match its digest"));
+        }
+    }
+    Ok((facts, metas))
+}

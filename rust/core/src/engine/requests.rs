@@ -1,0 +1,441 @@
+//! Requests as the engine wants them: decoded, checked against every rule that needs no state, and digested.
+//!
+//! Nothing here looks at a session; a request that fails here has touched nothing (I22).
+
+use crate::chain::digest;
+use crate::checkpoint::TOKEN;
+use crate::error::{Reason, Refusal};
+use crate::gen_store::RequestMark;
+use crate::gen_v1 as v1;
+use crate::ids::{self, LeaseToken};
+use crate::limits::{LEASE_MS, Limits};
+use prost::Message;
+use std::collections::BTreeMap;
+
+/// The RPCs that the engine answers, numbered for the boundary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Method {
+    OpenSession,
+    GetSession,
+    UpdateSession,
+    CloseSession,
+    BeginTurn,
+    RenewTurns,
+    CommitTurn,
+    AbortTurn,
+}
+
+impl Method {
+    /// Every method with its full gRPC name; its number is its place.
+    pub const ALL: &'static [(&'static str, Method)] = &[
+        ("/roost.v1.SessionService/OpenSession", Method::OpenSession),
+        ("/roost.v1.SessionService/GetSession", Method::GetSession),
+        ("/roost.v1.SessionService/UpdateSession", Method::UpdateSession),
+        ("/roost.v1.SessionService/CloseSession", Method::CloseSession),
+        ("/roost.v1.TurnService/BeginTurn", Method::BeginTurn),
+        ("/roost.v1.TurnService/RenewTurns", Method::RenewTurns),
+        ("/roost.v1.TurnService/CommitTurn", Method::CommitTurn),
+        ("/roost.v1.TurnService/AbortTurn", Method::AbortTurn),
+    ];
+}
+
+#[derive(Debug)]
+pub(crate) struct OpenOptions {
+    pub(crate) parent: String,
+    pub(crate) name: String,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) stale_timeout_ms: i64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Open {
+    pub(crate) session_id: String,
+    pub(crate) mark: Option<RequestMark>,
+    pub(crate) options: OpenOptions,
+    pub(crate) return_existing: bool,
+    pub(crate) validate_only: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Update {
+    pub(crate) session_id: String,
+    pub(crate) mark: Option<RequestMark>,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) stale_timeout_ms: Option<i64>,
+}
+
+#[derive(Debug)]
+pub(crate) struct CloseCall {
+    pub(crate) session_id: String,
+    pub(crate) mark: Option<RequestMark>,
+    pub(crate) reason: v1::CloseReason,
+}
+
+#[derive(Debug)]
+pub(crate) struct Begin {
+    pub(crate) session_id: String,
+    pub(crate) mark: Option<RequestMark>,
+    pub(crate) open: Option<OpenOptions>,
+    pub(crate) wait_ms: u64,
+    pub(crate) expected_turn: Option<u32>,
+    pub(crate) expected_head_version: Option<u64>,
+    pub(crate) known_head_version: Option<u64>,
+    pub(crate) lease_ms: u64,
+    pub(crate) owner: String,
+    pub(crate) priority: i32,
+    pub(crate) validate_only: bool,
+}
+
+/// A turn's payload, checked and digested.
+#[derive(Debug, Default)]
+pub(crate) struct Payload {
+    pub(crate) content: Vec<u8>,
+    pub(crate) content_type: String,
+    pub(crate) finish_reason: String,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) usage: Option<v1::Usage>,
+    pub(crate) span: Option<Span>,
+    pub(crate) content_digest: Vec<u8>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Span {
+    pub(crate) offset: u64,
+    pub(crate) token_ids: Vec<u8>,
+    pub(crate) logprobs_bytes: u64,
+    /// Logprobs, then loss mask.
+    pub(crate) arrays: Vec<u8>,
+    pub(crate) weight_versions: Vec<i64>,
+    pub(crate) tokens_digest: Vec<u8>,
+    pub(crate) arrays_digest: Vec<u8>,
+}
+
+#[derive(Debug)]
+pub(crate) struct End {
+    pub(crate) session_id: String,
+    pub(crate) lease: LeaseToken,
+    pub(crate) mark: Option<RequestMark>,
+    pub(crate) payload: Payload,
+    pub(crate) commit: Option<CommitOptions>,
+}
+
+#[derive(Debug)]
+pub(crate) struct CommitOptions {
+    pub(crate) state: Option<Vec<u8>>,
+    pub(crate) state_digest: Vec<u8>,
+    pub(crate) max_trim: u64,
+    pub(crate) new_segment: bool,
+    pub(crate) then: v1::Then,
+    pub(crate) completed: bool,
+}
+
+/// One call to the engine.
+#[derive(Debug)]
+pub(crate) enum Call {
+    Open(Open),
+    Get(String),
+    Update(Update),
+    Close(CloseCall),
+    Begin(Begin),
+    Renew(Vec<v1::Renewal>),
+    End(Box<End>),
+    /// The engine's own: end the grant of this fence, whose lease ran out.
+    Expire {
+        session_id: String,
+        fence: u64,
+    },
+}
+
+fn message<M: Message + Default>(bytes: &[u8]) -> Result<M, Refusal> {
+    M::decode(bytes).map_err(|e| {
+        Refusal::new(Reason::MalformedRequest, format!("the request does not decode: {e}"))
+            .with("size", bytes.len())
+            .with("error", e)
+    })
+}
+
+/// A duration in milliseconds, rounded down; refused when negative, malformed or over a century.
+fn millis(field: &str, d: &prost_types::Duration) -> Result<u64, Refusal> {
+    const CENTURY_S: i64 = 100 * 366 * 86_400;
+    let valid = (0..=CENTURY_S).contains(&d.seconds) && (0..1_000_000_000).contains(&d.nanos);
+    if !valid {
+        return Err(Refusal::field(field, "must be a duration from 0 to 100 years")
+            .with("seconds", d.seconds)
+            .with("nanos", d.nanos));
+    }
+    Ok(d.seconds as u64 * 1000 + d.nanos as u64 / 1_000_000)
+}
+
+fn check_labels(field: &str, labels: &BTreeMap<String, String>) -> Result<(), Refusal> {
+    if labels.len() > 64 {
+        return Err(Refusal::field(field, format!("has {} labels; at most 64 are allowed", labels.len()))
+            .with("size", labels.len())
+            .with("limit", 64));
+    }
+    for (key, value) in labels {
+        if key.is_empty() || key.len() > 63 || value.len() > 256 {
+            return Err(Refusal::field(field, "keys have 1 to 63 bytes, values at most 256"));
+        }
+    }
+    Ok(())
+}
+
+fn check_len(field: &str, len: usize, limit: usize) -> Result<(), Refusal> {
+    if len > limit { Err(Refusal::too_large(field, len, limit)) } else { Ok(()) }
+}
+
+fn unknown_enum(field: &str, value: i32) -> Refusal {
+    Refusal::field(field, format!("{value} is not a value of this enum")).with("value", value)
+}
+
+fn options(o: v1::OpenOptions, limits: &Limits) -> Result<OpenOptions, Refusal> {
+    if !o.parent_session_id.is_empty() {
+        ids::check_session_id("options.parent_session_id", &o.parent_session_id)?;
+    }
+    if !o.name.is_empty() {
+        if o.parent_session_id.is_empty() {
+            return Err(Refusal::field("options.name", "a root has no name; give a parent"));
+        }
+        ids::check_name(&o.name)?;
+    }
+    check_labels("options.labels", &o.labels)?;
+    let stale_timeout_ms = match &o.stale_timeout {
+        Some(d) => millis("options.stale_timeout", d)?,
+        None => limits.default_stale_ms,
+    };
+    Ok(OpenOptions {
+        parent: o.parent_session_id,
+        name: o.name,
+        labels: o.labels,
+        stale_timeout_ms: stale_timeout_ms as i64,
+    })
+}
+
+/// The mark of a request: its id, and the hash of the rest of it.
+fn mark<M: Message>(request: &mut M, id: impl Fn(&mut M) -> &mut String) -> Result<Option<RequestMark>, Refusal> {
+    let request_id = std::mem::take(id(request));
+    ids::check_request_id(&request_id)?;
+    Ok(ids::mark(&request_id, || request.encode_to_vec()))
+}
+
+fn payload(record: v1::RecordInput, limits: &Limits) -> Result<Payload, Refusal> {
+    check_len("record.content_type", record.content_type.len(), 128)?;
+    check_len("record.finish_reason", record.finish_reason.len(), 64)?;
+    check_labels("record.labels", &record.labels)?;
+    let mut size = record.content.len();
+    if let Some(t) = &record.tokens {
+        size += t.token_ids.len() + t.logprobs.len() + t.loss_mask.len();
+    }
+    check_len("record", size, limits.max_turn_bytes as usize)?;
+    let span = record.tokens.map(span).transpose()?;
+    let content_digest = digest(&[&record.content]);
+    Ok(Payload {
+        content: record.content,
+        content_type: record.content_type,
+        finish_reason: record.finish_reason,
+        labels: record.labels,
+        usage: record.usage,
+        span,
+        content_digest,
+    })
+}
+
+fn span(t: v1::TokenSpan) -> Result<Span, Refusal> {
+    if t.token_ids.len() % TOKEN != 0 {
+        return Err(
+            Refusal::field("record.tokens.token_ids", "must be 4 bytes a token").with("size", t.token_ids.len())
+        );
+    }
+    let count = t.token_ids.len() / TOKEN;
+    let sized = |field: &str, len: usize, width: usize| {
+        if len == 0 || len == count * width {
+            return Ok(());
+        }
+        Err(Refusal::field(field, format!("has {len} bytes; {count} tokens need {}", count * width))
+            .with("size", len)
+            .with("tokens", count)
+            .with("expected", count * width))
+    };
+    sized("record.tokens.logprobs", t.logprobs.len(), 4)?;
+    sized("record.tokens.loss_mask", t.loss_mask.len(), 1)?;
+    if t.loss_mask.iter().any(|b| *b > 1) {
+        return Err(Refusal::field("record.tokens.loss_mask", "must be 0 or 1 for each token"));
+    }
+    let covered: u64 = t.weight_versions.iter().map(|r| u64::from(r.count)).sum();
+    let valid = t.weight_versions.iter().all(|r| r.version >= 0 && r.count > 0);
+    if !t.weight_versions.is_empty() && (covered != count as u64 || !valid) {
+        return Err(Refusal::field(
+            "record.tokens.weight_versions",
+            format!("cover {covered} tokens of {count}; versions are at least 0, counts at least 1"),
+        )
+        .with("covered", covered)
+        .with("tokens", count));
+    }
+    // Far beyond any context, and safe to add to.
+    if t.offset > 1 << 40 {
+        return Err(Refusal::field("record.tokens.offset", "is absurdly large").with("offset", t.offset));
+    }
+    let arrays_digest = digest(&[&t.logprobs, &t.loss_mask]);
+    let logprobs_bytes = t.logprobs.len() as u64;
+    let mut arrays = t.logprobs;
+    arrays.extend_from_slice(&t.loss_mask);
+    Ok(Span {
+        offset: t.offset,
+        tokens_digest: digest(&[&t.token_ids]),
+        token_ids: t.token_ids,
+        logprobs_bytes,
+        arrays,
+        weight_versions: t.weight_versions.iter().flat_map(|r| [r.version, i64::from(r.count)]).collect(),
+        arrays_digest,
+    })
+}
+
+impl Call {
+    /// The session it addresses; empty for RenewTurns, which addresses many.
+    pub(crate) fn session_id(&self) -> &str {
+        match self {
+            Call::Open(c) => &c.session_id,
+            Call::Get(id) => id,
+            Call::Update(c) => &c.session_id,
+            Call::Close(c) => &c.session_id,
+            Call::Begin(c) => &c.session_id,
+            Call::End(c) => &c.session_id,
+            Call::Expire { session_id, .. } => session_id,
+            Call::Renew(_) => "",
+        }
+    }
+
+    pub(crate) fn parse(method: Method, bytes: &[u8], tenant: &str, limits: &Limits) -> Result<Call, Refusal> {
+        Ok(match method {
+            Method::OpenSession => {
+                let mut r: v1::OpenSessionRequest = message(bytes)?;
+                let if_exists =
+                    v1::IfExists::try_from(r.if_exists).map_err(|_| unknown_enum("if_exists", r.if_exists))?;
+                let mark = mark(&mut r, |r| &mut r.request_id)?;
+                if r.session_id.is_empty() {
+                    let id = mark
+                        .as_ref()
+                        .ok_or_else(|| Refusal::field("session_id", "give one, or a request_id to derive it from"))?;
+                    r.session_id = ids::derived_session_id(tenant, &id.request_id);
+                }
+                ids::check_session_id("session_id", &r.session_id)?;
+                Call::Open(Open {
+                    session_id: r.session_id,
+                    mark,
+                    options: options(r.options.unwrap_or_default(), limits)?,
+                    return_existing: if_exists == v1::IfExists::Return,
+                    validate_only: r.validate_only,
+                })
+            }
+            Method::GetSession => {
+                let r: v1::GetSessionRequest = message(bytes)?;
+                ids::check_session_id("session_id", &r.session_id)?;
+                Call::Get(r.session_id)
+            }
+            Method::UpdateSession => {
+                let mut r: v1::UpdateSessionRequest = message(bytes)?;
+                ids::check_session_id("session_id", &r.session_id)?;
+                check_labels("labels", &r.labels)?;
+                let mark = mark(&mut r, |r| &mut r.request_id)?;
+                let stale = r.stale_timeout.as_ref().map(|d| millis("stale_timeout", d)).transpose()?;
+                Call::Update(Update {
+                    session_id: r.session_id,
+                    mark,
+                    labels: r.labels,
+                    stale_timeout_ms: stale.map(|ms| ms as i64),
+                })
+            }
+            Method::CloseSession => {
+                let mut r: v1::CloseSessionRequest = message(bytes)?;
+                ids::check_session_id("session_id", &r.session_id)?;
+                let reason = v1::CloseReason::try_from(r.reason).map_err(|_| unknown_enum("reason", r.reason))?;
+                if matches!(reason, v1::CloseReason::ParentClosed | v1::CloseReason::Stale) {
+                    return Err(Refusal::field("reason", "only the server closes for this reason"));
+                }
+                let mark = mark(&mut r, |r| &mut r.request_id)?;
+                Call::Close(CloseCall { session_id: r.session_id, mark, reason })
+            }
+            Method::BeginTurn => Call::Begin(begin(message(bytes)?, limits)?),
+            Method::RenewTurns => {
+                let r: v1::RenewTurnsRequest = message(bytes)?;
+                let count = r.renewals.len();
+                if count > 1_000 {
+                    return Err(Refusal::field("renewals", format!("has {count} entries; at most 1000 are allowed"))
+                        .with("size", count)
+                        .with("limit", 1_000));
+                }
+                Call::Renew(r.renewals)
+            }
+            Method::CommitTurn => {
+                let mut r: v1::CommitTurnRequest = message(bytes)?;
+                ids::check_session_id("session_id", &r.session_id)?;
+                let then = v1::Then::try_from(r.then).map_err(|_| unknown_enum("then", r.then))?;
+                let mark = mark(&mut r, |r| &mut r.request_id)?;
+                if let Some(state) = &r.state {
+                    check_len("state", state.len(), limits.max_state_bytes as usize)?;
+                }
+                let commit = CommitOptions {
+                    state_digest: r.state.as_deref().map(|s| digest(&[s])).unwrap_or_default(),
+                    state: r.state,
+                    max_trim: r.max_trim,
+                    new_segment: r.new_segment,
+                    then,
+                    completed: r.completed,
+                };
+                Call::End(Box::new(End {
+                    session_id: r.session_id,
+                    lease: LeaseToken::decode(&r.lease)?,
+                    mark,
+                    payload: payload(r.record.unwrap_or_default(), limits)?,
+                    commit: Some(commit),
+                }))
+            }
+            Method::AbortTurn => {
+                let mut r: v1::AbortTurnRequest = message(bytes)?;
+                ids::check_session_id("session_id", &r.session_id)?;
+                let mark = mark(&mut r, |r| &mut r.request_id)?;
+                Call::End(Box::new(End {
+                    session_id: r.session_id,
+                    lease: LeaseToken::decode(&r.lease)?,
+                    mark,
+                    payload: payload(r.record.unwrap_or_default(), limits)?,
+                    commit: None,
+                }))
+            }
+        })
+    }
+}
+
+fn begin(mut r: v1::BeginTurnRequest, limits: &Limits) -> Result<Begin, Refusal> {
+    ids::check_session_id("session_id", &r.session_id)?;
+    check_len("owner", r.owner.len(), 128)?;
+    if !(-1_000..=1_000).contains(&r.priority) {
+        return Err(Refusal::field("priority", "must be from -1000 to 1000").with("priority", r.priority));
+    }
+    let lease_ms = r.lease_duration.as_ref().map(|d| millis("lease_duration", d)).transpose()?;
+    let lease_ms = lease_ms.unwrap_or(limits.default_lease_ms);
+    if !LEASE_MS.contains(&lease_ms) {
+        return Err(Refusal::field("lease_duration", "must be from 5 s to 1 h").with("milliseconds", lease_ms));
+    }
+    let wait_ms = r.wait.as_ref().map(|d| millis("wait", d)).transpose()?.unwrap_or(0);
+    // How long a repeat waits is not part of what was asked for.
+    r.wait = None;
+    let mark = mark(&mut r, |r| &mut r.request_id)?;
+    if r.expected_turn == Some(0) {
+        return Err(Refusal::field("expected_turn", "turns are numbered from 1").with("expected_turn", 0));
+    }
+    Ok(Begin {
+        session_id: r.session_id,
+        mark,
+        open: r.open.map(|o| options(o, limits)).transpose()?,
+        wait_ms: wait_ms.min(limits.max_wait_ms),
+        expected_turn: r.expected_turn,
+        expected_head_version: r.expected_head_version,
+        known_head_version: r.known_head_version,
+        lease_ms,
+        owner: r.owner,
+        priority: r.priority,
+        validate_only: r.validate_only,
+    })
+}

@@ -1,0 +1,199 @@
+//! Residency upkeep: what is charged, pinned, evicted. The index is lock-free; lines are changed under their tree's lock.
+//!
+//! A victim has left the index before its tree is locked. A touch in between finds the session in its line, sees that
+//! the handle is stale, and files it anew: the eviction then finds another handle there and leaves it alone.
+
+use super::tree::{Resident, Tree, TreeState};
+use super::{Engine, Moment, count};
+use crate::ids::Uid;
+use crate::residency::{Evicted, Handle};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+impl Engine {
+    /// Pins the resident session at `index` (the tree is locked); `None` if it is not resident.
+    pub(crate) fn pin(&self, tree: &Arc<Tree>, state: &mut TreeState, index: u32, now: &Moment) -> Option<Handle> {
+        let line = state.line_mut(index)?;
+        let resident = line.resident.as_mut()?;
+        if self.residents.pin(resident.handle, now.tick()) {
+            return Some(resident.handle);
+        }
+        self.file(tree, index, line.uid, resident, now);
+        Some(resident.handle)
+    }
+
+    /// Files a session in the index, pinned once.
+    fn file(&self, tree: &Arc<Tree>, index: u32, uid: Uid, resident: &mut Resident, now: &Moment) {
+        let owner = self.owners.lock().insert((tree.clone(), index)) as u32;
+        let handle = self
+            .residents
+            .insert_pinned(uid.0, resident.bytes(), owner, now.tick())
+            .expect("the index has room for every session that limits let be resident");
+        resident.handle = handle;
+    }
+
+    /// Makes a session resident, pinned once for each reason to hold it: `running` or not, it is unpinned by the caller.
+    pub(crate) fn admit_resident(
+        &self,
+        tree: &Arc<Tree>,
+        state: &mut TreeState,
+        index: u32,
+        make: impl FnOnce(Handle) -> Resident,
+        now: &Moment,
+    ) {
+        let Some(uid) = state.line(index).map(|l| l.uid) else { return };
+        let owner = self.owners.lock().insert((tree.clone(), index)) as u32;
+        let handle = self
+            .residents
+            .insert_pinned(uid.0, 0, owner, now.tick())
+            .expect("the index has room for every session that limits let be resident");
+        let resident = make(handle);
+        self.residents.set_bytes(handle, resident.bytes());
+        let Some(line) = state.line_mut(index) else { return };
+        let running = line.running().is_some();
+        line.resident = Some(Box::new(resident));
+        self.hold_header(state, now);
+        // A running session stays pinned until its turn ends (I9).
+        if !running {
+            self.residents.unpin(handle, now.tick());
+        }
+    }
+
+    /// The session's turn is over, or never was: it may be evicted once its entries are durable.
+    pub(crate) fn unpin_line(&self, state: &TreeState, index: u32, now: &Moment) {
+        if let Some(resident) = state.line(index).and_then(|l| l.resident.as_ref()) {
+            self.residents.unpin(resident.handle, now.tick());
+        }
+    }
+
+    /// Charges what the session holds now.
+    pub(crate) fn charge(&self, state: &TreeState, index: u32) {
+        if let Some(resident) = state.line(index).and_then(|l| l.resident.as_ref()) {
+            self.residents.set_bytes(resident.handle, resident.bytes());
+        }
+    }
+
+    /// One more reason to keep the tree's header.
+    pub(crate) fn hold_header(&self, state: &mut TreeState, now: &Moment) {
+        state.uses += 1;
+        if state.uses == 1 {
+            if let Some(handle) = state.header {
+                self.headers.pin(handle, now.tick());
+            }
+        }
+    }
+
+    pub(crate) fn release_header(&self, state: &mut TreeState, now: &Moment) {
+        state.uses -= 1;
+        if state.uses == 0 {
+            if let Some(handle) = state.header {
+                self.headers.unpin(handle, now.tick());
+            }
+        }
+    }
+
+    /// Files the header of a tree that has just come to memory, or charges it anew.
+    pub(crate) fn charge_header(&self, tree: &Arc<Tree>, state: &mut TreeState, now: &Moment) {
+        let bytes = size_of::<Tree>() as u64
+            + state.lines.capacity() as u64 * 8
+            + (state.lines.len() - state.free.len()) as u64 * Tree::LINE_BYTES;
+        if state.header.is_some_and(|handle| self.headers.set_bytes(handle, bytes)) {
+            return;
+        }
+        self.file_header(tree, state, bytes, now);
+    }
+
+    fn file_header(&self, tree: &Arc<Tree>, state: &mut TreeState, bytes: u64, now: &Moment) {
+        let owner = self.owners.lock().insert((tree.clone(), 0)) as u32;
+        let filed = if state.uses > 0 {
+            self.headers.insert_pinned(tree.root.0, bytes, owner, now.tick())
+        } else {
+            self.headers.insert(tree.root.0, bytes, owner, now.tick())
+        };
+        // Full (a header of a few bytes for every byte allowed): it stays in memory unindexed until its tree is used up.
+        state.header = filed.ok();
+        if state.header.is_none() {
+            self.owners.lock().remove(owner as usize);
+        }
+    }
+
+    /// Takes a session out of memory without a trace in the index.
+    pub(crate) fn forget_resident(&self, state: &mut TreeState, index: u32, now: &Moment) {
+        let Some(resident) = state.line_mut(index).and_then(|l| l.resident.take()) else { return };
+        if let Some(entry) = self.residents.peek(resident.handle) {
+            if self.residents.remove(resident.handle) {
+                self.owners.lock().try_remove(entry.aux as usize);
+            }
+        }
+        self.release_header(state, now);
+    }
+
+    /// Takes a tree out of memory: the directory forgets it, whoever holds it looks again.
+    pub(crate) fn drop_tree(&self, tree: &Arc<Tree>, state: &mut TreeState, now: &Moment) {
+        state.dropped = true;
+        for index in 0..state.lines.len() as u32 {
+            self.forget_resident(state, index, now);
+            if let Some(line) = state.line(index) {
+                tree.tenant.directory.remove(&line.session_id, tree);
+            }
+        }
+        if let Some(handle) = state.header.take() {
+            if let Some(entry) = self.headers.peek(handle) {
+                if self.headers.remove(handle) {
+                    self.owners.lock().try_remove(entry.aux as usize);
+                }
+            }
+        }
+    }
+
+    /// Brings count and bytes below their limits as far as what may go suffices, a bounded number of steps at a time.
+    pub(crate) fn evict(&self, now: &Moment) {
+        const STEPS: usize = 64;
+        const AT_ONCE: usize = 32;
+        let over = |bytes: u64| bytes > self.limits.max_resident_bytes;
+        for _ in 0..AT_ONCE {
+            let crowded = self.residents.len() as u64 > self.limits.max_resident_sessions;
+            let heavy = over(self.residents.bytes() + self.headers.bytes());
+            // A header that may go has no session in memory: all of them were colder than any that is resident.
+            if !crowded && heavy {
+                if let Evicted::Victim { aux, handle, .. } = self.headers.evict(STEPS, now.tick()) {
+                    self.evict_header(aux, handle, now);
+                    continue;
+                }
+            }
+            if !crowded && !heavy {
+                return;
+            }
+            match self.residents.evict(STEPS, now.tick()) {
+                Evicted::Victim { aux, handle, .. } => self.evict_session(aux, handle, now),
+                _ => return,
+            }
+        }
+    }
+
+    fn evict_session(&self, owner: u32, handle: Handle, now: &Moment) {
+        let Some((tree, index)) = self.owners.lock().try_remove(owner as usize) else { return };
+        let mut state = tree.state.lock();
+        let Some(line) = state.line_mut(index) else { return };
+        if line.resident.as_ref().is_some_and(|r| r.handle == handle) {
+            line.resident = None;
+            count(&self.counters.evictions);
+            self.release_header(&mut state, now);
+        }
+    }
+
+    fn evict_header(&self, owner: u32, handle: Handle, now: &Moment) {
+        let Some((tree, _)) = self.owners.lock().try_remove(owner as usize) else { return };
+        let mut state = tree.state.lock();
+        if state.header != Some(handle) || state.dropped {
+            return;
+        }
+        state.header = None;
+        if state.uses > 0 || state.last_seq > self.journal.durable() {
+            self.charge_header(&tree, &mut state, now);
+            return;
+        }
+        self.drop_tree(&tree, &mut state, now);
+        self.counters.header_evictions.fetch_add(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,436 @@
+//! Trees in memory: the header (a line for each open session), what a resident session holds, grants, and waiters.
+//!
+//! One lock per tree orders its transitions. Nothing in here takes another tree's lock.
+
+use crate::error::{Quota, Reason, Refusal};
+use crate::gen_store::{Receipt, RequestMark, RunningGrant, SessionFacts};
+use crate::gen_v1 as v1;
+use crate::ids::{LeaseToken, Uid};
+use crate::journal::{Row, Seq};
+use crate::residency::Handle;
+use crate::slots::SlotNode;
+use parking_lot::{Mutex, RwLock};
+use prost::Message;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::Pending;
+
+/// A tenant: who the caller is. Everything else lives inside one.
+#[derive(Debug)]
+pub(crate) struct Tenant {
+    pub(crate) name: Arc<str>,
+    /// Turns running for it; the slot counter of the second gate.
+    pub(crate) slots: crate::sync::Padded<SlotNode>,
+    /// Who waits at that gate.
+    pub(crate) queue: Queue,
+    /// Where each session in memory is.
+    pub(crate) directory: super::directory::Directory,
+}
+
+/// One root session and its open descendants, as the header holds them.
+#[derive(Debug)]
+pub(crate) struct Tree {
+    pub(crate) root: Uid,
+    pub(crate) tenant: Arc<Tenant>,
+    /// Turns running below the root. Its cap is the tree's cap less the place kept for the root, which needs no counter:
+    /// a session runs at most one turn.
+    pub(crate) children_slots: SlotNode,
+    /// Who waits at the tree gate.
+    pub(crate) queue: Queue,
+    pub(crate) state: Mutex<TreeState>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct TreeState {
+    /// It has left memory: whoever still holds the `Arc` looks the session up again.
+    pub(crate) dropped: bool,
+    /// Lines by index; a free index is `None`. The root's is 0.
+    pub(crate) lines: Vec<Option<Box<Line>>>,
+    pub(crate) free: Vec<u32>,
+    /// OPEN sessions that the store knows or will know.
+    pub(crate) open: u32,
+    /// Sequence of its last journal entry.
+    pub(crate) last_seq: Seq,
+    /// Resident, running, waiting and parked calls: while not zero, the header stays.
+    pub(crate) uses: u32,
+    /// Its place in the index of headers.
+    pub(crate) header: Option<Handle>,
+}
+
+/// One open session in its tree's header; about 200 bytes. A closed one stays until its close is durable.
+#[derive(Debug)]
+pub(crate) struct Line {
+    pub(crate) uid: Uid,
+    pub(crate) session_id: Arc<str>,
+    /// Empty for the root.
+    pub(crate) name: Box<str>,
+    pub(crate) parent: Option<u32>,
+    pub(crate) depth: u32,
+    /// False while a BeginTurn with `open` waits for the slot with which the session will be made.
+    pub(crate) born: bool,
+    /// Set by its close.
+    pub(crate) closed: Option<Box<Receipt>>,
+    pub(crate) head: u32,
+    pub(crate) head_version: u64,
+    pub(crate) fence: u64,
+    pub(crate) provisional: Seq,
+    pub(crate) last: Seq,
+    /// Sequence of the entry that last wrote its row.
+    pub(crate) seq: Seq,
+    pub(crate) lease: Option<Box<Lease>>,
+    pub(crate) waiter: Option<Box<Waiter>>,
+    pub(crate) resident: Option<Box<Resident>>,
+    /// Calls that wait for a load of it; an entry means a load is under way.
+    pub(crate) loading: Option<Box<Loading>>,
+}
+
+/// The latest grant, while it can still be committed.
+#[derive(Debug, Clone)]
+pub(crate) struct Lease {
+    pub(crate) fence: u64,
+    pub(crate) nonce: [u8; 16],
+    pub(crate) turn: u32,
+    pub(crate) attempt: u32,
+    pub(crate) owner: Box<str>,
+    pub(crate) lease_ms: u64,
+    pub(crate) begin_wall_ms: i64,
+    pub(crate) request: Option<RequestMark>,
+    /// Holds a slot. False once the lease ran out.
+    pub(crate) running: bool,
+    /// On the service clock; moved by renewals, never journaled.
+    pub(crate) deadline_ms: u64,
+}
+
+impl Lease {
+    pub(crate) fn token(&self, uid: Uid) -> LeaseToken {
+        LeaseToken { uid, fence: self.fence, nonce: self.nonce }
+    }
+
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        RunningGrant {
+            fence: self.fence,
+            nonce: self.nonce.to_vec(),
+            turn: self.turn,
+            attempt: self.attempt,
+            owner: self.owner.to_string(),
+            lease_ms: self.lease_ms as i64,
+            begin_ms: self.begin_wall_ms,
+            request: self.request.clone(),
+            expired: !self.running,
+        }
+        .encode_to_vec()
+    }
+
+    /// From the store; a running one gets a full lease from `now_ms`.
+    pub(crate) fn decode(bytes: &[u8], running: bool, now_ms: u64) -> Option<Self> {
+        let grant = RunningGrant::decode(bytes).ok()?;
+        Some(Lease {
+            fence: grant.fence,
+            nonce: grant.nonce.try_into().ok()?,
+            turn: grant.turn,
+            attempt: grant.attempt,
+            owner: grant.owner.into(),
+            lease_ms: grant.lease_ms as u64,
+            begin_wall_ms: grant.begin_ms,
+            request: grant.request,
+            running,
+            deadline_ms: now_ms + grant.lease_ms as u64,
+        })
+    }
+}
+
+/// A BeginTurn that waits for a slot. It holds nothing.
+#[derive(Debug)]
+pub(crate) struct Waiter {
+    /// Its call; a ghost (cancelled with a request_id) has none and is passed over.
+    pub(crate) call: Option<Box<Pending>>,
+    pub(crate) request: Option<RequestMark>,
+    pub(crate) gate: Gate,
+    pub(crate) place: Place,
+    pub(crate) since_ms: u64,
+    /// The end of its wait, or of the place it keeps.
+    pub(crate) deadline_ms: u64,
+    pub(crate) connection: u64,
+}
+
+/// Where in a queue: higher priority first, then earlier arrival. Unique, so it names the waiter as well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Place {
+    pub(crate) against_priority: i32,
+    pub(crate) arrival: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Gate {
+    Tree,
+    Tenant,
+}
+
+/// A gate's queue. Never locked while a tree is being waited for.
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    places: Mutex<BTreeMap<Place, (Arc<Tree>, u32)>>,
+    len: AtomicUsize,
+}
+
+impl Queue {
+    pub(crate) fn is_empty(&self) -> bool {
+        // Acquire pairs with the store in `put`: a releaser that sees 0 frees its slot before the waiter looks again.
+        self.len.load(Ordering::Acquire) == 0
+    }
+
+    pub(crate) fn put(&self, place: Place, tree: Arc<Tree>, index: u32) {
+        let mut places = self.places.lock();
+        places.insert(place, (tree, index));
+        self.len.store(places.len(), Ordering::Release);
+    }
+
+    pub(crate) fn remove(&self, place: Place) {
+        let mut places = self.places.lock();
+        places.remove(&place);
+        self.len.store(places.len(), Ordering::Release);
+    }
+
+    /// The first waiter behind `after`.
+    pub(crate) fn next(&self, after: Option<Place>) -> Option<(Place, Arc<Tree>, u32)> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let from = after.map_or(Unbounded, Excluded);
+        let places = self.places.lock();
+        places.range((from, Unbounded)).next().map(|(place, (tree, index))| (*place, tree.clone(), *index))
+    }
+}
+
+/// What a resident session holds beside its line.
+#[derive(Debug)]
+pub(crate) struct Resident {
+    pub(crate) handle: Handle,
+    pub(crate) create_ms: i64,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) stale_timeout_ms: i64,
+    pub(crate) last_outcome: v1::TurnOutcome,
+    pub(crate) chain: [u8; 32],
+    pub(crate) checkpoint_tokens: u64,
+    pub(crate) state_seq: Seq,
+    pub(crate) open_request: Option<RequestMark>,
+    pub(crate) update_request: Option<RequestMark>,
+    pub(crate) attempts: u32,
+    pub(crate) head_seq: Seq,
+    /// Fingerprints of the BeginTurn request_ids of all its records: a repeat is told from a new call without a read.
+    pub(crate) requests: Vec<u64>,
+    /// The client's own state after the last commit.
+    pub(crate) state: Option<Box<[u8]>>,
+    /// The checkpoint, once asked for.
+    pub(crate) checkpoint: Option<crate::checkpoint::Checkpoint>,
+}
+
+impl Resident {
+    /// What it holds in memory; what the residency index charges. Unit: bytes.
+    pub(crate) fn bytes(&self) -> u64 {
+        let labels: usize = self.labels.iter().map(|(k, v)| k.len() + v.len() + 64).sum();
+        let mark = |m: &Option<RequestMark>| m.as_ref().map_or(0, |m| m.request_id.len() + m.hash.len());
+        let variable = labels
+            + mark(&self.open_request)
+            + mark(&self.update_request)
+            + self.requests.capacity() * 8
+            + self.state.as_ref().map_or(0, |s| s.len())
+            + self.checkpoint.as_ref().map_or(0, crate::checkpoint::Checkpoint::bytes);
+        (size_of::<Self>() + variable) as u64
+    }
+
+    fn facts(&self) -> SessionFacts {
+        SessionFacts {
+            create_ms: self.create_ms,
+            labels: self.labels.clone(),
+            stale_timeout_ms: self.stale_timeout_ms,
+            last_outcome: self.last_outcome as i32,
+            chain: if self.chain == crate::chain::GENESIS { Vec::new() } else { self.chain.to_vec() },
+            checkpoint_tokens: self.checkpoint_tokens,
+            state_seq: self.state_seq as i64,
+            open_request: self.open_request.clone(),
+            update_request: self.update_request.clone(),
+            attempts: self.attempts,
+            head_seq: self.head_seq as i64,
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Loading {
+    pub(crate) with_tokens: bool,
+    pub(crate) calls: Vec<Pending>,
+}
+
+impl Line {
+    pub(crate) fn new(uid: Uid, session_id: Arc<str>) -> Self {
+        Line {
+            uid,
+            session_id,
+            name: "".into(),
+            parent: None,
+            depth: 0,
+            born: true,
+            closed: None,
+            head: 0,
+            head_version: 0,
+            fence: 0,
+            provisional: 0,
+            last: 0,
+            seq: 0,
+            lease: None,
+            waiter: None,
+            resident: None,
+            loading: None,
+        }
+    }
+
+    pub(crate) fn running(&self) -> Option<&Lease> {
+        self.lease.as_deref().filter(|l| l.running)
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.born && self.closed.is_none()
+    }
+
+    /// A waiter whose caller is still there.
+    pub(crate) fn waits(&self) -> bool {
+        self.waiter.as_ref().is_some_and(|w| w.call.is_some())
+    }
+}
+
+impl Tree {
+    /// Lines cost this much, roughly, in a header. Unit: bytes.
+    pub(crate) const LINE_BYTES: u64 = size_of::<Line>() as u64 + 96;
+
+    /// The slot counters that a turn of this line passes, in the one fixed order.
+    pub(crate) fn gates(&self, line: &Line) -> ([(&SlotNode, u32); 2], &'static [Gate]) {
+        let tree = (&self.children_slots, 1);
+        let tenant = (&*self.tenant.slots, 1);
+        if line.depth == 0 {
+            // The root's place is kept: only the tenant's gate is left. The second element is unused.
+            ([tenant, tenant], &[Gate::Tenant])
+        } else {
+            ([tree, tenant], &[Gate::Tree, Gate::Tenant])
+        }
+    }
+
+    pub(crate) fn queue(&self, gate: Gate) -> &Queue {
+        match gate {
+            Gate::Tree => &self.queue,
+            Gate::Tenant => &self.tenant.queue,
+        }
+    }
+}
+
+impl TreeState {
+    pub(crate) fn line(&self, index: u32) -> Option<&Line> {
+        self.lines.get(index as usize).and_then(|l| l.as_deref())
+    }
+
+    pub(crate) fn line_mut(&mut self, index: u32) -> Option<&mut Line> {
+        self.lines.get_mut(index as usize).and_then(|l| l.as_deref_mut())
+    }
+
+    pub(crate) fn add(&mut self, line: Line) -> u32 {
+        if let Some(index) = self.free.pop() {
+            self.lines[index as usize] = Some(Box::new(line));
+            return index;
+        }
+        self.lines.push(Some(Box::new(line)));
+        (self.lines.len() - 1) as u32
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &Line)> {
+        self.lines.iter().enumerate().filter_map(|(i, l)| Some((i as u32, l.as_deref()?)))
+    }
+
+    pub(crate) fn path(&self, index: u32) -> String {
+        let mut names = Vec::new();
+        let mut at = Some(index);
+        while let Some(line) = at.and_then(|i| self.line(i)) {
+            names.push(if line.parent.is_none() { "root" } else { &*line.name });
+            at = line.parent;
+        }
+        names.iter().rev().fold(String::new(), |path, name| path + "/" + name)
+    }
+
+    /// The open descendants of `index`, parents before children, itself first.
+    pub(crate) fn subtree(&self, index: u32) -> Vec<u32> {
+        let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
+        for (i, line) in self.iter().filter(|(_, l)| l.closed.is_none()) {
+            if let Some(parent) = line.parent {
+                children.entry(parent).or_default().push(i);
+            }
+        }
+        let mut all = vec![index];
+        let mut next = 0;
+        while next < all.len() {
+            all.extend(children.get(&all[next]).into_iter().flatten());
+            next += 1;
+        }
+        all
+    }
+
+    pub(crate) fn name_taken(&self, parent: u32, name: &str) -> bool {
+        self.iter().any(|(_, l)| l.is_open() && l.parent == Some(parent) && &*l.name == name)
+    }
+
+    /// The row of a resident session as it is now.
+    pub(crate) fn row(&self, tree: &Tree, index: u32, seq: Seq, prev: Seq) -> Option<Row> {
+        let line = self.line(index)?;
+        let resident = line.resident.as_ref()?;
+        Some(Row {
+            uid: line.uid,
+            tenant: tree.tenant.name.clone(),
+            session_id: line.session_id.clone(),
+            root: tree.root,
+            parent: line.parent.and_then(|p| self.line(p)).map(|p| p.uid),
+            path: if prev == 0 { self.path(index) } else { String::new() },
+            depth: line.depth,
+            create_ms: resident.create_ms,
+            head: line.head,
+            head_version: line.head_version,
+            fence: line.fence,
+            provisional: line.provisional,
+            last: line.last,
+            running: line.running().is_some(),
+            lease: line.lease.as_ref().map(|l| l.encode()),
+            facts: resident.facts().encode_to_vec(),
+            seq,
+            prev,
+        })
+    }
+
+    /// Who holds slots of this tree, longest first, at most eight.
+    pub(crate) fn holders(&self, wall_ms: i64) -> Vec<(String, u64)> {
+        let mut holders: Vec<(i64, &Line)> =
+            self.iter().filter_map(|(_, l)| Some((l.running()?.begin_wall_ms, l))).collect();
+        holders.sort_by_key(|(begin, line)| (*begin, line.uid));
+        holders
+            .into_iter()
+            .take(8)
+            .map(|(begin, line)| (line.session_id.to_string(), (wall_ms - begin).max(0) as u64))
+            .collect()
+    }
+}
+
+/// The refusal of a full gate.
+pub(crate) fn gate_refusal(tree: &Tree, state: &TreeState, gate: Gate, tree_cap: u64, wall_ms: i64) -> Refusal {
+    let (reason, limit_name, limit, used, holders) = match gate {
+        Gate::Tree => {
+            let running = state.iter().filter(|(_, l)| l.running().is_some()).count();
+            (Reason::TreeTurns, "max_turns_per_tree", tree_cap, running as u64, state.holders(wall_ms))
+        }
+        Gate::Tenant => {
+            let (cap, used) = tree.tenant.slots.cap_used();
+            (Reason::TenantTurns, "max_turns_per_tenant", u64::from(cap), u64::from(used), Vec::new())
+        }
+    };
+    Refusal::new(reason, format!("{used} turns run; {limit_name} is {limit}"))
+        .quota(Quota { limit_name, limit, used, holders })
+        .retry_after(1_000)
+}
+
+/// The tenants by name.
+pub(crate) type Tenants = RwLock<HashMap<Arc<str>, Arc<Tenant>>>;

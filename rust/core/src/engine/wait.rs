@@ -1,0 +1,272 @@
+//! Waiting for a slot: who waits where, who goes next, and how a wait ends.
+//!
+//! A waiter parks at the first gate that refused it and holds nothing. When something is given back to a gate, its
+//! best waiter is tried on the whole chain with everything checked again; refused further on, it moves to that gate
+//! with its old priority and arrival, and the next one here is tried. A lost wake-up cannot be: after it has parked,
+//! the gate is looked at once more.
+
+use super::tree::{Gate, Place, Tree, TreeState, Waiter, gate_refusal};
+use super::{Call, Engine, Moment, Pending, TicketState, Timer, Work, closed};
+use crate::error::{Reason, Refusal};
+use crate::slots::reserve;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// How many calls wait, in all and by connection. Only live waits count; a place that is kept does not.
+#[derive(Default)]
+pub(crate) struct Waiting {
+    total: usize,
+    by_connection: HashMap<u64, u32>,
+    arrivals: u64,
+}
+
+impl Waiting {
+    pub(crate) fn total(&self) -> usize {
+        self.total
+    }
+
+    fn leave(&mut self, connection: u64) {
+        self.total -= 1;
+        if let Some(n) = self.by_connection.get_mut(&connection) {
+            *n -= 1;
+            if *n == 0 {
+                self.by_connection.remove(&connection);
+            }
+        }
+    }
+}
+
+impl Engine {
+    /// Takes the slots of a turn, or says at which gate there is no room.
+    pub(crate) fn take_slots(
+        &self,
+        tree: &Arc<Tree>,
+        state: &TreeState,
+        index: u32,
+        work: &mut Work,
+    ) -> Result<(), Gate> {
+        let Some(line) = state.line(index) else { return Err(Gate::Tenant) };
+        let (nodes, gates) = tree.gates(line);
+        reserve(&nodes[..gates.len()]).map_err(|refused| {
+            // What a doomed chain gave back may be what somebody else was refused for.
+            work.gates.extend(gates[..refused.given_back].iter().map(|g| (tree.clone(), *g)));
+            gates[refused.level]
+        })
+    }
+
+    /// Parks a call at a gate, until its deadline. Refuses it if as many wait as may.
+    pub(crate) fn enqueue(
+        &self,
+        call: Pending,
+        gate: Gate,
+        arrival: Option<u64>,
+        tree: &Arc<Tree>,
+        state: &mut TreeState,
+        index: u32,
+        work: &mut Work,
+        now: &Moment,
+    ) {
+        let Call::Begin(begin) = &call.call else { return };
+        let (wait_ms, priority, request) = (begin.wait_ms, begin.priority, begin.mark.clone());
+        let arrival = {
+            let mut waiting = self.waiting.lock();
+            let here = waiting.by_connection.get(&call.connection).copied().unwrap_or(0);
+            let refusal = if waiting.total as u64 >= self.limits.max_waiters {
+                Some(("max_waiters", waiting.total as u64, self.limits.max_waiters))
+            } else if u64::from(here) >= self.limits.max_waiters_per_connection {
+                Some(("max_waiters_per_connection", u64::from(here), self.limits.max_waiters_per_connection))
+            } else {
+                None
+            };
+            if let Some((limit_name, used, limit)) = refusal {
+                let quota = crate::error::Quota { limit_name, limit, used, holders: Vec::new() };
+                let message = format!("{used} calls wait; {limit_name} is {limit}");
+                let refusal = Refusal::new(Reason::QueueFull, message).quota(quota).retry_after(1_000);
+                drop(waiting);
+                self.refuse(call.ticket, refusal, work);
+                return self.drop_unborn(tree, state, index, now);
+            }
+            waiting.total += 1;
+            *waiting.by_connection.entry(call.connection).or_default() += 1;
+            waiting.arrivals += 1;
+            arrival.unwrap_or(waiting.arrivals)
+        };
+        let place = Place { against_priority: -priority, arrival };
+        let deadline_ms = call.since_ms.saturating_add(wait_ms);
+        if let Some(ticket) = self.tickets.lock().get_mut(&call.ticket) {
+            *ticket = TicketState::Waiting(tree.clone(), index, place);
+        }
+        let waiter = Waiter {
+            request,
+            gate,
+            place,
+            since_ms: call.since_ms,
+            deadline_ms,
+            connection: call.connection,
+            call: Some(Box::new(call)),
+        };
+        let Some(line) = state.line_mut(index) else { return };
+        line.waiter = Some(Box::new(waiter));
+        self.hold_header(state, now);
+        self.timer(deadline_ms, Timer::Wait(tree.clone(), index, place));
+        tree.queue(gate).put(place, tree.clone(), index);
+        // Somebody may have given back between the refusal and now.
+        work.gates.push((tree.clone(), gate));
+    }
+
+    /// Takes the waiter of a line out of its queue.
+    pub(crate) fn take_waiter(
+        &self,
+        tree: &Arc<Tree>,
+        state: &mut TreeState,
+        index: u32,
+        now: &Moment,
+    ) -> Option<Box<Waiter>> {
+        let waiter = state.line_mut(index)?.waiter.take()?;
+        tree.queue(waiter.gate).remove(waiter.place);
+        if let Some(call) = &waiter.call {
+            self.waiting.lock().leave(waiter.connection);
+            if let Some(ticket) = self.tickets.lock().get_mut(&call.ticket) {
+                *ticket = TicketState::Open;
+            }
+        }
+        self.release_header(state, now);
+        Some(waiter)
+    }
+
+    /// Something was given back to a gate: whoever can go, goes, in order.
+    pub(crate) fn pump(&self, from: &Arc<Tree>, gate: Gate, work: &mut Work, now: &mut Moment) {
+        let mut after = None;
+        loop {
+            let queue = from.queue(gate);
+            if queue.is_empty() {
+                return;
+            }
+            let Some((place, tree, index)) = queue.next(after) else { return };
+            after = Some(place);
+            let mut state = tree.state.lock();
+            let waits = |state: &TreeState| {
+                state.line(index).and_then(|l| l.waiter.as_ref()).is_some_and(|w| w.place == place && w.call.is_some())
+            };
+            if state.dropped || !waits(&state) {
+                continue;
+            }
+            match self.take_slots(&tree, &state, index, work) {
+                Ok(()) => self.grant_waiter(&tree, &mut state, index, work, now),
+                Err(full) if full == gate => return,
+                Err(full) => {
+                    // It goes on waiting further up, in its old place.
+                    tree.queue(gate).remove(place);
+                    if let Some(waiter) = state.line_mut(index).and_then(|l| l.waiter.as_mut()) {
+                        waiter.gate = full;
+                    }
+                    tree.queue(full).put(place, tree.clone(), index);
+                    work.gates.push((tree.clone(), full));
+                }
+            }
+        }
+    }
+
+    /// The slots of a waiter were just taken: checks again all that may have changed while it waited.
+    fn grant_waiter(&self, tree: &Arc<Tree>, state: &mut TreeState, index: u32, work: &mut Work, now: &mut Moment) {
+        let Some(waiter) = self.take_waiter(tree, state, index, now) else { return };
+        let (since_ms, place) = (waiter.since_ms, waiter.place);
+        let Some(call) = waiter.call else { return };
+        let refusal = if now.mono_ms >= waiter.deadline_ms && waiter.deadline_ms > since_ms {
+            Some(gate_refusal(tree, state, waiter.gate, self.limits.max_turns_per_tree, now.wall_ms))
+        } else {
+            self.admit(&call.call).err()
+        };
+        if let Some(refusal) = refusal {
+            self.return_slots(tree, state, index, work);
+            self.reply(call.ticket, Err(refusal), tree, state, work);
+            return self.drop_unborn(tree, state, index, now);
+        }
+        self.begin_with_slots(*call, tree, state, index, Some(place.arrival), work, now);
+    }
+
+    /// Gives back slots for which no turn was begun.
+    pub(crate) fn return_slots(&self, tree: &Arc<Tree>, state: &TreeState, index: u32, work: &mut Work) {
+        let Some(line) = state.line(index) else { return };
+        let (nodes, gates) = tree.gates(line);
+        for ((node, n), gate) in nodes.iter().zip(gates).rev() {
+            node.release(*n);
+            work.gates.push((tree.clone(), *gate));
+        }
+    }
+
+    /// A wait's time is up, or the time for which a cancelled one keeps its place.
+    pub(crate) fn wait_due(&self, tree: &Arc<Tree>, index: u32, place: Place, work: &mut Work, now: &Moment) {
+        let mut state = tree.state.lock();
+        if state.dropped {
+            return;
+        }
+        let Some(waiter) = state.line(index).and_then(|l| l.waiter.as_ref()).filter(|w| w.place == place) else {
+            return;
+        };
+        if waiter.deadline_ms > now.mono_ms {
+            return self.timer(waiter.deadline_ms, Timer::Wait(tree.clone(), index, place));
+        }
+        let gate = waiter.gate;
+        let Some(waiter) = self.take_waiter(tree, &mut state, index, now) else { return };
+        if let Some(call) = waiter.call {
+            let refusal = gate_refusal(tree, &state, gate, self.limits.max_turns_per_tree, now.wall_ms);
+            let waited = now.mono_ms.saturating_sub(waiter.since_ms);
+            self.reply(call.ticket, Err(refusal.with("waited_ms", waited)), tree, &state, work);
+        }
+        self.drop_unborn(tree, &mut state, index, now);
+    }
+
+    /// A waiting call is gone: with a request_id it keeps its place for a while, else it leaves at once.
+    pub(crate) fn cancel_wait(&self, tree: &Arc<Tree>, index: u32, place: Place, work: &mut Work, now: &Moment) {
+        let mut state = tree.state.lock();
+        if state.dropped {
+            return;
+        }
+        let waits = |w: &&mut Box<Waiter>| w.place == place && w.call.is_some();
+        let Some(waiter) = state.line_mut(index).and_then(|l| l.waiter.as_mut()).filter(waits) else { return };
+        if waiter.request.is_none() || self.limits.keep_place_ms == 0 {
+            self.take_waiter(tree, &mut state, index, now);
+            return self.drop_unborn(tree, &mut state, index, now);
+        }
+        waiter.call = None;
+        waiter.deadline_ms = now.mono_ms + self.limits.keep_place_ms;
+        let connection = waiter.connection;
+        self.timer(waiter.deadline_ms, Timer::Wait(tree.clone(), index, place));
+        self.waiting.lock().leave(connection);
+        // Who is behind it need not wait for it.
+        work.gates.push((tree.clone(), Gate::Tree));
+        work.gates.push((tree.clone(), Gate::Tenant));
+    }
+
+    /// Ends the wait of a session whose close was just journaled.
+    pub(crate) fn end_wait(&self, tree: &Arc<Tree>, state: &mut TreeState, index: u32, work: &mut Work, now: &Moment) {
+        let Some(waiter) = self.take_waiter(tree, state, index, now) else { return };
+        let (Some(call), Some(line)) = (waiter.call, state.line(index)) else { return };
+        let refusal = closed(&line.session_id);
+        self.reply(call.ticket, Err(refusal), tree, state, work);
+    }
+
+    /// Ends all waits: the server stops.
+    pub(crate) fn end_all_waits(&self, work: &mut Work) {
+        let waits: Vec<(u64, Arc<Tree>, u32, Place)> = self
+            .tickets
+            .lock()
+            .iter()
+            .filter_map(|(ticket, state)| match state {
+                TicketState::Waiting(tree, index, place) => Some((*ticket, tree.clone(), *index, *place)),
+                _ => None,
+            })
+            .collect();
+        for (ticket, tree, index, place) in waits {
+            let mut state = tree.state.lock();
+            if !state.line(index).and_then(|l| l.waiter.as_ref()).is_some_and(|w| w.place == place) {
+                continue;
+            }
+            let now = Moment::new(0, 0, [0; 32]);
+            self.take_waiter(&tree, &mut state, index, &now);
+            self.refuse(ticket, Refusal::new(Reason::ShuttingDown, "the server is stopping").retry_after(1_000), work);
+            self.drop_unborn(&tree, &mut state, index, &now);
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! The one table of error reasons, and how a refusal is written on the wire.
+//!
+//! Server, client and docs all read this table: the client makes its exceptions from it, `docs/API.md` prints it.
+//! A refusal is a gRPC code, one sentence, and a `google.rpc.Status` with exactly one `ErrorInfo` (AIP-193: every
+//! dynamic value of the sentence is in its metadata too), plus `RetryInfo` where waiting helps and `QuotaFailure`
+//! where a cap refused.
+
+use prost::Message;
+use std::collections::BTreeMap;
+
+/// The `domain` of every `ErrorInfo`.
+pub const DOMAIN: &str = "roost";
+
+/// The gRPC status codes that Roost uses, by their number on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i32)]
+pub enum Code {
+    InvalidArgument = 3,
+    NotFound = 5,
+    AlreadyExists = 6,
+    ResourceExhausted = 8,
+    FailedPrecondition = 9,
+    Aborted = 10,
+    Unimplemented = 12,
+    Internal = 13,
+    Unavailable = 14,
+    DataLoss = 15,
+}
+
+macro_rules! reasons {
+    ($($variant:ident $name:literal $code:ident $meaning:literal $advice:literal;)*) => {
+        /// Why a call was refused. The name on the wire is stable for good.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Reason { $(#[doc = $meaning] $variant,)* }
+
+        impl Reason {
+            /// Every reason, in the order of the table.
+            pub const ALL: &'static [Reason] = &[$(Reason::$variant,)*];
+
+            /// The `reason` of the `ErrorInfo`.
+            pub fn name(self) -> &'static str { match self { $(Reason::$variant => $name,)* } }
+            /// The gRPC code that goes with it.
+            pub fn code(self) -> Code { match self { $(Reason::$variant => Code::$code,)* } }
+            /// What it means.
+            pub fn meaning(self) -> &'static str { match self { $(Reason::$variant => $meaning,)* } }
+            /// What the caller should do.
+            pub fn advice(self) -> &'static str { match self { $(Reason::$variant => $advice,)* } }
+            /// The reason of this name.
+            pub fn from_name(name: &str) -> Option<Reason> {
+                Self::ALL.iter().copied().find(|r| r.name() == name)
+            }
+        }
+    };
+}
+
+reasons! {
+    MalformedRequest "MALFORMED_REQUEST" InvalidArgument "The bytes are not a message of this method." "Fix the client; do not retry.";
+    InvalidField "INVALID_FIELD" InvalidArgument "A field breaks its rule; `field` names it." "Fix the request; do not retry.";
+    TooLarge "TOO_LARGE" InvalidArgument "A field is over its size limit; `field`, `size` and `limit` say by how much." "Send less, or put large arrays in your own object store.";
+    BadPageToken "BAD_PAGE_TOKEN" InvalidArgument "The page token is not one of this list with these filters." "Start the list again.";
+    LeaseMalformed "LEASE_MALFORMED" InvalidArgument "The bytes are not a lease of this server." "Send the lease of BeginTurn as it came.";
+    RequestMismatch "REQUEST_MISMATCH" InvalidArgument "This request_id was used with another payload." "Use a new request_id for a new request.";
+    UnknownMethod "UNKNOWN_METHOD" Unimplemented "The server has no such method." "Update the server or the client.";
+    SessionNotFound "SESSION_NOT_FOUND" NotFound "No session of this id is known." "Open it first.";
+    ParentNotFound "PARENT_NOT_FOUND" NotFound "No session of the parent's id is known." "Open the parent first.";
+    SessionExists "SESSION_EXISTS" AlreadyExists "A session of this id is open." "Use it, choose another id, or say if_exists RETURN.";
+    PathCollision "PATH_COLLISION" AlreadyExists "An open sibling has this name." "Choose another name.";
+    SessionClosed "SESSION_CLOSED" FailedPrecondition "The session has ended; it never comes back by itself." "Open another one.";
+    TurnInProgress "TURN_IN_PROGRESS" FailedPrecondition "A turn of this session runs or waits already." "Wait until it ends, or end it.";
+    TurnMismatch "TURN_MISMATCH" FailedPrecondition "The session's head is not what the caller expected." "Read the session and decide again.";
+    TurnEnded "TURN_ENDED" FailedPrecondition "The turn that this request_id began is over; `outcome` says how." "Begin a new turn with a new request_id.";
+    LeaseLost "LEASE_LOST" FailedPrecondition "The lease is not the session's latest grant, or its turn has ended. Nothing was written." "Begin the turn again.";
+    TokenPrefixMismatch "TOKEN_PREFIX_MISMATCH" FailedPrecondition "The token span does not continue the checkpoint." "Send the right offset, raise max_trim, or set new_segment.";
+    TreeTurns "TREE_TURNS" ResourceExhausted "The tree runs as many turns as it may." "Wait for a slot (`wait`), or end a turn that the details name.";
+    TenantTurns "TENANT_TURNS" ResourceExhausted "The tenant runs as many turns as it may." "Wait for a slot (`wait`), or end a turn that the details name.";
+    TreeSessions "TREE_SESSIONS" ResourceExhausted "The tree has as many open sessions as it may." "Close sessions of the tree.";
+    TreeDepth "TREE_DEPTH" ResourceExhausted "The tree is as deep as it may be." "Open the session higher up.";
+    QueueFull "QUEUE_FULL" ResourceExhausted "As many calls wait as may, on this connection or in all." "Wait less, or spread waiting calls over connections.";
+    JournalBehind "JOURNAL_BEHIND" ResourceExhausted "The disk is behind; new work is held off." "Retry after the delay.";
+    JournalFull "JOURNAL_FULL" Unavailable "The disk is far behind; nothing is taken." "Retry after the delay.";
+    StoreLow "STORE_LOW" ResourceExhausted "The disk is almost full; new work is refused, running work may end." "Free disk space; the server goes on by itself.";
+    StoreFull "STORE_FULL" Unavailable "The disk is full; nothing can be written." "Free disk space; the server goes on by itself.";
+    NotStored "NOT_STORED" Unavailable "The change was not stored, and nothing of it happened." "Retry with the same request_id.";
+    Recovering "RECOVERING" Unavailable "The server re-reads its state after a write that the store refused." "Retry after the delay.";
+    LoadFailed "LOAD_FAILED" Unavailable "The session could not be read from the store." "Retry; if it stays, look at the server's log.";
+    ShuttingDown "SHUTTING_DOWN" Unavailable "The server is stopping." "Retry; another process, or the next one, answers.";
+    SessionCorrupt "SESSION_CORRUPT" DataLoss "What the store holds of this session does not verify; it is quarantined, the others are served." "Restore it from a dump or backup.";
+    TreeQuarantined "TREE_QUARANTINED" DataLoss "The store refused this tree's entries alone; it is set aside until a restart." "Report it with the server's log; restart the server.";
+    InternalError "INTERNAL_ERROR" Internal "The server has a bug." "Report it with the server's log.";
+}
+
+/// The cap that refused, for `QuotaFailure`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Quota {
+    /// The name of the limit, as in the configuration.
+    pub limit_name: &'static str,
+    /// Its value.
+    pub limit: u64,
+    /// How much is in use.
+    pub used: u64,
+    /// At most eight who hold it, longest first: session id and how long in ms.
+    pub holders: Vec<(String, u64)>,
+}
+
+/// Why a call did not happen. A refused call has changed nothing (I22).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub reason: Reason,
+    pub message: String,
+    pub metadata: BTreeMap<String, String>,
+    pub retry_ms: Option<u64>,
+    pub quota: Option<Box<Quota>>,
+}
+
+impl Refusal {
+    /// A refusal with its sentence; `with` adds the values that the sentence mentions.
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Refusal { reason, message: message.into(), metadata: BTreeMap::new(), retry_ms: None, quota: None }
+    }
+
+    #[must_use]
+    pub fn with(mut self, key: &str, value: impl ToString) -> Self {
+        self.metadata.insert(key.to_owned(), value.to_string());
+        self
+    }
+
+    #[must_use]
+    pub fn retry_after(mut self, ms: u64) -> Self {
+        self.retry_ms = Some(ms);
+        self
+    }
+
+    #[must_use]
+    pub fn quota(mut self, quota: Quota) -> Self {
+        self.metadata.insert("limit_name".into(), quota.limit_name.into());
+        self.metadata.insert("limit".into(), quota.limit.to_string());
+        self.metadata.insert("used".into(), quota.used.to_string());
+        self.quota = Some(Box::new(quota));
+        self
+    }
+
+    /// A field that breaks its rule.
+    pub fn field(field: &str, rule: impl Into<String>) -> Self {
+        let rule = rule.into();
+        Refusal::new(Reason::InvalidField, format!("{field}: {rule}")).with("field", field)
+    }
+
+    /// A field over its size.
+    pub fn too_large(field: &str, size: usize, limit: usize) -> Self {
+        Refusal::new(Reason::TooLarge, format!("{field} is {size} bytes; the limit is {limit}"))
+            .with("field", field)
+            .with("size", size)
+            .with("limit", limit)
+    }
+
+    /// As part of an answer, for calls that answer each of their parts by itself.
+    pub fn to_proto(&self) -> crate::gen_v1::Refusal {
+        crate::gen_v1::Refusal {
+            code: self.reason.code() as i32,
+            reason: self.reason.name().to_owned(),
+            message: self.message.clone(),
+            metadata: self.metadata.clone(),
+        }
+    }
+
+    /// The encoded `google.rpc.Status` for the `grpc-status-details-bin` trailer; under 4 KiB.
+    pub fn to_status(&self) -> Vec<u8> {
+        let mut details = vec![any(
+            "google.rpc.ErrorInfo",
+            &ErrorInfo {
+                reason: self.reason.name().to_owned(),
+                domain: DOMAIN.to_owned(),
+                metadata: self.metadata.clone(),
+            },
+        )];
+        if let Some(ms) = self.retry_ms {
+            let retry_delay =
+                prost_types::Duration { seconds: (ms / 1000) as i64, nanos: ((ms % 1000) * 1_000_000) as i32 };
+            details.push(any("google.rpc.RetryInfo", &RetryInfo { retry_delay: Some(retry_delay) }));
+        }
+        if let Some(q) = &self.quota {
+            let mut description = format!("{} of {} in use; limit {}", q.used, q.limit, q.limit_name);
+            for (i, (holder, ms)) in q.holders.iter().take(8).enumerate() {
+                description.push_str(if i == 0 { "; held by " } else { ", " });
+                description.push_str(&format!("{holder} ({} s)", ms / 1000));
+            }
+            let violation = Violation { subject: q.limit_name.to_owned(), description };
+            details.push(any("google.rpc.QuotaFailure", &QuotaFailure { violations: vec![violation] }));
+        }
+        Status { code: self.reason.code() as i32, message: self.message.clone(), details }.encode_to_vec()
+    }
+}
+
+fn any(name: &str, message: &impl Message) -> prost_types::Any {
+    prost_types::Any { type_url: format!("type.googleapis.com/{name}"), value: message.encode_to_vec() }
+}
+
+// The few messages of google.rpc that Roost writes, by their published field numbers.
+
+#[derive(Clone, PartialEq, Message)]
+struct Status {
+    #[prost(int32, tag = "1")]
+    code: i32,
+    #[prost(string, tag = "2")]
+    message: String,
+    #[prost(message, repeated, tag = "3")]
+    details: Vec<prost_types::Any>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct ErrorInfo {
+    #[prost(string, tag = "1")]
+    reason: String,
+    #[prost(string, tag = "2")]
+    domain: String,
+    #[prost(btree_map = "string, string", tag = "3")]
+    metadata: BTreeMap<String, String>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct RetryInfo {
+    #[prost(message, optional, tag = "1")]
+    retry_delay: Option<prost_types::Duration>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct QuotaFailure {
+    #[prost(message, repeated, tag = "1")]
+    violations: Vec<Violation>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Violation {
+    #[prost(string, tag = "1")]
+    subject: String,
+    #[prost(string, tag = "2")]
+    description: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_well_formed() {
+        let mut seen = std::collections::HashSet::new();
+        for r in Reason::ALL {
+            assert!(seen.insert(r.name()), "{} twice", r.name());
+            assert!(r.name().len() <= 63 && r.name().bytes().all(|b| b.is_ascii_uppercase() || b == b'_'));
+            assert_eq!(Reason::from_name(r.name()), Some(*r));
+        }
+    }
+
+    #[test]
+    fn the_largest_quota_failure_stays_under_four_kib() {
+        let quota = Quota {
+            limit_name: "max_turns_per_tenant",
+            limit: u64::MAX,
+            used: u64::MAX,
+            holders: vec![("s".repeat(256), u64::MAX); 20],
+        };
+        let status = Refusal::new(Reason::TenantTurns, "m".repeat(200)).quota(quota).retry_after(1).to_status();
+        assert!(status.len() < 4096, "{}", status.len());
+    }
+}

@@ -1,0 +1,197 @@
+//! Names and tokens: session ids, uids, path names, leases, request marks, and the rules they obey.
+
+use crate::error::{Reason, Refusal};
+use crate::gen_store::RequestMark;
+use std::fmt;
+
+/// One life of a session: a UUIDv7, so that uids sort by creation.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Uid(pub u128);
+
+impl Uid {
+    /// Builds a UUIDv7 (RFC 9562) from wall-clock milliseconds and 80 bits of entropy, of which it keeps 74.
+    pub fn v7(wall_ms: i64, entropy: u128) -> Self {
+        let ms = (wall_ms as u128 & 0xFFFF_FFFF_FFFF) << 80;
+        let rand_a = (entropy >> 68 & 0xFFF) << 64;
+        let rand_b = entropy & 0x3FFF_FFFF_FFFF_FFFF;
+        Uid(ms | 0x7 << 76 | rand_a | 0x2 << 62 | rand_b)
+    }
+
+    pub fn bytes(self) -> [u8; 16] {
+        self.0.to_be_bytes()
+    }
+
+    /// `None` unless it is 16 bytes.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        Some(Uid(u128::from_be_bytes(bytes.try_into().ok()?)))
+    }
+}
+
+impl fmt::Display for Uid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let h = format!("{:032x}", self.0);
+        write!(f, "{}-{}-{}-{}-{}", &h[..8], &h[8..12], &h[12..16], &h[16..20], &h[20..])
+    }
+}
+
+impl fmt::Debug for Uid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// What BeginTurn hands out: uid, fence and 16 random bytes. Only the server can make one that is accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaseToken {
+    pub uid: Uid,
+    pub fence: u64,
+    pub nonce: [u8; 16],
+}
+
+impl LeaseToken {
+    pub const LEN: usize = 40;
+
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(Self::LEN);
+        out.extend_from_slice(&self.uid.bytes());
+        out.extend_from_slice(&self.fence.to_be_bytes());
+        out.extend_from_slice(&self.nonce);
+        out
+    }
+
+    pub fn decode(bytes: &[u8]) -> Result<Self, Refusal> {
+        let malformed = || {
+            let len = bytes.len();
+            Refusal::new(Reason::LeaseMalformed, format!("a lease is {} bytes; this is {len}", Self::LEN))
+                .with("size", len)
+                .with("expected", Self::LEN)
+        };
+        let bytes: &[u8; Self::LEN] = bytes.try_into().map_err(|_| malformed())?;
+        Ok(LeaseToken {
+            uid: Uid::from_bytes(&bytes[..16]).ok_or_else(malformed)?,
+            fence: u64::from_be_bytes(bytes[16..24].try_into().map_err(|_| malformed())?),
+            nonce: bytes[24..].try_into().map_err(|_| malformed())?,
+        })
+    }
+}
+
+/// A session id: 1-256 chars of `[A-Za-z0-9._:-]`.
+pub fn check_session_id(field: &str, id: &str) -> Result<(), Refusal> {
+    let ok = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'-');
+    if id.is_empty() {
+        return Err(Refusal::field(field, "must not be empty"));
+    }
+    if id.len() > 256 {
+        return Err(Refusal::field(field, format!("has {} characters; at most 256 are allowed", id.len()))
+            .with("size", id.len())
+            .with("limit", 256));
+    }
+    if !id.bytes().all(ok) {
+        return Err(Refusal::field(field, "only A-Z a-z 0-9 . _ : - are allowed"));
+    }
+    Ok(())
+}
+
+/// A path name: `[a-z0-9_][a-z0-9_-]{0,62}`, `root` reserved.
+pub fn check_name(name: &str) -> Result<(), Refusal> {
+    let first = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+    let ok =
+        name.len() <= 63 && name.bytes().enumerate().all(|(i, b)| first(b) || (i > 0 && b == b'-')) && !name.is_empty();
+    if !ok {
+        return Err(Refusal::field("options.name", "must match [a-z0-9_][a-z0-9_-]{0,62}"));
+    }
+    if name == "root" {
+        return Err(Refusal::field("options.name", "\"root\" is reserved"));
+    }
+    Ok(())
+}
+
+/// The default name of a child, made from its id: lower case, what a name may not bear becomes `-`.
+pub fn name_from_id(session_id: &str) -> String {
+    let mut name: String = session_id
+        .bytes()
+        .take(56)
+        .map(|b| match b.to_ascii_lowercase() {
+            b @ (b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-') => b as char,
+            _ => '-',
+        })
+        .collect();
+    if name.starts_with('-') {
+        name.replace_range(..1, "_");
+    }
+    if name == "root" { "root_".to_owned() } else { name }
+}
+
+/// A request_id: empty, or 1-128 printable ASCII characters.
+pub fn check_request_id(id: &str) -> Result<(), Refusal> {
+    if id.len() > 128 || !id.bytes().all(|b| (0x21..=0x7E).contains(&b)) {
+        return Err(Refusal::field("request_id", "must be at most 128 printable ASCII characters without spaces"));
+    }
+    Ok(())
+}
+
+/// The mark that a request leaves on the thing it made; `None` without a request_id. `payload` is the request encoded
+/// with its request_id cleared.
+pub fn mark(request_id: &str, payload: impl FnOnce() -> Vec<u8>) -> Option<RequestMark> {
+    (!request_id.is_empty()).then(|| RequestMark {
+        request_id: request_id.to_owned(),
+        hash: blake3::hash(&payload()).as_bytes()[..16].to_vec(),
+    })
+}
+
+/// Whether `now` repeats `then`: `Ok(true)` the same request, `Ok(false)` another id, `Err` same id, other payload.
+pub fn repeats(then: Option<&RequestMark>, now: Option<&RequestMark>) -> Result<bool, Refusal> {
+    match (then, now) {
+        (Some(a), Some(b)) if a.request_id == b.request_id => {
+            if a.hash == b.hash {
+                Ok(true)
+            } else {
+                Err(Refusal::new(
+                    Reason::RequestMismatch,
+                    format!("request_id {:?} was used with another payload", b.request_id),
+                )
+                .with("request_id", &b.request_id))
+            }
+        }
+        _ => Ok(false),
+    }
+}
+
+/// A 64-bit fingerprint of a request_id, for the set of those a session has seen.
+pub fn fingerprint(request_id: &str) -> u64 {
+    let hash = blake3::hash(request_id.as_bytes());
+    u64::from_le_bytes(*hash.as_bytes().first_chunk::<8>().expect("a BLAKE3 hash has 32 bytes"))
+}
+
+/// The session id of an OpenSession that gave none: the same for each repeat of its request_id.
+pub fn derived_session_id(tenant: &str, request_id: &str) -> String {
+    let mut hasher = blake3::Hasher::new_derive_key("roost 2026 session id from request id");
+    hasher.update(&(tenant.len() as u64).to_le_bytes()).update(tenant.as_bytes()).update(request_id.as_bytes());
+    format!("s-{}", &hasher.finalize().to_hex()[..32])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uuid_v7_has_version_variant_and_time() {
+        let uid = Uid::v7(0x0123_4567_89AB, u128::MAX);
+        assert_eq!(uid.to_string(), "01234567-89ab-7fff-bfff-ffffffffffff");
+        assert!(Uid::v7(1, u128::MAX) < Uid::v7(2, 0));
+    }
+
+    #[test]
+    fn a_lease_round_trips_and_rejects_other_lengths() {
+        let token = LeaseToken { uid: Uid(7), fence: 9, nonce: [3; 16] };
+        assert_eq!(LeaseToken::decode(&token.encode()), Ok(token));
+        assert_eq!(LeaseToken::decode(&[0; 39]).unwrap_err().reason, Reason::LeaseMalformed);
+    }
+
+    #[test]
+    fn made_names_obey_the_rule() {
+        for id in ["A.B:c", "-x", "root", "ROOT", &"z".repeat(256), ":"] {
+            check_name(&name_from_id(id)).unwrap();
+        }
+    }
+}

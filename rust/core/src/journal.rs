@@ -1,0 +1,354 @@
+//! The ordered journal: entries not yet durable, the batch in flight, and the answers that wait for durability.
+//!
+//! Order: a transition takes what it needs, appends its entry here, and only then frees anything; so every prefix of
+//! the journal keeps every cap. One batch is in flight at a time. An answer about a tree is held until the tree's last
+//! entry is durable (I6). A refused batch takes all queued behind it.
+
+use crate::engine::{Answer, Tree};
+use crate::gen_store::Receipt;
+use crate::ids::Uid;
+use crate::residency::Handle;
+use parking_lot::{Mutex, MutexGuard};
+use prost::Message;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Position in the journal, from 1. A record's rowid is the sequence of its entry.
+pub type Seq = u64;
+
+/// A session row as it is to be stored; the columns of the store's `SessionUpsert`.
+#[derive(Debug, Clone)]
+pub struct Row {
+    pub uid: Uid,
+    pub tenant: Arc<str>,
+    pub session_id: Arc<str>,
+    pub root: Uid,
+    pub parent: Option<Uid>,
+    /// Empty where `prev` is not 0: it is written by the insert only.
+    pub path: String,
+    pub depth: u32,
+    pub create_ms: i64,
+    pub head: u32,
+    pub head_version: u64,
+    pub fence: u64,
+    pub provisional: Seq,
+    pub last: Seq,
+    pub running: bool,
+    pub lease: Option<Vec<u8>>,
+    pub facts: Vec<u8>,
+    pub seq: Seq,
+    pub prev: Seq,
+}
+
+/// A record to append.
+#[derive(Debug, Clone)]
+pub struct Record {
+    pub seq: Seq,
+    pub session: Uid,
+    pub prev: Seq,
+    pub status: i32,
+    pub turn: u32,
+    pub meta: Vec<u8>,
+    pub chain: [u8; 32],
+    pub tokens: Option<Vec<u8>>,
+    pub state: Option<Vec<u8>>,
+    pub arrays: Option<Vec<u8>>,
+    pub content: Option<Vec<u8>>,
+}
+
+/// The end of a session, from its header line alone.
+#[derive(Debug, Clone)]
+pub struct Close {
+    pub uid: Uid,
+    pub prev: Seq,
+    pub seq: Seq,
+    pub state: i32,
+    pub receipt: Receipt,
+}
+
+/// One row operation.
+#[derive(Debug, Clone)]
+pub enum Op {
+    Upsert(Box<Row>),
+    Append(Box<Record>),
+    Status { seq: Seq, status: i32 },
+    Close(Box<Close>),
+}
+
+impl Op {
+    fn bytes(&self) -> u64 {
+        let len = |v: &Option<Vec<u8>>| v.as_ref().map_or(0, Vec::len);
+        let variable = match self {
+            Op::Upsert(r) => r.facts.len() + len(&r.lease) + r.session_id.len() + r.path.len(),
+            Op::Append(r) => r.meta.len() + len(&r.tokens) + len(&r.state) + len(&r.arrays) + len(&r.content),
+            Op::Status { .. } => 0,
+            Op::Close(c) => c.receipt.encoded_len(),
+        };
+        (variable + 256) as u64
+    }
+}
+
+/// The entries of one operation: stored whole or not at all.
+struct Entry {
+    sent: Sent,
+    ops: Vec<Op>,
+}
+
+/// What the journal keeps of an entry while it is in flight.
+struct Sent {
+    tree: Arc<Tree>,
+    /// Sessions that may not leave memory before the entry is durable.
+    pinned: Vec<Handle>,
+    bytes: u64,
+}
+
+/// What waits for durability.
+pub(crate) enum Held {
+    Answer(Answer),
+    /// A read of the store that must see the entry.
+    Effect(u64),
+    /// A tree whose closed lines can go.
+    Cleanup(Arc<Tree>),
+}
+
+/// Rows to store in one transaction.
+#[derive(Debug, Default, Clone)]
+pub struct Batch {
+    pub first_seq: Seq,
+    pub last_seq: Seq,
+    /// The trees concerned, in the order of their first entries; rows name them by index.
+    pub roots: Vec<Uid>,
+    pub sessions: Vec<(u32, Row)>,
+    pub records: Vec<(u32, Record)>,
+    pub statuses: Vec<(u32, Seq, i32)>,
+    pub closes: Vec<(u32, Close)>,
+}
+
+impl Batch {
+    fn add(&mut self, root: u32, op: Op, folded: &mut HashMap<Uid, usize>) {
+        match op {
+            Op::Upsert(row) => match folded.get(&row.uid) {
+                // Only the last image of a row is stored; what it must replace, and what only an insert writes, stays.
+                Some(&i) => {
+                    let old = &mut self.sessions[i].1;
+                    let (prev, path) = (old.prev, std::mem::take(&mut old.path));
+                    *old = Row { prev, path, ..*row };
+                }
+                None => {
+                    folded.insert(row.uid, self.sessions.len());
+                    self.sessions.push((root, *row));
+                }
+            },
+            Op::Append(record) => self.records.push((root, *record)),
+            Op::Status { seq, status } => self.statuses.push((root, seq, status)),
+            Op::Close(close) => self.closes.push((root, *close)),
+        }
+    }
+
+    /// One batch a tree, in the order of their first entries.
+    pub fn split(&self) -> Vec<Batch> {
+        (0..self.roots.len() as u32)
+            .map(|n| Batch {
+                first_seq: self.first_seq,
+                last_seq: self.last_seq,
+                roots: vec![self.roots[n as usize]],
+                sessions: self.sessions.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),
+                records: self.records.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),
+                statuses: self.statuses.iter().filter(|r| r.0 == n).map(|r| (0, r.1, r.2)).collect(),
+                closes: self.closes.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),
+            })
+            .collect()
+    }
+}
+
+pub(crate) struct Journal {
+    inner: Mutex<Inner>,
+    durable: AtomicU64,
+    bytes: AtomicU64,
+    entries: AtomicU64,
+    bound: u64,
+}
+
+struct Inner {
+    next: Seq,
+    queue: VecDeque<Entry>,
+    flight: Vec<Sent>,
+    flight_last: Seq,
+    held: BTreeMap<Seq, Vec<Held>>,
+}
+
+/// The journal while one entry is being made: the sequence is fixed.
+pub(crate) struct Appending<'a> {
+    inner: MutexGuard<'a, Inner>,
+    journal: &'a Journal,
+    pub(crate) seq: Seq,
+}
+
+impl Appending<'_> {
+    pub(crate) fn push(mut self, tree: &Arc<Tree>, ops: Vec<Op>, pinned: Vec<Handle>) -> Seq {
+        let bytes = ops.iter().map(Op::bytes).sum();
+        self.inner.next += 1;
+        self.inner.queue.push_back(Entry { sent: Sent { tree: tree.clone(), pinned, bytes }, ops });
+        self.journal.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.journal.entries.fetch_add(1, Ordering::Relaxed);
+        self.seq
+    }
+}
+
+/// What an append's end sets free.
+#[derive(Default)]
+pub(crate) struct Released {
+    /// How many entries ended.
+    pub(crate) entries: usize,
+    pub(crate) held: Vec<Held>,
+    pub(crate) unpin: Vec<Handle>,
+    /// Held by the entries that were lost, and the trees concerned.
+    pub(crate) lost_held: Vec<Held>,
+    pub(crate) lost_trees: Vec<Arc<Tree>>,
+}
+
+impl Journal {
+    pub(crate) fn new(last_seq: Seq, bound: u64) -> Self {
+        let inner = Inner {
+            next: last_seq + 1,
+            queue: VecDeque::new(),
+            flight: Vec::new(),
+            flight_last: last_seq,
+            held: BTreeMap::new(),
+        };
+        Journal {
+            inner: Mutex::new(inner),
+            durable: AtomicU64::new(last_seq),
+            bytes: AtomicU64::new(0),
+            entries: AtomicU64::new(0),
+            bound,
+        }
+    }
+
+    /// Begins an entry. The caller holds its tree's lock.
+    pub(crate) fn append(&self) -> Appending<'_> {
+        let inner = self.inner.lock();
+        let seq = inner.next;
+        Appending { inner, journal: self, seq }
+    }
+
+    pub(crate) fn durable(&self) -> Seq {
+        self.durable.load(Ordering::Acquire)
+    }
+
+    /// Entries and bytes not yet durable.
+    pub(crate) fn backlog(&self) -> (u64, u64) {
+        (self.entries.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn full(&self) -> bool {
+        self.backlog().1 >= self.bound
+    }
+
+    pub(crate) fn behind(&self) -> bool {
+        self.backlog().1 >= self.bound / 4 * 3
+    }
+
+    pub(crate) fn has_queue(&self) -> bool {
+        !self.inner.lock().queue.is_empty()
+    }
+
+    /// Keeps `held` until `seq` is durable; gives it back if it is.
+    pub(crate) fn hold(&self, seq: Seq, held: Held) -> Option<Held> {
+        if seq <= self.durable() {
+            return Some(held);
+        }
+        let mut inner = self.inner.lock();
+        if seq <= self.durable() {
+            return Some(held);
+        }
+        inner.held.entry(seq).or_default().push(held);
+        None
+    }
+
+    /// The next batch, if none is in flight and there is something to store.
+    pub(crate) fn take(&self, max_entries: usize) -> Option<Batch> {
+        // A batch this large is worth an fsync of its own; more would only hold its answers back.
+        const MAX_BYTES: u64 = 16 << 20;
+        let mut inner = self.inner.lock();
+        if inner.queue.is_empty() || !inner.flight.is_empty() {
+            return None;
+        }
+        let mut batch = Batch { first_seq: inner.next - inner.queue.len() as u64, ..Batch::default() };
+        let (mut folded, mut roots, mut bytes, mut count) = (HashMap::new(), HashMap::new(), 0, 0);
+        while let Some(entry) = inner.queue.pop_front() {
+            bytes += entry.sent.bytes;
+            count += 1;
+            let root = *roots.entry(entry.sent.tree.root).or_insert_with(|| {
+                batch.roots.push(entry.sent.tree.root);
+                batch.roots.len() as u32 - 1
+            });
+            for op in entry.ops {
+                batch.add(root, op, &mut folded);
+            }
+            inner.flight.push(entry.sent);
+            if count >= max_entries || bytes >= MAX_BYTES {
+                break;
+            }
+        }
+        batch.last_seq = batch.first_seq + count as u64 - 1;
+        inner.flight_last = batch.last_seq;
+        Some(batch)
+    }
+
+    /// The batch in flight is durable, but for the trees in `quarantine`, which lose it and all queued behind it.
+    pub(crate) fn stored(&self, quarantine: &[Uid]) -> Released {
+        let mut inner = self.inner.lock();
+        let mut out = Released::default();
+        let lost = |tree: &Arc<Tree>| quarantine.contains(&tree.root);
+        for sent in std::mem::take(&mut inner.flight) {
+            self.forget(&sent, &mut out);
+            if lost(&sent.tree) {
+                out.lost_trees.push(sent.tree);
+            }
+        }
+        if !quarantine.is_empty() {
+            // The entries stay, emptied, so that sequences keep counting entries.
+            for entry in inner.queue.iter_mut().filter(|e| lost(&e.sent.tree)) {
+                entry.ops.clear();
+            }
+            for held in std::mem::take(&mut inner.held) {
+                let (gone, kept): (Vec<_>, Vec<_>) = held.1.into_iter().partition(|h| match h {
+                    Held::Answer(a) => a.root.is_some_and(|r| quarantine.contains(&r)),
+                    Held::Cleanup(t) => lost(t),
+                    Held::Effect(_) => false,
+                });
+                out.lost_held.extend(gone);
+                inner.held.insert(held.0, kept);
+            }
+        }
+        let last = inner.flight_last;
+        self.durable.store(last, Ordering::Release);
+        let later = inner.held.split_off(&(last + 1));
+        out.held.extend(std::mem::replace(&mut inner.held, later).into_values().flatten());
+        out
+    }
+
+    /// The batch in flight was refused: it and all queued behind it did not happen.
+    pub(crate) fn refused(&self) -> Released {
+        let mut inner = self.inner.lock();
+        let mut out = Released::default();
+        let queued = std::mem::take(&mut inner.queue).into_iter().map(|e| e.sent);
+        for sent in std::mem::take(&mut inner.flight).into_iter().chain(queued) {
+            self.forget(&sent, &mut out);
+            out.lost_trees.push(sent.tree);
+        }
+        // The sequences are spent: nothing will ever bear them, and what waits for them must not wait for ever.
+        self.durable.store(inner.next - 1, Ordering::Release);
+        out.lost_held.extend(std::mem::take(&mut inner.held).into_values().flatten());
+        out
+    }
+
+    fn forget(&self, sent: &Sent, out: &mut Released) {
+        self.bytes.fetch_sub(sent.bytes, Ordering::Relaxed);
+        self.entries.fetch_sub(1, Ordering::Relaxed);
+        out.entries += 1;
+        out.unpin.extend(&sent.pinned);
+    }
+}

@@ -1,0 +1,73 @@
+//! The numbers that bound the engine. Defaults and their meaning are documented with the server's configuration.
+
+macro_rules! limits {
+    ($($(#[$doc:meta])* $name:ident: $default:expr, $min:expr, $max:expr;)*) => {
+        /// What the engine enforces. All are integers; times are in milliseconds, sizes in bytes.
+        #[derive(Clone, Debug)]
+        pub struct Limits { $($(#[$doc])* pub $name: u64,)* }
+
+        impl Default for Limits {
+            fn default() -> Self { Limits { $($name: $default,)* } }
+        }
+
+        impl Limits {
+            /// Every limit by name: default, least and greatest value.
+            pub const TABLE: &'static [(&'static str, u64, u64, u64)] =
+                &[$((stringify!($name), $default, $min, $max),)*];
+
+            /// Sets one by name; an error names what is wrong.
+            pub fn set(&mut self, name: &str, value: u64) -> Result<(), String> {
+                match name {
+                    $(stringify!($name) => {
+                        if value < $min || value > $max {
+                            return Err(format!("{name} must be between {} and {}, not {value}", $min as u64, $max as u64));
+                        }
+                        self.$name = value;
+                        Ok(())
+                    })*
+                    _ => Err(format!("there is no limit called {name}")),
+                }
+            }
+        }
+    };
+}
+
+limits! {
+    /// Sessions in memory; the least recently used goes first.
+    max_resident_sessions: 50_000, 1, 50_000_000;
+    /// Bytes of sessions and tree headers in memory.
+    max_resident_bytes: 4 << 30, 1 << 20, 1 << 46;
+    /// Turns running at once in one tree; one place is always kept for the root.
+    max_turns_per_tree: 8, 1, 10_000;
+    /// Turns running at once for one tenant; 0 = pause.
+    max_turns_per_tenant: 1_000, 0, 1_000_000;
+    /// Open sessions in one tree.
+    max_sessions_per_tree: 1_000, 1, 10_000;
+    /// Levels below the root.
+    max_depth: 8, 0, 64;
+    /// BeginTurn calls that wait, in all.
+    max_waiters: 10_000, 0, 1_000_000;
+    /// BeginTurn calls that wait, on one connection.
+    max_waiters_per_connection: 512, 0, 1_000_000;
+    /// Lease of a turn that asks for none.
+    default_lease_ms: 60_000, 5_000, 3_600_000;
+    /// Longest wait for a slot.
+    max_wait_ms: 300_000, 0, 3_600_000;
+    /// Staleness of a tree that asks for none; 0 = never.
+    default_stale_ms: 3_600_000, 0, 1 << 50;
+    /// Inline payload of one turn: content and token arrays together.
+    max_turn_bytes: 1 << 20, 1, 64 << 20;
+    /// The client's own state in a checkpoint.
+    max_state_bytes: 64 << 10, 0, 1 << 20;
+    /// Checkpoint tokens that an answer carries inline.
+    max_inline_checkpoint_bytes: 1 << 20, 0, 64 << 20;
+    /// Journal entries not yet durable.
+    journal_queue_bytes: 64 << 20, 1 << 16, 16 << 30;
+    /// How long a cancelled wait with a request_id keeps its place for its repeat.
+    keep_place_ms: 30_000, 0, 600_000;
+    /// Entries that one batch takes at most.
+    max_batch_entries: 4_096, 1, 65_536;
+}
+
+/// Shortest and longest lease a caller may ask for.
+pub const LEASE_MS: std::ops::RangeInclusive<u64> = 5_000..=3_600_000;

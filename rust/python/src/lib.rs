@@ -1,0 +1,426 @@
+//! Module `roost._core`: the engine as Python sees it. Documented in `python/roost/_core.pyi`.
+//!
+//! Thin on purpose: it brings clock and entropy, turns rows into tuples and back, and lets the writer and the reader
+//! thread sleep with the GIL released until there is something for them.
+
+mod rows;
+
+use parking_lot::{Condvar, Mutex};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
+use roost_core::engine::{self, Appended, Effect, Method, Moment, Outcome, Space};
+use roost_core::error::{Reason, Refusal};
+use roost_core::ids::Uid;
+use roost_core::limits::Limits;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Requests from this size on are handled with the GIL released: digests take longer than letting go of it.
+const LARGE: usize = 8 << 10;
+
+/// Something one thread sleeps on.
+#[derive(Default)]
+struct Signal {
+    woken: Mutex<bool>,
+    condvar: Condvar,
+}
+
+impl Signal {
+    fn wake(&self) {
+        *self.woken.lock() = true;
+        self.condvar.notify_one();
+    }
+
+    /// Sleeps until woken or the time is up.
+    fn sleep(&self, timeout: Duration) {
+        let mut woken = self.woken.lock();
+        if !*woken {
+            self.condvar.wait_for(&mut woken, timeout);
+        }
+        *woken = false;
+    }
+}
+
+#[pyclass(frozen)]
+struct Engine {
+    engine: engine::Engine,
+    started: Instant,
+    writer: Signal,
+    reader: Signal,
+    /// Entries of the batch before: as many callers are about to come back.
+    last_batch: AtomicU64,
+}
+
+impl Engine {
+    fn now(&self) -> Moment {
+        let mono_ms = self.started.elapsed().as_millis() as u64;
+        let wall_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64);
+        let mut entropy = [0; 32];
+        getrandom::fill(&mut entropy).expect("the operating system gives random bytes");
+        Moment::new(mono_ms, wall_ms, entropy)
+    }
+
+    /// Wakes whom the last step gave something to do.
+    fn stir(&self) {
+        if self.engine.has_entries() {
+            self.writer.wake();
+        }
+        if self.engine.has_effects() {
+            self.reader.wake();
+        }
+    }
+
+    fn stirred(&self) -> bool {
+        self.stir();
+        self.engine.has_completed()
+    }
+}
+
+fn refusal_tuple<'py>(py: Python<'py>, refusal: &Refusal) -> PyResult<Bound<'py, PyTuple>> {
+    let status = PyBytes::new(py, &refusal.to_status());
+    (refusal.reason.code() as i32, refusal.message.as_str(), status).into_pyobject(py)
+}
+
+fn method(number: u32) -> PyResult<Method> {
+    let entry = Method::ALL.get(number as usize);
+    entry.map(|(_, m)| *m).ok_or_else(|| PyValueError::new_err(format!("no method has number {number}")))
+}
+
+fn corrupt(refusal: Refusal) -> PyErr {
+    PyValueError::new_err(refusal.message)
+}
+
+#[pymethods]
+impl Engine {
+    #[new]
+    fn new(limits: &Bound<'_, PyDict>, last_seq: u64) -> PyResult<Self> {
+        let mut set = Limits::default();
+        for (key, value) in limits {
+            set.set(&key.extract::<String>()?, value.extract()?).map_err(PyValueError::new_err)?;
+        }
+        let missing: Vec<&str> =
+            Limits::TABLE.iter().map(|l| l.0).filter(|name| !limits.contains(name).unwrap_or(false)).collect();
+        if !missing.is_empty() {
+            return Err(PyValueError::new_err(format!("limits are missing: {}", missing.join(", "))));
+        }
+        let mut seed = [0; 8];
+        getrandom::fill(&mut seed).expect("the operating system gives random bytes");
+        Ok(Engine {
+            engine: engine::Engine::new(set, last_seq, u64::from_ne_bytes(seed)),
+            started: Instant::now(),
+            writer: Signal::default(),
+            reader: Signal::default(),
+            last_batch: AtomicU64::new(0),
+        })
+    }
+
+    fn call<'py>(
+        &self,
+        py: Python<'py>,
+        method_number: u32,
+        request: &[u8],
+        tenant: &str,
+        connection: u64,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let method = method(method_number)?;
+        let run = || {
+            let outcome = self.engine.call(method, request, tenant, connection, self.now());
+            self.stir();
+            outcome
+        };
+        let outcome = if request.len() >= LARGE { py.detach(run) } else { run() };
+        Ok(match outcome {
+            Outcome::Reply(reply) => PyBytes::new(py, &reply).into_any(),
+            Outcome::Ticket(ticket) => ticket.into_pyobject(py)?.into_any(),
+            Outcome::Refused(refusal) => refusal_tuple(py, &refusal)?.into_any(),
+        })
+    }
+
+    fn completed<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let list = PyList::empty(py);
+        for (ticket, result) in self.engine.completed() {
+            match result {
+                Ok(reply) => list.append((ticket, PyBytes::new(py, &reply)))?,
+                Err(refusal) => list.append((ticket, refusal_tuple(py, &refusal)?))?,
+            }
+        }
+        Ok(list)
+    }
+
+    fn cancel(&self, ticket: u64) {
+        self.engine.cancel(ticket, self.now());
+        self.stir();
+    }
+
+    fn undelivered(&self, method_number: u32, request: &[u8], reply: &[u8], tenant: &str) -> PyResult<()> {
+        self.engine.undelivered(method(method_number)?, request, reply, tenant, self.now());
+        self.stir();
+        Ok(())
+    }
+
+    fn refuse<'py>(
+        &self,
+        py: Python<'py>,
+        reason: &str,
+        message: String,
+        metadata: BTreeMap<String, String>,
+    ) -> PyResult<Bound<'py, PyTuple>> {
+        let reason = Reason::from_name(reason)
+            .ok_or_else(|| PyValueError::new_err(format!("{reason} is not in the table of reasons")))?;
+        let mut refusal = Refusal::new(reason, message);
+        refusal.metadata = metadata;
+        refusal_tuple(py, &refusal)
+    }
+
+    fn tick(&self, py: Python<'_>) -> u64 {
+        let next = py.detach(|| self.engine.tick(self.now()));
+        self.stir();
+        next
+    }
+
+    fn describe<'py>(&self, py: Python<'py>, rows: Vec<Bound<'py, PyTuple>>) -> PyResult<Vec<Bound<'py, PyBytes>>> {
+        rows.iter()
+            .map(|row| {
+                let tenant: String = row.get_item(1)?.extract()?;
+                let row = rows::session_row(row)?;
+                Ok(PyBytes::new(py, &self.engine.describe(&tenant, &row).map_err(corrupt)?))
+            })
+            .collect()
+    }
+
+    fn describe_record<'py>(
+        &self,
+        py: Python<'py>,
+        row: &Bound<'py, PyTuple>,
+        omit_payload: bool,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let row = rows::record_row(row)?;
+        let encoded = py.detach(|| row.to_proto(omit_payload).map(|r| engine::encode(&r)));
+        Ok(PyBytes::new(py, &encoded.map_err(corrupt)?))
+    }
+
+    fn verify_chain(&self, py: Python<'_>, lines: Vec<Bound<'_, PyTuple>>, facts: &[u8]) -> PyResult<()> {
+        let lines = lines.iter().map(rows::record_line).collect::<PyResult<Vec<_>>>()?;
+        let last = lines.first().map_or(0, |l| l.seq);
+        py.detach(|| engine::verify_history(&lines, last, facts)).map_err(corrupt)
+    }
+
+    fn resident_uids<'py>(&self, py: Python<'py>, tenant: &str) -> Vec<Bound<'py, PyBytes>> {
+        rows::uids(py, &py.detach(|| self.engine.uids_in_memory(tenant).0))
+    }
+
+    fn waiting_uids<'py>(&self, py: Python<'py>, tenant: &str) -> Vec<Bound<'py, PyBytes>> {
+        rows::uids(py, &py.detach(|| self.engine.uids_in_memory(tenant).1))
+    }
+
+    fn stats(&self) -> BTreeMap<&'static str, i64> {
+        self.engine.stats().into_iter().collect()
+    }
+
+    fn begin_drain(&self) {
+        self.engine.begin_drain(self.now());
+        self.stir();
+    }
+
+    fn flushed(&self) -> bool {
+        self.engine.flushed()
+    }
+
+    fn next_batch(&self, py: Python<'_>, timeout_ms: u64, linger_us: u64) -> Option<Batch> {
+        py.detach(|| {
+            if !self.engine.has_entries() {
+                self.writer.sleep(Duration::from_millis(timeout_ms));
+            }
+            if !self.engine.has_entries() {
+                self.last_batch.store(0, Ordering::Relaxed);
+                return None;
+            }
+            // Callers of the batch before come back together; a lone caller waits for nobody.
+            let expected = self.last_batch.load(Ordering::Relaxed);
+            let until = Instant::now() + Duration::from_micros(linger_us);
+            while self.engine.in_flight().1 < expected {
+                let left = until.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    break;
+                }
+                self.writer.sleep(left);
+            }
+            self.last_batch.store(self.engine.in_flight().1, Ordering::Relaxed);
+            self.engine.take_batch().map(|batch| Batch { batch })
+        })
+    }
+
+    fn appended(&self, py: Python<'_>, batch: &Batch, outcome: &str, quarantine: Vec<Vec<u8>>) -> PyResult<bool> {
+        let quarantine = quarantine
+            .iter()
+            .map(|root| Uid::from_bytes(root).ok_or_else(|| PyValueError::new_err("a uid has 16 bytes")))
+            .collect::<PyResult<Vec<Uid>>>()?;
+        if let Some(stray) = quarantine.iter().find(|root| !batch.batch.roots.contains(root)) {
+            return Err(PyValueError::new_err(format!("tree {stray} is not in this batch")));
+        }
+        let outcome = match outcome {
+            "stored" => Appended::Stored { quarantine },
+            "full" => Appended::RefusedFull,
+            "fenced" | "constraint" => Appended::Refused,
+            other => return Err(PyValueError::new_err(format!("no outcome is called {other:?}"))),
+        };
+        Ok(py.detach(|| {
+            self.engine.appended(&outcome, self.now());
+            self.stirred()
+        }))
+    }
+
+    fn set_space(&self, space: &str) -> PyResult<bool> {
+        self.engine.set_space(match space {
+            "ok" => Space::Ok,
+            "low" => Space::Low,
+            "full" => Space::Full,
+            other => return Err(PyValueError::new_err(format!("no space is called {other:?}"))),
+        });
+        Ok(self.stirred())
+    }
+
+    fn wake_writer(&self) {
+        self.writer.wake();
+    }
+
+    fn next_effects<'py>(&self, py: Python<'py>, timeout_ms: u64) -> PyResult<Bound<'py, PyList>> {
+        let effects = py.detach(|| {
+            if !self.engine.has_effects() {
+                self.reader.sleep(Duration::from_millis(timeout_ms));
+            }
+            self.engine.effects()
+        });
+        let list = PyList::empty(py);
+        for effect in effects {
+            match effect {
+                Effect::Find { id, tenant, session_id } => list.append(("find", id, &*tenant, &*session_id))?,
+                Effect::Header { id, root } => list.append(("header", id, PyBytes::new(py, &root.bytes())))?,
+                Effect::Session { id, uid, with_tokens } => {
+                    list.append(("session", id, PyBytes::new(py, &uid.bytes()), with_tokens))?;
+                }
+                Effect::Read { id, tenant, session_id } => list.append(("read", id, &*tenant, &*session_id))?,
+            }
+        }
+        Ok(list)
+    }
+
+    #[pyo3(signature = (effect, found))]
+    fn found(&self, py: Python<'_>, effect: u64, found: Option<Bound<'_, PyTuple>>) -> PyResult<bool> {
+        let found = found.as_ref().map(rows::found).transpose()?;
+        Ok(py.detach(|| {
+            self.engine.found(effect, found, self.now());
+            self.stirred()
+        }))
+    }
+
+    fn header_loaded(
+        &self,
+        py: Python<'_>,
+        effect: u64,
+        tenant: &str,
+        rows: Vec<Bound<'_, PyTuple>>,
+    ) -> PyResult<bool> {
+        let rows = rows.iter().map(rows::header_row).collect::<PyResult<Vec<_>>>()?;
+        let root = rows.first().map_or(Uid(0), |r| r.uid);
+        Ok(py.detach(|| {
+            self.engine.header_loaded(effect, root, tenant, &rows, self.now());
+            self.stirred()
+        }))
+    }
+
+    #[pyo3(signature = (effect, loaded))]
+    fn session_loaded(&self, py: Python<'_>, effect: u64, loaded: Option<Bound<'_, PyTuple>>) -> PyResult<bool> {
+        let loaded = loaded.as_ref().map(rows::loaded).transpose()?;
+        Ok(py.detach(|| {
+            self.engine.session_loaded(effect, loaded, self.now());
+            self.stirred()
+        }))
+    }
+
+    #[pyo3(signature = (effect, row))]
+    fn session_read(&self, py: Python<'_>, effect: u64, row: Option<Bound<'_, PyTuple>>) -> PyResult<bool> {
+        let row = row.as_ref().map(rows::session_row).transpose()?;
+        Ok(py.detach(|| {
+            self.engine.session_read(effect, row, self.now());
+            self.stirred()
+        }))
+    }
+
+    fn load_failed(&self, effect: u64, message: &str) -> bool {
+        self.engine.load_failed(effect, message, self.now());
+        self.stirred()
+    }
+
+    fn wake_reader(&self) {
+        self.reader.wake();
+    }
+}
+
+#[pyclass(frozen)]
+struct Batch {
+    batch: roost_core::journal::Batch,
+}
+
+#[pymethods]
+impl Batch {
+    #[getter]
+    fn first_seq(&self) -> u64 {
+        self.batch.first_seq
+    }
+
+    #[getter]
+    fn last_seq(&self) -> u64 {
+        self.batch.last_seq
+    }
+
+    #[getter]
+    fn roots<'py>(&self, py: Python<'py>) -> Vec<Bound<'py, PyBytes>> {
+        rows::uids(py, &self.batch.roots)
+    }
+
+    fn sessions<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyTuple>>> {
+        self.batch.sessions.iter().map(|(_, row)| rows::upsert(py, row)).collect()
+    }
+
+    fn records<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyTuple>>> {
+        self.batch.records.iter().map(|(_, record)| rows::insert(py, record)).collect()
+    }
+
+    fn statuses<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyTuple>>> {
+        self.batch.statuses.iter().map(|(_, seq, status)| (*seq, *status).into_pyobject(py)).collect()
+    }
+
+    fn closes<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyTuple>>> {
+        self.batch.closes.iter().map(|(_, close)| rows::close(py, close)).collect()
+    }
+
+    fn split(&self) -> Vec<Batch> {
+        self.batch.split().into_iter().map(|batch| Batch { batch }).collect()
+    }
+}
+
+#[pymodule(gil_used = false)]
+mod _core {
+    #[pymodule_export]
+    use super::{Batch, Engine};
+    use super::{Limits, Method, Reason};
+    use pyo3::prelude::*;
+    use pyo3::types::PyDict;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        let methods = PyDict::new(module.py());
+        for (number, (name, _)) in Method::ALL.iter().enumerate() {
+            methods.set_item(name, number)?;
+        }
+        module.add("METHODS", methods)?;
+        let reasons: Vec<_> =
+            Reason::ALL.iter().map(|r| (r.name(), r.code() as i32, r.meaning(), r.advice())).collect();
+        module.add("REASONS", reasons)?;
+        module.add("LIMITS", Limits::TABLE.to_vec())?;
+        module.add("VERSION", env!("CARGO_PKG_VERSION"))
+    }
+}

@@ -1,0 +1,182 @@
+//! Rows between the engine and Python: tuples in the column orders of `python/roost/store/base.py`.
+
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyTuple};
+use roost_core::chain::Line;
+use roost_core::engine::{FoundSession, HeaderRow, LoadedSession, RecordRow, SessionRow};
+use roost_core::ids::Uid;
+use roost_core::journal::{Close, Record, Row};
+
+/// A tuple of what each expression becomes in Python.
+macro_rules! tuple {
+    ($py:expr, $($value:expr),* $(,)?) => {
+        PyTuple::new($py, [$($value.into_pyobject($py).map_err(PyErr::from)?.into_any(),)*])
+    };
+}
+
+fn bytes<'py>(py: Python<'py>, value: &[u8]) -> Bound<'py, PyBytes> {
+    PyBytes::new(py, value)
+}
+
+fn maybe<'py>(py: Python<'py>, value: &Option<Vec<u8>>) -> Option<Bound<'py, PyBytes>> {
+    value.as_ref().map(|v| PyBytes::new(py, v))
+}
+
+pub(crate) fn uids<'py>(py: Python<'py>, uids: &[Uid]) -> Vec<Bound<'py, PyBytes>> {
+    uids.iter().map(|uid| PyBytes::new(py, &uid.bytes())).collect()
+}
+
+pub(crate) fn upsert<'py>(py: Python<'py>, row: &Row) -> PyResult<Bound<'py, PyTuple>> {
+    // roost.v1.SessionState.OPEN: a row is only ever written for an open session; a close has its own rows.
+    const OPEN: i32 = 1;
+    let parent = row.parent.map(Uid::bytes);
+    tuple!(
+        py,
+        bytes(py, &row.uid.bytes()),
+        &*row.tenant,
+        &*row.session_id,
+        bytes(py, &row.root.bytes()),
+        bytes(py, parent.as_ref().map_or(&[][..], |p| p)),
+        row.path.as_str(),
+        row.depth,
+        row.create_ms,
+        OPEN,
+        row.head,
+        row.head_version,
+        row.fence,
+        row.provisional,
+        row.last,
+        i32::from(row.running),
+        maybe(py, &row.lease),
+        bytes(py, &row.facts),
+        row.seq,
+        row.prev,
+    )
+}
+
+pub(crate) fn insert<'py>(py: Python<'py>, record: &Record) -> PyResult<Bound<'py, PyTuple>> {
+    tuple!(
+        py,
+        record.seq,
+        bytes(py, &record.session.bytes()),
+        record.prev,
+        record.status,
+        record.turn,
+        bytes(py, &record.meta),
+        bytes(py, &record.chain),
+        maybe(py, &record.tokens),
+        maybe(py, &record.state),
+        maybe(py, &record.arrays),
+        maybe(py, &record.content),
+    )
+}
+
+pub(crate) fn close<'py>(py: Python<'py>, close: &Close) -> PyResult<Bound<'py, PyTuple>> {
+    let receipt = roost_core::engine::encode(&close.receipt);
+    tuple!(py, bytes(py, &close.uid.bytes()), close.prev, close.seq, close.state, bytes(py, &receipt))
+}
+
+/// Column `i` of a row.
+fn column<'py, T: for<'a> FromPyObject<'a, 'py>>(row: &Bound<'py, PyTuple>, i: usize) -> PyResult<T> {
+    row.get_item(i)?.extract().map_err(Into::into)
+}
+
+fn uid(row: &Bound<'_, PyTuple>, i: usize) -> PyResult<Uid> {
+    maybe_uid(row, i)?.ok_or_else(|| pyo3::exceptions::PyValueError::new_err("a uid has 16 bytes"))
+}
+
+fn maybe_uid(row: &Bound<'_, PyTuple>, i: usize) -> PyResult<Option<Uid>> {
+    Ok(Uid::from_bytes(row.get_item(i)?.cast::<PyBytes>()?.as_bytes()))
+}
+
+fn blob(row: &Bound<'_, PyTuple>, i: usize) -> PyResult<Vec<u8>> {
+    Ok(row.get_item(i)?.cast::<PyBytes>()?.as_bytes().to_vec())
+}
+
+fn maybe_blob(row: &Bound<'_, PyTuple>, i: usize) -> PyResult<Option<Vec<u8>>> {
+    let item = row.get_item(i)?;
+    if item.is_none() { Ok(None) } else { Ok(Some(item.cast::<PyBytes>()?.as_bytes().to_vec())) }
+}
+
+pub(crate) fn header_row(row: &Bound<'_, PyTuple>) -> PyResult<HeaderRow> {
+    Ok(HeaderRow {
+        uid: uid(row, 0)?,
+        session_id: column(row, 1)?,
+        parent: maybe_uid(row, 2)?,
+        path: column(row, 3)?,
+        depth: column(row, 4)?,
+        head: column(row, 5)?,
+        head_version: column(row, 6)?,
+        fence: column(row, 7)?,
+        provisional: column(row, 8)?,
+        last: column(row, 9)?,
+        running: column::<i64>(row, 10)? != 0,
+        lease: maybe_blob(row, 11)?,
+        seq: column(row, 12)?,
+    })
+}
+
+pub(crate) fn found(row: &Bound<'_, PyTuple>) -> PyResult<FoundSession> {
+    let rows: Vec<Bound<'_, PyTuple>> = row.get_item(3)?.extract()?;
+    Ok(FoundSession {
+        uid: uid(row, 0)?,
+        root: uid(row, 1)?,
+        state: column(row, 2)?,
+        rows: rows.iter().map(header_row).collect::<PyResult<_>>()?,
+    })
+}
+
+pub(crate) fn session_row(row: &Bound<'_, PyTuple>) -> PyResult<SessionRow> {
+    Ok(SessionRow {
+        uid: uid(row, 0)?,
+        session_id: column(row, 2)?,
+        root: uid(row, 3)?,
+        parent_session_id: column(row, 5)?,
+        root_session_id: column(row, 6)?,
+        path: column(row, 7)?,
+        create_ms: column(row, 9)?,
+        state: column(row, 10)?,
+        head: column(row, 11)?,
+        head_version: column(row, 12)?,
+        provisional: column(row, 14)?,
+        last: column(row, 15)?,
+        running: column::<i64>(row, 16)? != 0,
+        lease: maybe_blob(row, 17)?,
+        facts: blob(row, 18)?,
+        receipt: maybe_blob(row, 19)?,
+        seq: column(row, 20)?,
+    })
+}
+
+pub(crate) fn record_line(row: &Bound<'_, PyTuple>) -> PyResult<Line> {
+    Ok(Line {
+        seq: column(row, 0)?,
+        prev: column(row, 1)?,
+        status: column(row, 2)?,
+        turn: column(row, 3)?,
+        meta: blob(row, 4)?,
+        chain: blob(row, 5)?,
+        tokens: maybe_blob(row, 6)?,
+    })
+}
+
+pub(crate) fn loaded(row: &Bound<'_, PyTuple>) -> PyResult<LoadedSession> {
+    let lines: Vec<Bound<'_, PyTuple>> = row.get_item(1)?.extract()?;
+    Ok(LoadedSession {
+        row: session_row(row.get_item(0)?.cast::<PyTuple>()?)?,
+        lines: lines.iter().map(record_line).collect::<PyResult<_>>()?,
+        state: maybe_blob(row, 2)?,
+    })
+}
+
+pub(crate) fn record_row(row: &Bound<'_, PyTuple>) -> PyResult<RecordRow> {
+    Ok(RecordRow {
+        seq: column(row, 0)?,
+        status: column(row, 2)?,
+        meta: blob(row, 4)?,
+        tokens: maybe_blob(row, 6)?,
+        state: maybe_blob(row, 7)?,
+        arrays: maybe_blob(row, 8)?,
+        content: maybe_blob(row, 9)?,
+    })
+}
