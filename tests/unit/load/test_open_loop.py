@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from roost.load.arrivals import Arrivals, OpenLoop, constant, poisson
 from roost.load.report import bottleneck
 from roost.workload.latency import Latency
-import itertools
 
 
 class Clock:

@@ -80,7 +80,7 @@ def test_bad_lines_say_what_is_wrong(text: bytes, why: str) -> None:
 
 def test_errors_name_file_and_line_and_ids_are_unique() -> None:
     good = line(f"[{A}]")
-    with pytest.raises(TranscriptError, match="f, line 3: session .s. is on line 1"):
+    with pytest.raises(TranscriptError, match=r"f, line 3: session .s. is on line 1"):
         list(parse([good, b"\n", good], "f"))
     with pytest.raises(TranscriptError, match="f, line 2: "):
         list(parse([good, b"[" * 100_000], "f"))
