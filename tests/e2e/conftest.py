@@ -1,0 +1,41 @@
+"""Fixtures: a server that the tests of a module share, and a maker of servers for tests that stop or limit theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from roost_server import Api, Server
+
+Start = Callable[..., Server]
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One running server; tests use fresh session ids and leave it running."""
+    server = Server(tmp_path_factory.mktemp("shared") / "data").start()
+    yield server
+    server.end()
+
+
+@pytest.fixture
+def api(shared: Server) -> Iterator[Api]:
+    """Stubs of the shared server."""
+    with shared.api() as stubs:
+        yield stubs
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start servers of one's own: `start(*flags)`; the same data directory each time unless `data_dir` is given."""
+    servers: list[Server] = []
+
+    def make(*flags: str, data_dir: Path | None = None, listen: str = "127.0.0.1:0", **env: str) -> Server:
+        server = Server(data_dir or tmp_path / "data", *flags, listen=listen, **env)
+        servers.append(server)
+        return server.start()
+
+    yield make
+    for server in servers:
+        server.end()
