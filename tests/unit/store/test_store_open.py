@@ -56,6 +56,12 @@ def test_a_new_store_is_private_and_durable(open_store: Open, tmp_path: Path) ->
     assert store.sizes()["reserve_bytes"] == 1 << 20
 
 
+def test_the_shared_memory_file_has_its_room_beforehand(open_store: Open, directory: Path) -> None:
+    """If it had to grow on a full disk, SQLite would call that an I/O error, and the server would stop."""
+    open_store()
+    assert (directory / "roost.db-shm").stat().st_blocks * 512 >= 1 << 20
+
+
 def test_the_epoch_grows_at_each_start_and_the_id_stays(open_store: Open) -> None:
     seen = []
     for _ in range(3):

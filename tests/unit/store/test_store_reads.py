@@ -28,7 +28,7 @@ def tree(put: Put) -> Maker:
     maker = Maker()
     maker.open(10)
     maker.open(2, parent=10, path="/root/b")
-    maker.open(1, parent=10, path="/root/a")
+    maker.open(1, parent=10, path="/root/b0")  # sorts right after "/root/b/..."
     maker.open(3, parent=2, path="/root/b/c")
     maker.open(4, parent=10, path="/root/b-2")
     maker.open(20)
@@ -45,7 +45,7 @@ def test_find_leads_to_the_header_parents_first(store: SqliteStore, tree: Maker)
     found = store.find("t", "s3")
     assert found is not None
     assert (found.uid, found.root, found.state) == (uid_of(3), uid_of(10), OPEN)
-    assert [row.uid for row in found.rows] == [uid_of(n) for n in (10, 1, 2, 3)]
+    assert [row.uid for row in found.rows] == [uid_of(n) for n in (10, 2, 1, 3)]
     row = found.rows[3]
     assert (row.session_id, row.parent, row.path, row.depth) == ("s3", uid_of(2), "/root/b/c", 2)
     assert (row.running, row.fence, row.lease) == (1, 1, b"grant1")
@@ -131,7 +131,7 @@ def test_a_damaged_pointer_ends_the_walk(store: SqliteStore, put: Put) -> None:
     assert lines is not None
     newest, middle, _ = (line.seq for line in lines[1])
     store._conn.pragma("ignore_check_constraints", 1)
-    for wrong in (newest, middle + 2):
+    for wrong in (newest, middle - 2):
         store._conn.execute("UPDATE record SET prev = ? WHERE seq = ?", (wrong, middle))
         found = store.record_lines(uid_of(1))
         assert found is not None
