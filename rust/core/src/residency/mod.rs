@@ -94,8 +94,8 @@ pub struct Index {
 }
 
 impl Index {
-    /// At most `capacity` entries, ever. 48 bytes an entry are committed as slots are first used, and 13 bytes an entry
-    /// of `capacity` spread over the map's pages. `horizon_ticks`, rounded up to a power of two, is how far apart uses
+    /// At most `capacity` entries, ever. 48 bytes an entry are committed as slots are first used, and 8 bytes an entry
+    /// of `capacity` as keys come to fall on the map's pages. `horizon_ticks`, rounded up to a power of two, is how far apart uses
     /// may lie before lists share a place (4 bytes each): the time after which an unused entry would be gone anyway.
     /// It affects cost, never order.
     pub fn new(capacity: usize, horizon_ticks: u32) -> Self {
