@@ -19,8 +19,9 @@ macro_rules! limits {
             pub fn set(&mut self, name: &str, value: u64) -> Result<(), String> {
                 match name {
                     $(stringify!($name) => {
-                        if value < $min || value > $max {
-                            return Err(format!("{name} must be between {} and {}, not {value}", $min as u64, $max as u64));
+                        let (min, max): (u64, u64) = ($min, $max);
+                        if !(min..=max).contains(&value) {
+                            return Err(format!("{name} must be between {min} and {max}, not {value}"));
                         }
                         self.$name = value;
                         Ok(())
