@@ -39,7 +39,6 @@ def test_defaults_are_those_of_the_design() -> None:
         "max_turns_per_tenant": 1_000,
         "max_sessions_per_tree": 1_000,
         "max_depth": 8,
-        "max_sessions_per_tenant": 0,
         "max_waiters": 10_000,
         "max_waiters_per_connection": 512,
         "default_lease_ms": 60_000,

@@ -74,7 +74,6 @@ class Limits(BaseModel):
     max_turns_per_tenant: Count = Field(1_000, ge=0, le=1_000_000, description="turns that run at once; 0 pauses")
     max_sessions_per_tree: Count = Field(1_000, ge=1, le=10_000, description="open sessions in one tree")
     max_depth: Count = Field(8, ge=0, le=64, description="levels below the root of a tree")
-    max_sessions_per_tenant: Count = Field(0, ge=0, le=1_000_000_000, description="open sessions; 0: no limit")
     max_waiters: Count = Field(10_000, ge=0, le=1_000_000, description="BeginTurn calls that may queue")
     max_waiters_per_connection: Count = Field(512, ge=0, le=1_000_000, description="of them, from one connection")
     default_lease_ms: Millis = Field(_MINUTE, ge=5 * _SECOND, le=_HOUR, description="lease where none is asked for")
