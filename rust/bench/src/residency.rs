@@ -131,9 +131,9 @@ fn churn(scale: Scale, threads: usize, report: &mut Report) -> Times {
             }
         };
         if threads == 1 {
-            part(0)
+            part(0);
         } else {
-            on_threads(threads, part)
+            on_threads(threads, part);
         }
         share * threads
     };

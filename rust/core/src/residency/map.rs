@@ -37,7 +37,6 @@ const fn zero_bytes(tags: u64) -> u64 {
 }
 
 /// Seats to try, as bits: seats 0 to 7 at 8n, seats 8 to 11 at 8n + 1, so that both words make one loop.
-#[derive(Clone, Copy)]
 struct Fits(u64);
 
 impl Iterator for Fits {
