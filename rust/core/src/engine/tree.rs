@@ -13,7 +13,6 @@ use parking_lot::{Mutex, RwLock};
 use prost::Message;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::Pending;
 
@@ -169,28 +168,21 @@ pub(crate) enum Gate {
 }
 
 /// A gate's queue. Never locked while a tree is being waited for.
+///
+/// No wake-up is lost, because whoever gives back looks into the queue after that, and whoever parks looks at the gate
+/// again after that, both through this lock: one of them comes second and sees the other.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
     places: Mutex<BTreeMap<Place, (Arc<Tree>, u32)>>,
-    len: AtomicUsize,
 }
 
 impl Queue {
-    pub(crate) fn is_empty(&self) -> bool {
-        // Acquire pairs with the store in `put`: a releaser that sees 0 frees its slot before the waiter looks again.
-        self.len.load(Ordering::Acquire) == 0
-    }
-
     pub(crate) fn put(&self, place: Place, tree: Arc<Tree>, index: u32) {
-        let mut places = self.places.lock();
-        places.insert(place, (tree, index));
-        self.len.store(places.len(), Ordering::Release);
+        self.places.lock().insert(place, (tree, index));
     }
 
     pub(crate) fn remove(&self, place: Place) {
-        let mut places = self.places.lock();
-        places.remove(&place);
-        self.len.store(places.len(), Ordering::Release);
+        self.places.lock().remove(&place);
     }
 
     /// The first waiter behind `after`.

@@ -138,11 +138,7 @@ impl Engine {
     pub(crate) fn pump(&self, from: &Arc<Tree>, gate: Gate, work: &mut Work, now: &mut Moment) {
         let mut after = None;
         loop {
-            let queue = from.queue(gate);
-            if queue.is_empty() {
-                return;
-            }
-            let Some((place, tree, index)) = queue.next(after) else { return };
+            let Some((place, tree, index)) = from.queue(gate).next(after) else { return };
             after = Some(place);
             let mut state = tree.state.lock();
             let waits = |state: &TreeState| {
