@@ -1,8 +1,15 @@
 //! Loom models of the residency index. Guards G2 (pins against eviction, handles against reuse), I9, I10 (exact sums),
-//! I11 (nothing is lost between inbox, calendar and free list) and the orderings of docs/memory-ordering.md.
+//! I11 (nothing is lost between inbox, calendar and free list) and the orderings of docs/ARCHITECTURE.md.
 #![cfg(roost_loom)]
 
-use loom::{cell::UnsafeCell, sync::Arc, thread};
+use loom::{
+    cell::UnsafeCell,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    thread,
+};
 use roost_core::residency::{Evicted, Handle, Index};
 
 fn model_at(preemptions: usize, f: impl Fn() + Send + Sync + 'static) {
@@ -16,8 +23,30 @@ fn model(f: impl Fn() + Send + Sync + 'static) {
     model_at(2, f);
 }
 
-fn index(capacity: usize) -> Arc<Index> {
-    Arc::new(Index::new(capacity, 2))
+/// An index, and a word that every thread of a model writes first. Loom reorders threads where they conflict, but a
+/// load of one's own hides from it that the write after it conflicts with another's load: without the gate it would try
+/// "evict, then unpin" and never the reverse. Relaxed, so that the gate itself orders nothing.
+struct Raced {
+    index: Index,
+    gate: AtomicU32,
+}
+
+impl std::ops::Deref for Raced {
+    type Target = Index;
+    fn deref(&self) -> &Index {
+        &self.index
+    }
+}
+
+impl Raced {
+    fn start(&self) -> &Index {
+        self.gate.fetch_add(1, Ordering::Relaxed);
+        &self.index
+    }
+}
+
+fn index(capacity: usize) -> Arc<Raced> {
+    Arc::new(Raced { index: Index::new(capacity, 2), gate: AtomicU32::new(0) })
 }
 
 fn is_victim(evicted: Evicted) -> bool {
@@ -44,8 +73,9 @@ fn pin_or_evict_but_never_both() {
         let handle = index.insert(1, 10, 0, 1).unwrap();
         let pinner = thread::spawn({
             let index = index.clone();
-            move || index.pin(handle, 2)
+            move || index.start().pin(handle, 2)
         });
+        index.start();
         let evicted = is_victim(index.evict(8, 2));
         let pinned = pinner.join().unwrap();
         assert!(pinned != evicted, "G2: pinned {pinned}, evicted {evicted}");
@@ -67,10 +97,12 @@ fn an_unpinned_victim_shows_its_last_use() {
         let unpinner = thread::spawn({
             let (index, cell) = (index.clone(), cell.clone());
             move || {
+                index.start();
                 cell.with_mut(|_| ());
                 assert!(index.unpin(handle, 5));
             }
         });
+        index.start();
         let evicted = index.evict(8, 5);
         if let Evicted::Victim { last_tick, .. } = evicted {
             assert_eq!(last_tick, 5, "G1: evicted as idle since before the pin");
@@ -90,8 +122,9 @@ fn a_pin_that_came_and_went_is_seen() {
         let handle = index.insert(1, 10, 0, 1).unwrap();
         let pinner = thread::spawn({
             let index = index.clone();
-            move || index.pin(handle, 5) && index.unpin(handle, 5)
+            move || index.start().pin(handle, 5) && index.unpin(handle, 5)
         });
+        index.start();
         let evicted = index.evict(8, 5);
         let pinned = pinner.join().unwrap();
         if let (Evicted::Victim { last_tick, .. }, true) = (evicted, pinned) {
@@ -109,12 +142,13 @@ fn one_of_remove_and_evict_ends_it_whoever_pins() {
         let handle = index.insert(1, 10, 0, 1).unwrap();
         let pinner = thread::spawn({
             let index = index.clone();
-            move || index.pin(handle, 2)
+            move || index.start().pin(handle, 2)
         });
         let remover = thread::spawn({
             let index = index.clone();
-            move || index.remove(handle)
+            move || index.start().remove(handle)
         });
+        index.start();
         let evicted = is_victim(index.evict(8, 2));
         let (pinned, removed) = (pinner.join().unwrap(), remover.join().unwrap());
         assert!(removed != evicted, "I12: ended by {}", u8::from(removed) + u8::from(evicted));
@@ -133,6 +167,7 @@ fn a_slot_reused_while_linked_is_linked_once_and_not_lost() {
         let user = thread::spawn({
             let index = index.clone();
             move || {
+                index.start();
                 if index.remove(first) {
                     index.insert(2, 20, 0, 2).unwrap();
                     true
@@ -141,6 +176,7 @@ fn a_slot_reused_while_linked_is_linked_once_and_not_lost() {
                 }
             }
         });
+        index.start();
         let evicted = index.evict(8, 2);
         let reused = user.join().unwrap();
         let left = match evicted {
@@ -165,8 +201,9 @@ fn inserts_are_drained_whole() {
         let index = index(2);
         let inserter = thread::spawn({
             let index = index.clone();
-            move || index.insert(1, 10, 0, 1).unwrap()
+            move || index.start().insert(1, 10, 0, 1).unwrap()
         });
+        index.start();
         let _ = index.maintain(1, 1);
         index.insert(2, 10, 0, 1).unwrap();
         let evicted = index.evict(1, 1);
@@ -182,8 +219,9 @@ fn two_inserters_meet_at_the_inbox() {
         let index = index(2);
         let inserter = thread::spawn({
             let index = index.clone();
-            move || index.insert(1, 10, 0, 1).unwrap()
+            move || index.start().insert(1, 10, 0, 1).unwrap()
         });
+        index.start();
         let b = index.insert(2, 10, 0, 1).unwrap();
         let a = inserter.join().unwrap();
         assert_ne!(a, b);
@@ -201,8 +239,9 @@ fn the_free_list_hands_each_slot_to_one() {
         old.iter().take(3).for_each(|handle| assert!(index.remove(*handle)));
         let inserter = thread::spawn({
             let index = index.clone();
-            move || index.insert(10, 1, 0, 1).unwrap()
+            move || index.start().insert(10, 1, 0, 1).unwrap()
         });
+        index.start();
         // Pops two and pushes the first: the head is again what the other may have read, what follows it is not.
         let a = index.insert(11, 1, 0, 1).unwrap();
         index.insert(12, 1, 0, 1).unwrap();
@@ -225,11 +264,13 @@ fn bytes_stay_the_exact_sum() {
         let writer = thread::spawn({
             let index = index.clone();
             move || {
+                index.start();
                 let grown = index.set_bytes(handle, 50);
                 assert!(index.bytes() < 1 << 40, "the sum went below zero");
                 grown
             }
         });
+        index.start();
         let evicted = index.evict(8, 2);
         assert!(is_victim(evicted));
         // The slot's next tenant must not be resized through the old handle.
@@ -248,8 +289,9 @@ fn a_lookup_never_answers_with_anothers_handle() {
         let first = index.insert(1, 0, 0, 1).unwrap();
         let finder = thread::spawn({
             let index = index.clone();
-            move || index.touch_key(1, 2)
+            move || index.start().touch_key(1, 2)
         });
+        index.start();
         assert!(index.remove(first));
         let other = index.insert(2, 0, 0, 2).unwrap();
         assert!(index.remove(other));
@@ -267,11 +309,13 @@ fn an_entry_that_is_found_is_whole() {
         let finder = thread::spawn({
             let index = index.clone();
             move || {
+                index.start();
                 if let Some(entry) = index.get(7).and_then(|handle| index.peek(handle)) {
                     assert_eq!((entry.key, entry.aux, entry.bytes, entry.last_tick), (7, 3, 10, 4));
                 }
             }
         });
+        index.start();
         index.insert(7, 10, 3, 4).unwrap();
         finder.join().unwrap();
     });
@@ -285,8 +329,9 @@ fn uses_only_move_forward() {
         let handle = index.insert(1, 0, 0, 1).unwrap();
         let slow = thread::spawn({
             let index = index.clone();
-            move || assert!(index.touch(handle, 2))
+            move || assert!(index.start().touch(handle, 2))
         });
+        index.start();
         assert!(index.touch(handle, 3));
         slow.join().unwrap();
         assert_eq!(index.peek(handle).map(|e| e.last_tick), Some(3), "G1");

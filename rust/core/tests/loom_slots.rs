@@ -1,5 +1,5 @@
 //! Loom models of the slot counters. Guards I2 (no admission above a cap), I22 (a refused chain leaves nothing), I24
-//! (whatever the interleaving) and the orderings of docs/memory-ordering.md.
+//! (whatever the interleaving) and the orderings of docs/ARCHITECTURE.md.
 #![cfg(roost_loom)]
 
 use loom::{
@@ -19,24 +19,43 @@ fn model(f: impl Fn() + Send + Sync + 'static) {
     builder.check(f);
 }
 
+/// A word that every thread of a model writes first. Loom reorders threads where they conflict, but a load of one's own
+/// hides from it that the write after it conflicts with another's load; the gate makes it try each thread first.
+/// Relaxed, so that the gate itself orders nothing.
+#[derive(Clone)]
+struct Gate(Arc<AtomicU32>);
+
+impl Gate {
+    fn new() -> Self {
+        Self(Arc::new(AtomicU32::new(0)))
+    }
+    fn start(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 // I2 with a witness that is counted inside the time held; and at rest nothing is held. (A refusal without a holder is
 // legal: a doomed chain may hold a lower level for an instant.)
 #[test]
 fn three_level_chains_never_exceed_a_cap_and_roll_back() {
     model(|| {
+        let gate = Gate::new();
         // The tenant admits both, the worker one: who comes second at the worker gives tree and tenant back.
         let nodes = Arc::new([SlotNode::new(1), SlotNode::new(1), SlotNode::new(2), SlotNode::new(1)]);
         let inside = Arc::new(AtomicU32::new(0));
         let threads: Vec<_> = (0..2)
             .map(|tree| {
-                let (nodes, inside) = (nodes.clone(), inside.clone());
-                thread::spawn(move || match reserve(&[(&nodes[tree], 1), (&nodes[2], 1), (&nodes[3], 1)]) {
-                    Ok(()) => {
-                        assert_eq!(inside.fetch_add(1, Ordering::Relaxed), 0, "I2: two inside a cap of one");
-                        inside.fetch_sub(1, Ordering::Relaxed);
-                        [tree, 2, 3].into_iter().for_each(|level| assert!(nodes[level].release(1)));
+                let (nodes, inside, gate) = (nodes.clone(), inside.clone(), gate.clone());
+                thread::spawn(move || {
+                    gate.start();
+                    match reserve(&[(&nodes[tree], 1), (&nodes[2], 1), (&nodes[3], 1)]) {
+                        Ok(()) => {
+                            assert_eq!(inside.fetch_add(1, Ordering::Relaxed), 0, "I2: two inside a cap of one");
+                            inside.fetch_sub(1, Ordering::Relaxed);
+                            [tree, 2, 3].into_iter().for_each(|level| assert!(nodes[level].release(1)));
+                        }
+                        Err(refused) => assert!(refused.level == 2 && [0, 2].contains(&refused.given_back)),
                     }
-                    Err(refused) => assert!(refused.level == 2 && [0, 2].contains(&refused.given_back)),
                 })
             })
             .collect();
@@ -49,10 +68,13 @@ fn three_level_chains_never_exceed_a_cap_and_roll_back() {
 #[test]
 fn release_happens_before_the_next_admission() {
     model(|| {
+        let gate = Gate::new();
         let node = Arc::new(SlotNode::new(1));
         let cell = Arc::new(UnsafeCell::new(()));
         let work = |node: Arc<SlotNode>, cell: Arc<UnsafeCell<()>>| {
+            let gate = gate.clone();
             move || {
+                gate.start();
                 if reserve(&[(&node, 1)]).is_ok() {
                     cell.with_mut(|_| ());
                     node.release(1);
@@ -69,14 +91,17 @@ fn release_happens_before_the_next_admission() {
 #[test]
 fn a_lowered_cap_binds_at_once() {
     model(|| {
+        let gate = Gate::new();
         let node = Arc::new(SlotNode::new(2));
         let other = thread::spawn({
-            let node = node.clone();
+            let (node, gate) = (node.clone(), gate.clone());
             move || {
+                gate.start();
                 let _ = reserve(&[(&node, 1)]);
                 let _ = reserve(&[(&node, 1)]);
             }
         });
+        gate.start();
         node.set_cap(1);
         let used = node.used();
         other.join().unwrap();
@@ -89,11 +114,16 @@ fn a_lowered_cap_binds_at_once() {
 #[test]
 fn forced_charges_and_admissions_add_up() {
     model(|| {
+        let gate = Gate::new();
         let node = Arc::new(SlotNode::new(2));
         let other = thread::spawn({
-            let node = node.clone();
-            move || node.force_add(2).unwrap()
+            let (node, gate) = (node.clone(), gate.clone());
+            move || {
+                gate.start();
+                node.force_add(2).unwrap();
+            }
         });
+        gate.start();
         let admitted = u32::from(reserve(&[(&node, 1)]).is_ok());
         other.join().unwrap();
         assert_eq!(node.used(), 2 + admitted);
@@ -106,13 +136,16 @@ fn forced_charges_and_admissions_add_up() {
 #[test]
 fn a_waiter_that_parks_while_a_slot_is_released_is_not_forgotten() {
     model(|| {
+        let gate = Gate::new();
         let node = Arc::new(SlotNode::new(1));
         let queue = Arc::new(Mutex::new(0u32));
         let admitted = Arc::new(AtomicU32::new(0));
         reserve(&[(&node, 1)]).unwrap();
         let releaser = thread::spawn({
             let (node, queue, admitted) = (node.clone(), queue.clone(), admitted.clone());
+            let gate = gate.clone();
             move || {
+                gate.start();
                 node.release(1);
                 let mut waiting = queue.lock().unwrap();
                 if *waiting == 1 && reserve(&[(&node, 1)]).is_ok() {
@@ -121,6 +154,7 @@ fn a_waiter_that_parks_while_a_slot_is_released_is_not_forgotten() {
                 }
             }
         });
+        gate.start();
         if reserve(&[(&node, 1)]).is_ok() {
             admitted.fetch_add(1, Ordering::Relaxed);
         } else {
@@ -141,6 +175,7 @@ fn a_waiter_that_parks_while_a_slot_is_released_is_not_forgotten() {
 #[test]
 fn a_cancelled_waiter_gives_back_what_was_handed_to_it() {
     model(|| {
+        let gate = Gate::new();
         const WAITING: u32 = 0;
         const HANDED: u32 = 1;
         const CANCELLED: u32 = 2;
@@ -148,8 +183,9 @@ fn a_cancelled_waiter_gives_back_what_was_handed_to_it() {
         let waiter = Arc::new(Mutex::new(WAITING));
         reserve(&[(&node, 1)]).unwrap();
         let releaser = thread::spawn({
-            let (node, waiter) = (node.clone(), waiter.clone());
+            let (node, waiter, gate) = (node.clone(), waiter.clone(), gate.clone());
             move || {
+                gate.start();
                 node.release(1);
                 let mut state = waiter.lock().unwrap();
                 if *state == WAITING && reserve(&[(&node, 1)]).is_ok() {
@@ -157,6 +193,7 @@ fn a_cancelled_waiter_gives_back_what_was_handed_to_it() {
                 }
             }
         });
+        gate.start();
         let before = std::mem::replace(&mut *waiter.lock().unwrap(), CANCELLED);
         if before == HANDED {
             assert!(node.release(1));

@@ -388,49 +388,75 @@ impl Engine {
         work.evict = true;
     }
 
-    /// Each lease by itself. A running turn's header is always in memory, so nothing is loaded.
-    pub(crate) fn renew(&self, call: Pending, work: &mut Work, now: &Moment) {
-        let Call::Renew(renewals) = call.call else { return };
-        let mut after = 0;
-        let results = renewals
-            .iter()
-            .map(|renewal| match self.renew_one(&call.tenant, renewal, &mut after, now) {
+    /// Each lease by itself. The header of a running turn is always in memory; only for one that is not there is the
+    /// store asked what became of its session.
+    pub(crate) fn renew(&self, mut call: Pending, work: &mut Work, now: &Moment) {
+        loop {
+            let Call::Renew(renew) = &mut call.call else { return };
+            let Some(renewal) = renew.renewals.get(renew.results.len()) else { break };
+            let result = match LeaseToken::decode(&renewal.lease) {
+                Err(refusal) => Err(refusal),
+                Ok(token) => {
+                    let id = renewal.session_id.clone();
+                    match self.locate(call, &id, work) {
+                        Located::Gone => return,
+                        Located::Absent(c) => {
+                            call = c;
+                            Err(not_found(&id))
+                        }
+                        Located::Ended(c, _) => {
+                            call = c;
+                            Err(closed(&id))
+                        }
+                        Located::At(c, tree, index) => {
+                            call = c;
+                            let Call::Renew(renew) = &mut call.call else { return };
+                            self.renew_one(&tree, index, &id, &token, &mut renew.after, now)
+                        }
+                    }
+                }
+            };
+            let Call::Renew(renew) = &mut call.call else { return };
+            renew.results.push(match result {
                 Ok(deadline_ms) => v1::RenewalResult {
                     refusal: None,
                     expire_time: Some(timestamp(now.wall_ms + (deadline_ms - now.mono_ms) as i64)),
                     interrupt_requested: false,
                 },
                 Err(refusal) => v1::RenewalResult { refusal: Some(refusal.to_proto()), ..Default::default() },
-            })
-            .collect();
-        let reply = v1::RenewTurnsResponse { results }.encode_to_vec();
-        work.answers.push(Answer { ticket: call.ticket, result: Ok(reply), after, root: None });
+            });
+        }
+        let Call::Renew(renew) = call.call else { return };
+        let reply = v1::RenewTurnsResponse { results: renew.results }.encode_to_vec();
+        work.answers.push(Answer { ticket: call.ticket, result: Ok(reply), after: renew.after, root: None });
     }
 
     fn renew_one(
         &self,
-        tenant: &super::Tenant,
-        renewal: &v1::Renewal,
+        tree: &Tree,
+        index: u32,
+        id: &str,
+        token: &LeaseToken,
         after: &mut u64,
         now: &Moment,
     ) -> Result<u64, Refusal> {
-        let token = LeaseToken::decode(&renewal.lease)?;
-        let id = &renewal.session_id;
-        let Some((tree, index)) = tenant.directory.get(id) else { return Err(lease_lost(id, "no turn of it runs")) };
-        let Some(mut state) = Self::still_at(&tree, index, id) else {
-            return Err(lease_lost(id, "no turn of it runs"));
-        };
+        let gone = || lease_lost(id, "it ran out, or the turn has ended");
+        let mut state = Self::still_at(tree, index, id).ok_or_else(gone)?;
         let last_seq = state.last_seq;
-        let Some(line) = state.line_mut(index) else { return Err(lease_lost(id, "no turn of it runs")) };
+        let line = state.line_mut(index).ok_or_else(gone)?;
         let uid = line.uid;
-        let valid = |l: &&mut Box<Lease>| l.running && l.deadline_ms > now.mono_ms && l.token(uid) == token;
+        let valid = |l: &&mut Box<Lease>| l.running && l.deadline_ms > now.mono_ms && l.token(uid) == *token;
         if let Some(lease) = line.lease.as_mut().filter(valid) {
             lease.deadline_ms = now.mono_ms + lease.lease_ms;
             return Ok(lease.deadline_ms);
         }
         // A refusal tells of a change, and waits until it is durable.
         *after = (*after).max(last_seq);
-        Err(if line.closed.is_some() { closed(id) } else { lease_lost(id, "it ran out, or the turn has ended") })
+        Err(match (line.closed.is_some(), line.born) {
+            (true, _) => closed(id),
+            (_, false) => not_found(id),
+            _ => gone(),
+        })
     }
 }
 

@@ -130,6 +130,15 @@ pub(crate) struct CommitOptions {
     pub(crate) completed: bool,
 }
 
+/// Renewals, and what became of those that are done.
+#[derive(Debug)]
+pub(crate) struct Renew {
+    pub(crate) renewals: Vec<v1::Renewal>,
+    pub(crate) results: Vec<v1::RenewalResult>,
+    /// The entry that the refusals among them tell of.
+    pub(crate) after: u64,
+}
+
 /// One call to the engine.
 #[derive(Debug)]
 pub(crate) enum Call {
@@ -138,7 +147,7 @@ pub(crate) enum Call {
     Update(Update),
     Close(CloseCall),
     Begin(Begin),
-    Renew(Vec<v1::Renewal>),
+    Renew(Renew),
     End(Box<End>),
     /// The engine's own: end the grant of this fence, whose lease ran out.
     Expire {
@@ -365,7 +374,7 @@ impl Call {
                         .with("size", count)
                         .with("limit", 1_000));
                 }
-                Call::Renew(r.renewals)
+                Call::Renew(Renew { results: Vec::with_capacity(count), renewals: r.renewals, after: 0 })
             }
             Method::CommitTurn => {
                 let mut r: v1::CommitTurnRequest = message(bytes)?;
