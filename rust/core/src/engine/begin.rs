@@ -9,6 +9,7 @@ use super::{
 use crate::error::{Reason, Refusal};
 use crate::gen_v1 as v1;
 use crate::ids::{LeaseToken, fingerprint, repeats};
+use parking_lot::MutexGuard;
 use prost::Message;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -411,7 +412,12 @@ impl Engine {
                         Located::At(c, tree, index) => {
                             call = c;
                             let Call::Renew(renew) = &mut call.call else { return };
-                            self.renew_one(&tree, index, &id, &token, &mut renew.after, now)
+                            let Some(state) = Self::still_at(&tree, index, &id) else {
+                                // It left memory this moment: what it was is looked up again.
+                                work.calls.push_back(call);
+                                return;
+                            };
+                            renew_one(state, index, &id, &token, &mut renew.after, now)
                         }
                     }
                 }
@@ -430,34 +436,32 @@ impl Engine {
         let reply = v1::RenewTurnsResponse { results: renew.results }.encode_to_vec();
         work.answers.push(Answer { ticket: call.ticket, result: Ok(reply), after: renew.after, root: None });
     }
+}
 
-    fn renew_one(
-        &self,
-        tree: &Tree,
-        index: u32,
-        id: &str,
-        token: &LeaseToken,
-        after: &mut u64,
-        now: &Moment,
-    ) -> Result<u64, Refusal> {
-        let gone = || lease_lost(id, "it ran out, or the turn has ended");
-        let mut state = Self::still_at(tree, index, id).ok_or_else(gone)?;
-        let last_seq = state.last_seq;
-        let line = state.line_mut(index).ok_or_else(gone)?;
-        let uid = line.uid;
-        let valid = |l: &&mut Box<Lease>| l.running && l.deadline_ms > now.mono_ms && l.token(uid) == *token;
-        if let Some(lease) = line.lease.as_mut().filter(valid) {
-            lease.deadline_ms = now.mono_ms + lease.lease_ms;
-            return Ok(lease.deadline_ms);
-        }
-        // A refusal tells of a change, and waits until it is durable.
-        *after = (*after).max(last_seq);
-        Err(match (line.closed.is_some(), line.born) {
-            (true, _) => closed(id),
-            (_, false) => not_found(id),
-            _ => gone(),
-        })
+fn renew_one(
+    mut state: MutexGuard<'_, TreeState>,
+    index: u32,
+    id: &str,
+    token: &LeaseToken,
+    after: &mut u64,
+    now: &Moment,
+) -> Result<u64, Refusal> {
+    let gone = || lease_lost(id, "it ran out, or the turn has ended");
+    let last_seq = state.last_seq;
+    let line = state.line_mut(index).ok_or_else(gone)?;
+    let uid = line.uid;
+    let valid = |l: &&mut Box<Lease>| l.running && l.deadline_ms > now.mono_ms && l.token(uid) == *token;
+    if let Some(lease) = line.lease.as_mut().filter(valid) {
+        lease.deadline_ms = now.mono_ms + lease.lease_ms;
+        return Ok(lease.deadline_ms);
     }
+    // A refusal tells of a change, and waits until it is durable.
+    *after = (*after).max(last_seq);
+    Err(match (line.closed.is_some(), line.born) {
+        (true, _) => closed(id),
+        (_, false) => not_found(id),
+        _ => gone(),
+    })
 }
 
 enum Standing {
