@@ -206,7 +206,8 @@ fn inserts_are_drained_whole() {
         index.start();
         let _ = index.maintain(1, 1);
         index.insert(2, 10, 0, 1).unwrap();
-        let evicted = index.evict(1, 1);
+        let evicted = index.evict(4, 1);
+        assert!(index.bytes() <= 20 && index.len() <= 2, "I10: a death was counted before its birth");
         inserter.join().unwrap();
         let left = 2 - usize::from(is_victim(evicted));
         settle(&index, left, 10 * left as u64);

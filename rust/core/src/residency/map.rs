@@ -266,7 +266,8 @@ mod loom_tests {
     use super::*;
     use loom::{sync::Arc, thread};
 
-    fn model(f: impl Fn(Arc<Map>, [u128; SEATS + 2]) + Send + Sync + 'static) {
+    /// Every thread writes the gate first, so that loom tries each of them first (see tests/loom_residency.rs).
+    fn model(f: impl Fn(Arc<Map>, [u128; SEATS + 2], Arc<AtomicU32>) + Send + Sync + 'static) {
         let mut builder = loom::model::Builder::new();
         builder.preemption_bound = builder.preemption_bound.or(Some(2));
         builder.max_branches = 10_000;
@@ -275,7 +276,7 @@ mod loom_tests {
             let map = Arc::new(Map::new(LOAD + 1));
             let mut keys = (0u128..).filter(|key| map.home(*key).0 == 0);
             let keys = std::array::from_fn(|_| keys.next().unwrap_or_default());
-            f(map, keys);
+            f(map, keys, Arc::new(AtomicU32::new(0)));
         });
     }
 
@@ -286,17 +287,19 @@ mod loom_tests {
     // I11: an entry that lives in its second line is found at every instant, while others leave and enter its first.
     #[test]
     fn an_overflowed_entry_is_always_found() {
-        model(|map, keys| {
+        model(|map, keys, gate| {
             for (index, key) in keys[..=SEATS].iter().enumerate() {
                 map.insert(*key, index as u32);
             }
             let changer = thread::spawn({
-                let map = map.clone();
+                let (map, gate) = (map.clone(), gate.clone());
                 move || {
+                    gate.fetch_add(1, Ordering::Relaxed);
                     map.remove(keys[0], 0);
                     map.insert(keys[SEATS + 1], SEATS as u32 + 1);
                 }
             });
+            gate.fetch_add(1, Ordering::Relaxed);
             assert!(has(&map, &keys, SEATS));
             changer.join().expect("no panic");
             assert!(has(&map, &keys, SEATS) && has(&map, &keys, SEATS + 1) && !has(&map, &keys, 0));
@@ -306,18 +309,20 @@ mod loom_tests {
     // Two inserts race for the last seat of a line: one goes on, both are found, and both leave nothing behind.
     #[test]
     fn the_last_seat_goes_to_one() {
-        model(|map, keys| {
+        model(|map, keys, gate| {
             for (index, key) in keys[..SEATS - 1].iter().enumerate() {
                 map.insert(*key, index as u32);
             }
             let (a, b) = (SEATS - 1, SEATS);
             let other = thread::spawn({
-                let map = map.clone();
+                let (map, gate) = (map.clone(), gate.clone());
                 move || {
+                    gate.fetch_add(1, Ordering::Relaxed);
                     map.insert(keys[a], a as u32);
                     map.remove(keys[1], 1);
                 }
             });
+            gate.fetch_add(1, Ordering::Relaxed);
             map.insert(keys[b], b as u32);
             assert!(has(&map, &keys, b));
             other.join().expect("no panic");
@@ -328,15 +333,43 @@ mod loom_tests {
         });
     }
 
+    // G2: a seat that is being taken does not still show its last owner's slot, which would let that slot, seated
+    // elsewhere by now under the same tag, clear the wrong seat.
+    #[test]
+    fn a_seat_being_taken_is_not_its_last_owners() {
+        model(|map, keys, gate| {
+            let mut alike = (0u128..).filter(|key| map.home(*key) == map.home(keys[0]));
+            let alike: [u128; 3] = std::array::from_fn(|_| alike.next().unwrap_or_default());
+            map.insert(alike[0], 0);
+            map.remove(alike[0], 0);
+            let other = thread::spawn({
+                let (map, gate) = (map.clone(), gate.clone());
+                move || {
+                    gate.fetch_add(1, Ordering::Relaxed);
+                    map.insert(alike[1], 1);
+                }
+            });
+            gate.fetch_add(1, Ordering::Relaxed);
+            map.insert(alike[2], 0);
+            map.remove(alike[2], 0);
+            other.join().expect("no panic");
+            assert!(has(&map, &alike, 1));
+        });
+    }
+
     // A seat that changes hands while a finder looks at it never shows the old owner's slot for good.
     #[test]
     fn a_reused_seat_shows_its_new_owner() {
-        model(|map, keys| {
+        model(|map, keys, gate| {
             map.insert(keys[0], 0);
             let finder = thread::spawn({
-                let map = map.clone();
-                move || has(&map, &keys, 1)
+                let (map, gate) = (map.clone(), gate.clone());
+                move || {
+                    gate.fetch_add(1, Ordering::Relaxed);
+                    has(&map, &keys, 1)
+                }
             });
+            gate.fetch_add(1, Ordering::Relaxed);
             map.remove(keys[0], 0);
             map.insert(keys[1], 1);
             assert!(has(&map, &keys, 1) && !has(&map, &keys, 0));
