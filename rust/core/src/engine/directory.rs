@@ -125,6 +125,12 @@ impl Directory {
         }
     }
 
+    /// How many lines are in memory.
+    pub(crate) fn lines(&self) -> usize {
+        let at = |place: &&Place| matches!(place, Place::At(..));
+        self.shards.iter().map(|shard| shard.read().values().filter(at).count()).sum()
+    }
+
     /// The trees in memory, each once.
     pub(crate) fn trees(&self) -> Vec<Arc<Tree>> {
         let mut trees: Vec<Arc<Tree>> = Vec::new();

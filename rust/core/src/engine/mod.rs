@@ -8,6 +8,7 @@
 //! were parked) is noted in [`Work`] and done when the tree's lock is free.
 
 mod begin;
+mod check;
 mod close;
 mod directory;
 mod end;

@@ -185,6 +185,11 @@ impl Queue {
         self.places.lock().remove(&place);
     }
 
+    /// Who has this place.
+    pub(crate) fn at(&self, place: Place) -> Option<(Arc<Tree>, u32)> {
+        self.places.lock().get(&place).cloned()
+    }
+
     /// The first waiter behind `after`.
     pub(crate) fn next(&self, after: Option<Place>) -> Option<(Place, Arc<Tree>, u32)> {
         use std::ops::Bound::{Excluded, Unbounded};

@@ -1,0 +1,158 @@
+//! Recounts in memory what counters, queues and indexes claim. For tests: nothing in production calls it.
+//!
+//! Meant for moments at which no other call runs; it takes one tree's lock after the other.
+
+use super::tree::{Gate, Tree, TreeState};
+use super::{Engine, TicketState};
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+macro_rules! ensure {
+    ($condition:expr, $($message:tt)*) => {
+        if !$condition {
+            return Err(format!($($message)*));
+        }
+    };
+}
+
+/// What the trees in memory add up to.
+#[derive(Default)]
+struct Sums {
+    running: u64,
+    waiting: usize,
+    residents: usize,
+    resident_bytes: u64,
+    headers: usize,
+    header_bytes: u64,
+    lines: usize,
+}
+
+impl Engine {
+    /// I1, I3, I9, I10, and that every place, pin and entry is somebody's. Without `full` only the sums that cost
+    /// nothing.
+    #[doc(hidden)]
+    pub fn check(&self, full: bool) -> Result<(), String> {
+        let running = self.running.load(Ordering::Relaxed);
+        let held: u64 = self.tenants.read().values().map(|t| u64::from(t.slots.used())).sum();
+        ensure!(running >= 0 && held == running as u64, "I1: {held} slots held, {running} turns in the gauge");
+        let (owners, residents, headers) = (self.owners.lock().len(), self.residents.len(), self.headers.len());
+        ensure!(owners == residents + headers, "{owners} owners of {residents} residents and {headers} headers");
+        if full { self.recount() } else { Ok(()) }
+    }
+
+    fn recount(&self) -> Result<(), String> {
+        let mut sums = Sums::default();
+        let tenants: Vec<_> = self.tenants.read().values().cloned().collect();
+        for tenant in &tenants {
+            let (before, lines) = (sums.running, sums.lines);
+            for tree in tenant.directory.trees() {
+                let state = tree.state.lock();
+                self.recount_tree(&tree, &state, &mut sums).map_err(|e| format!("tree {}: {e}", tree.root))?;
+            }
+            let (running, used) = (sums.running - before, u64::from(tenant.slots.used()));
+            ensure!(running == used, "I1: tenant {} holds {used} slots, {running} turns run", tenant.name);
+            let listed = tenant.directory.lines();
+            ensure!(listed == sums.lines - lines, "{listed} directory entries for {} lines", sums.lines - lines);
+            self.recount_queue(&tenant.queue, Gate::Tenant)?;
+        }
+        let waiting = self.waiting.lock().total();
+        ensure!(waiting == sums.waiting, "{waiting} waiting calls counted, {} found", sums.waiting);
+        let (count, bytes) = (self.residents.len(), self.residents.bytes());
+        ensure!(count == sums.residents, "I10: {count} residents in the index, {} in lines", sums.residents);
+        ensure!(bytes == sums.resident_bytes, "I10: {bytes} bytes charged, {} held", sums.resident_bytes);
+        let (count, bytes) = (self.headers.len(), self.headers.bytes());
+        ensure!(count == sums.headers, "{count} headers in the index, {} in memory", sums.headers);
+        ensure!(bytes == sums.header_bytes, "{bytes} header bytes charged, {} held", sums.header_bytes);
+        let waits = self.tickets.lock().values().filter(|t| matches!(t, TicketState::Waiting(..))).count();
+        ensure!(waits == sums.waiting, "{waits} tickets wait for {} waiters", sums.waiting);
+        Ok(())
+    }
+
+    fn recount_tree(&self, tree: &Arc<Tree>, state: &TreeState, sums: &mut Sums) -> Result<(), String> {
+        ensure!(!state.dropped, "it was dropped and is still listed");
+        let (mut uses, mut below, mut open) = (0, 0, 0);
+        let mut names = HashSet::new();
+        for (index, line) in state.iter() {
+            let id = &line.session_id;
+            sums.lines += 1;
+            let listed = tree.tenant.directory.get(id);
+            ensure!(listed.is_some_and(|(t, i)| Arc::ptr_eq(&t, tree) && i == index), "{id} is not listed here");
+            ensure!(
+                line.born || line.waiter.is_some() || line.closed.is_some(),
+                "{id} was never born and nobody waits"
+            );
+            if line.is_open() {
+                open += 1;
+                if let Some(parent) = line.parent {
+                    ensure!(names.insert((parent, &line.name)), "I16: {id} shares its name");
+                    ensure!(state.line(parent).is_some_and(super::Line::is_open), "{id} is open below what is not");
+                }
+            } else {
+                ensure!(line.lease.is_none() && line.resident.is_none(), "{id} is not open and holds something");
+                ensure!(line.closed.is_none() || line.waiter.is_none(), "{id} has ended and waits");
+            }
+            if line.running().is_some() {
+                uses += 1;
+                below += u32::from(line.depth > 0);
+                sums.running += 1;
+            }
+            if let Some(waiter) = &line.waiter {
+                uses += 1;
+                sums.waiting += usize::from(waiter.call.is_some());
+                let queued = tree.queue(waiter.gate).at(waiter.place);
+                ensure!(queued.is_some_and(|(t, i)| Arc::ptr_eq(&t, tree) && i == index), "{id} is not in its queue");
+            }
+            uses += u32::from(line.loading.is_some());
+            if let Some(resident) = &line.resident {
+                uses += 1;
+                let bytes = resident.bytes();
+                sums.residents += 1;
+                sums.resident_bytes += bytes;
+                let entry = self.residents.peek(resident.handle);
+                let Some(entry) = entry else { return Err(format!("I10: {id} is resident and not in the index")) };
+                ensure!(entry.key == line.uid.0, "{id} is filed under another uid");
+                ensure!(entry.bytes == bytes, "I10: {id} holds {bytes} bytes and is charged {}", entry.bytes);
+                ensure!(line.running().is_none() || entry.pins > 0, "I9: {id} runs and is not pinned");
+                self.owned(entry.aux, tree, index).map_err(|e| format!("{id}: {e}"))?;
+            }
+        }
+        ensure!(state.open == open, "{} open sessions counted, {open} found", state.open);
+        let used = tree.children_slots.used();
+        ensure!(used == below, "I1: {used} slots held below the root, {below} turns run");
+        ensure!(used <= tree.children_slots.cap(), "I2: {used} turns run below the root");
+        ensure!(state.uses == uses, "{} uses counted, {uses} found", state.uses);
+        if let Some(handle) = state.header {
+            let entry = self.headers.peek(handle).ok_or("its header is not in the index")?;
+            sums.headers += 1;
+            sums.header_bytes += entry.bytes;
+            ensure!((entry.pins > 0) == (uses > 0), "its header has {} pins for {uses} uses", entry.pins);
+            self.owned(entry.aux, tree, 0)?;
+        }
+        self.recount_queue(&tree.queue, Gate::Tree)
+    }
+
+    fn owned(&self, aux: u32, tree: &Arc<Tree>, index: u32) -> Result<(), String> {
+        let owners = self.owners.lock();
+        let owner = owners.get(aux as usize);
+        ensure!(owner.is_some_and(|(t, i)| Arc::ptr_eq(t, tree) && *i == index), "its entry leads elsewhere");
+        Ok(())
+    }
+
+    /// Every place in a queue is a waiter's. Trees are compared by what their lines were found to hold before, so the
+    /// tree that the caller has locked is not locked again.
+    fn recount_queue(&self, queue: &super::Queue, gate: Gate) -> Result<(), String> {
+        let mut after = None;
+        let mut seen = BTreeMap::new();
+        while let Some((place, tree, index)) = queue.next(after) {
+            after = Some(place);
+            ensure!(seen.insert(place, ()).is_none(), "a place twice in one queue");
+            // At the tree gate the caller holds the lock of the only tree there can be.
+            let Some(state) = tree.state.try_lock() else { continue };
+            let waiter = state.line(index).and_then(|l| l.waiter.as_ref());
+            let here = waiter.is_some_and(|w| w.place == place && w.gate == gate);
+            ensure!(!state.dropped && here, "a place in a queue that no waiter has");
+        }
+        Ok(())
+    }
+}
