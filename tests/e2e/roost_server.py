@@ -120,8 +120,9 @@ class Server:
 
     def end(self) -> None:
         """Whatever state it is in: over."""
-        if self._process is not None and self._process.poll() is None:
-            self.kill()
+        if self._process is not None:
+            self._process.kill()
+            self.wait()
 
     @contextlib.contextmanager
     def api(self) -> Iterator[Api]:

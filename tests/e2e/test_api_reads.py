@@ -110,7 +110,7 @@ def test_history_returns_what_was_stored_in_pages(api: Api) -> None:
         api.commit(name, api.begin(name, owner="me").grant.lease, record=record)
     request = session_service_pb2.ReadHistoryRequest(session_id=name)
     pages = list(api.sessions.ReadHistory(request, timeout=DEADLINE))
-    assert len(pages) > 3
+    assert len(pages) >= 3
     assert all(p.ByteSize() < 2_100_000 for p in pages)
     records = [record for p in pages for record in p.records]
     assert [r.record.content for r in records] == contents

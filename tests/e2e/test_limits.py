@@ -119,8 +119,9 @@ def test_i24_a_vanished_connection_leaves_nothing(start: Start) -> None:
         holder, waiter = api.open().session.session_id, api.open().session.session_id
         lease = api.begin(holder).grant.lease
         with server.api() as gone:
-            begin_waiting(gone, waiter)
+            waits = [begin_waiting(gone, waiter)]
         until(api, lambda gauges: gauges["waiting"] == 0)
+        assert waits[0].done()
         api.commit(holder, lease)
         api.turn(waiter)
 
@@ -167,12 +168,13 @@ def test_waiters_are_bounded_by_connection_and_in_all(start: Start) -> None:
     server = start(*flags)
     with server.api() as one, server.api() as two, server.api() as three:
         names = [one.open().session.session_id for _ in range(4)]
-        begin_waiting(one, names[0])
+        waits = [begin_waiting(one, names[0])]  # kept: a future that nobody holds is cancelled
         with refused(EXHAUSTED, "QUEUE_FULL"):
             one.begin(names[1], wait=20)
-        begin_waiting(two, names[1])
+        waits.append(begin_waiting(two, names[1]))
         with refused(EXHAUSTED, "QUEUE_FULL"):
             three.begin(names[2], wait=20)
+        assert not any(wait.done() for wait in waits)
 
 
 def test_sessions_of_a_tree_and_its_depth_are_bounded(start: Start) -> None:

@@ -41,6 +41,11 @@ def parse(engine: Engine, kind: type[M], data: bytes) -> M:
         raise refused(engine, "MALFORMED_REQUEST", f"the bytes are not a {name}", type=name) from None
 
 
+def invalid(engine: Engine, field: str, rule: str, **metadata: Any) -> Refused:
+    """A field that breaks its rule. The rule goes into the metadata whole, and with it every number it names."""
+    return refused(engine, "INVALID_FIELD", f"{field}: {rule}", field=field, rule=rule, **metadata)
+
+
 def session_not_found(engine: Engine, session_id: str) -> Refused:
     """The id leads nowhere (or nowhere that this caller may see)."""
     return refused(engine, "SESSION_NOT_FOUND", f"there is no session {session_id!r}", session_id=session_id)
@@ -48,12 +53,11 @@ def session_not_found(engine: Engine, session_id: str) -> Refused:
 
 def check_id(engine: Engine, field: str, session_id: str) -> str:
     """A session id that keeps the rules, else Refused INVALID_FIELD; the same words as the engine's."""
+    size = len(session_id)
     if not session_id:
-        raise refused(engine, "INVALID_FIELD", f"{field}: must not be empty", field=field)
-    if len(session_id) > 256:
-        size = len(session_id)
-        message = f"{field}: has {size} characters; at most 256 are allowed"
-        raise refused(engine, "INVALID_FIELD", message, field=field, size=size, limit=256)
+        raise invalid(engine, field, "must not be empty")
+    if size > 256:
+        raise invalid(engine, field, f"has {size} characters; at most 256 are allowed", size=size, limit=256)
     if not (session_id.isascii() and all(c.isalnum() or c in "._:-" for c in session_id)):
-        raise refused(engine, "INVALID_FIELD", f"{field}: only A-Z a-z 0-9 . _ : - are allowed", field=field)
+        raise invalid(engine, field, "only A-Z a-z 0-9 . _ : - are allowed")
     return session_id

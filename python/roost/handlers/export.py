@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from roost.handlers.cold import Cold
-from roost.handlers.errors import parse, refused
+from roost.handlers.errors import invalid, parse
 from roost.handlers.wire import field, repeated
 from roost.store.base import SessionFilter, SessionRow
 from roost.v1 import trajectory_service_pb2, types_pb2
@@ -32,11 +32,10 @@ def _chosen(cold: Cold, request: trajectory_service_pb2.ExportTrajectoriesReques
     """The sessions to export, in order."""
     count = len(request.session_ids)
     if count > MAX_IDS:
-        message = f"session_ids: {count} are given; at most {MAX_IDS} are allowed"
-        raise refused(cold.engine, "INVALID_FIELD", message, field="session_ids", size=count, limit=MAX_IDS)
+        rule = f"{count} are given; at most {MAX_IDS} are allowed"
+        raise invalid(cold.engine, "session_ids", rule, size=count, limit=MAX_IDS)
     if count and request.root_session_id:
-        message = "root_session_id: cannot go together with session_ids"
-        raise refused(cold.engine, "INVALID_FIELD", message, field="root_session_id")
+        raise invalid(cold.engine, "root_session_id", "cannot go together with session_ids")
     if count:
         yield from [cold.session(session_id, "session_ids") for session_id in request.session_ids]
         return
@@ -44,8 +43,8 @@ def _chosen(cold: Cold, request: trajectory_service_pb2.ExportTrajectoriesReques
     if request.root_session_id:
         row = cold.session(request.root_session_id, "root_session_id")
         if row.root != row.uid:
-            message = f"root_session_id: {row.session_id!r} is not the root of its tree"
-            raise refused(cold.engine, "INVALID_FIELD", message, field="root_session_id", value=row.session_id)
+            rule = f"{row.session_id!r} is not the root of its tree"
+            raise invalid(cold.engine, "root_session_id", rule, session_id=row.session_id)
         root = row.uid
     # What is opened while the export runs is not part of it; else a busy server would never finish one.
     started_ms = time.time_ns() // 1_000_000
@@ -61,10 +60,11 @@ def _session(cold: Cold, row: SessionRow, statuses: frozenset[int]) -> Iterator[
     row, lines = cold.lines(row)
     try:
         cold.engine.verify_chain(lines, row.facts)
+        described = cold.engine.describe([row])[0]
     except ValueError as error:
         raise cold.corrupt(row.session_id, error) from error
     chosen = [line for line in reversed(lines) if line.status in statuses]
-    head = field(1, cold.engine.describe([row])[0])
+    head = field(1, described)
     name = field(2, row.session_id.encode())
     last = b"\x20\x01"  # field 4 = true
     held: bytes | None = None  # a part is sent once it is known whether another follows

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from roost.handlers.cold import Cold
-from roost.handlers.errors import parse, refused
+from roost.handlers.errors import invalid, parse
 from roost.handlers.wire import repeated
 from roost.v1 import session_service_pb2, types_pb2
 
@@ -15,8 +15,7 @@ def read_history(cold: Cold, data: bytes) -> Iterator[bytes]:
     request = parse(cold.engine, session_service_pb2.ReadHistoryRequest, data)
     for status in request.statuses:
         if status not in types_pb2.RecordStatus.values() or not status:
-            message = f"statuses: {status} is not a record status"
-            raise refused(cold.engine, "INVALID_FIELD", message, field="statuses", value=status)
+            raise invalid(cold.engine, "statuses", f"{status} is not a record status", value=status)
     row, lines = cold.lines(cold.session(request.session_id))
     wanted = frozenset(request.statuses)
     chosen = [

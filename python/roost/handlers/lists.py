@@ -7,10 +7,12 @@ import binascii
 import hashlib
 from typing import Final
 
+import structlog
+
 from roost.handlers.cold import PAGE_BYTES, Cold
-from roost.handlers.errors import check_id, parse, refused, session_not_found
+from roost.handlers.errors import check_id, invalid, parse, refused, session_not_found
 from roost.handlers.wire import field, repeated
-from roost.store.base import SessionFilter
+from roost.store.base import SessionFilter, SessionRow
 from roost.v1 import session_service_pb2, types_pb2
 
 DEFAULT_PAGE: Final = 100
@@ -18,6 +20,8 @@ MAX_PAGE: Final = 1_000
 EXAMINED_PER_ROW: Final = 5  # a page gives up after this many rows for each that was asked for
 _UID = 16
 _MARK = 8
+
+log = structlog.get_logger("roost.lists")
 
 
 def list_sessions(cold: Cold, data: bytes) -> bytes:
@@ -35,24 +39,40 @@ def list_sessions(cold: Cold, data: bytes) -> bytes:
         rows = cold.store.list_sessions(where, after, wanted)
         more = len(rows) == wanted
         budget -= len(rows)
-        for row, encoded in zip(rows, cold.engine.describe(rows), strict=True):
+        for row, encoded in zip(rows, _describe(cold, rows), strict=True):
             if len(picked) == size or length >= PAGE_BYTES:
                 more = True
                 break
             after = row.uid
-            if _matches(request, encoded):
+            if encoded is not None and _matches(request, encoded):
                 picked.append(encoded)
                 length += len(encoded)
     token = _token(after, mark) if more else ""
     return repeated(1, picked) + (field(2, token.encode()) if token else b"")
 
 
+def _describe(cold: Cold, rows: list[SessionRow]) -> list[bytes | None]:
+    """Rows encoded; None for one that does not verify. GetSession says so; here the others are still served."""
+    try:
+        return [*cold.engine.describe(rows)]
+    except ValueError:
+        pass
+    found: list[bytes | None] = []
+    for row in rows:
+        try:
+            found += cold.engine.describe([row])
+        except ValueError:
+            log.exception("session_corrupt", uid=row.uid.hex())
+            found.append(None)
+    return found
+
+
 def _filter(cold: Cold, request: session_service_pb2.ListSessionsRequest) -> SessionFilter:
     """What the store filters by; Refused INVALID_FIELD for what no list has."""
     engine = cold.engine
     if request.page_size < 0:
-        message = f"page_size: must not be negative, and is {request.page_size}"
-        raise refused(engine, "INVALID_FIELD", message, field="page_size", value=request.page_size)
+        rule = f"must not be negative, and is {request.page_size}"
+        raise invalid(engine, "page_size", rule, value=request.page_size)
     for name, allowed in (
         ("state", types_pb2.SessionState.values()),
         ("activity", (types_pb2.ACTIVITY_UNSPECIFIED, types_pb2.ACTIVITY_RUNNING)),
@@ -60,8 +80,7 @@ def _filter(cold: Cold, request: session_service_pb2.ListSessionsRequest) -> Ses
     ):
         value = getattr(request, name)
         if value not in allowed:
-            message = f"{name}: {value} is not accepted as a filter"
-            raise refused(engine, "INVALID_FIELD", message, field=name, value=value)
+            raise invalid(engine, name, f"{value} is not accepted as a filter", value=value)
     root = None
     if request.root_session_id:
         check_id(engine, "root_session_id", request.root_session_id)
@@ -69,14 +88,14 @@ def _filter(cold: Cold, request: session_service_pb2.ListSessionsRequest) -> Ses
         if row is None:
             raise session_not_found(engine, request.root_session_id)
         if row.root != row.uid:
-            message = f"root_session_id: {request.root_session_id!r} is not the root of its tree"
-            raise refused(engine, "INVALID_FIELD", message, field="root_session_id", value=request.root_session_id)
+            rule = f"{request.root_session_id!r} is not the root of its tree"
+            raise invalid(engine, "root_session_id", rule, session_id=request.root_session_id)
         root = row.uid
     if request.path_prefix:
         if root is None:
-            raise refused(engine, "INVALID_FIELD", "path_prefix: requires root_session_id", field="path_prefix")
+            raise invalid(engine, "path_prefix", "requires root_session_id")
         if f"{request.path_prefix}/".split("/")[:2] != ["", "root"]:
-            raise refused(engine, "INVALID_FIELD", "path_prefix: must begin with /root", field="path_prefix")
+            raise invalid(engine, "path_prefix", "must begin with /root")
     return SessionFilter(
         tenant=cold.tenant,
         root=root,
