@@ -338,3 +338,21 @@ fn uses_only_move_forward() {
         assert_eq!(index.peek(handle).map(|e| e.last_tick), Some(3), "G1");
     });
 }
+
+// I10, while calls run: the sums are never less than what lives, so they never fall below zero either.
+#[test]
+fn a_death_is_never_counted_before_its_birth() {
+    model(|| {
+        let index = index(1);
+        let inserter = thread::spawn({
+            let index = index.clone();
+            move || index.start().insert(1, 10, 0, 1).unwrap()
+        });
+        index.start();
+        let evicted = index.evict(4, 1);
+        assert!(index.bytes() <= 10 && index.len() <= 1, "I10: below zero");
+        inserter.join().unwrap();
+        let left = usize::from(!is_victim(evicted));
+        settle(&index, left, 10 * left as u64);
+    });
+}
