@@ -93,8 +93,9 @@ pub(crate) struct Pending {
     pub(crate) connection: u64,
     pub(crate) since_ms: u64,
     pub(crate) call: Call,
-    /// What the store just said about an id that is not in memory.
-    pub(crate) known: Option<(Arc<str>, Known)>,
+    /// What the store said of ids that are not in memory: of its own id, this very moment; of its parent's, at some
+    /// moment of this call (which is enough to refuse it).
+    pub(crate) known: Vec<(Arc<str>, Known)>,
     /// The store holds no record of this BeginTurn's request_id, though its fingerprint is known.
     pub(crate) request_is_new: bool,
     /// The place in the queue that it had before it had to be run again.
@@ -422,7 +423,7 @@ impl Engine {
             connection,
             since_ms: now.mono_ms,
             call,
-            known: None,
+            known: Vec::new(),
             request_is_new: false,
             arrival: None,
         }

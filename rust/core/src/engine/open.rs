@@ -139,11 +139,6 @@ impl Engine {
             let tree = Arc::new(self.new_tree(uid, call.tenant.clone()));
             return Some((call, Site { tree, parent: None }));
         }
-        // The parent is looked for first, the new id last: then what the store said of the id is of this very moment.
-        let known = match &call.known {
-            Some((id, _)) if **id != *parent => call.known.clone(),
-            _ => None,
-        };
         match self.locate(call, &parent, work) {
             Located::Gone => None,
             Located::Absent(call) => {
@@ -155,8 +150,7 @@ impl Engine {
                 self.refuse(call.ticket, closed(&parent), work);
                 None
             }
-            Located::At(mut call, tree, index) => {
-                call.known = known;
+            Located::At(call, tree, index) => {
                 let Some(state) = Self::still_at(&tree, index, &parent) else {
                     work.calls.push_back(call);
                     return None;

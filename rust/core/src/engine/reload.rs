@@ -136,8 +136,8 @@ impl Engine {
         if let Some((tree, index)) = call.tenant.directory.get(id) {
             return Located::At(call, tree, index);
         }
-        if let Some((_, known)) = call.known.take_if(|(known, _)| &**known == id) {
-            return match known {
+        if let Some(at) = call.known.iter().position(|(known, _)| &**known == id) {
+            return match call.known.swap_remove(at).1 {
                 Known::Absent => Located::Absent(call),
                 Known::Ended(uid) => Located::Ended(call, uid),
                 Known::Quarantined => {
@@ -150,8 +150,11 @@ impl Engine {
                 }
             };
         }
-        // What is known of another id would be stale when this call runs again.
-        call.known = None;
+        // What is known of its own id would be stale when this call runs again.
+        let own = call.call.session_id();
+        if let Some(at) = call.known.iter().position(|(known, _)| &**known == own) {
+            call.known.swap_remove(at);
+        }
         let tenant = call.tenant.clone();
         let mut call = Some(call);
         match tenant.directory.get_or_park(id, || call.take().expect("parked once")) {
@@ -288,7 +291,7 @@ impl Engine {
             }
         };
         for mut call in tenant.directory.found(&session_id) {
-            call.known = known.map(|k| (session_id.clone(), k));
+            call.known.extend(known.map(|k| (session_id.clone(), k)));
             work.calls.push_back(call);
         }
         self.finish(&mut work, &mut now);
