@@ -320,11 +320,12 @@ def show(name: str, result: dict[str, Any]) -> None:
     for key, value in result.items():
         if isinstance(value, dict):
             pair = value["pair"]
-            extra = (
-                f", cost x{value['cost_ratio']:.2f}, first x{value['first_pair_ratio']:.2f}"
-                if "cost_ratio" in value
-                else ""
-            )
+            extra = ""
+            if "cost_ratio" in value:
+                extra = (
+                    f", cost x{value['cost_ratio']:.2f}, first pair x{value['first_pair_ratio']:.2f}, "
+                    f"serving after {value['seconds_to_serving']:.1f} s"
+                )
             print(
                 f"  {key:<18}{value['pairs_per_second']:>8.0f} pairs/s  p50 {pair['p50_ms']:.1f} ms  "
                 f"p99 {pair['p99_ms']:.1f} ms  client {value['client_cpu_share']:.0%} of a core{extra}"
