@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import threading
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -174,6 +175,15 @@ def test_waiters_are_bounded_by_connection_and_in_all(start: Start) -> None:
         waits.append(begin_waiting(two, names[1]))
         with refused(EXHAUSTED, "QUEUE_FULL"):
             three.begin(names[2], wait=20)
+        assert not any(wait.done() for wait in waits)
+
+
+def test_one_program_on_a_unix_socket_does_not_use_up_the_bound_of_another(start: Start, tmp_path: Path) -> None:
+    flags = ("--max-turns-per-tenant", "0", "--set", "max_waiters_per_connection=1")
+    server = start(*flags, listen=f"unix:{tmp_path}/roost.sock")
+    with server.api() as one, server.api() as two:
+        names = [one.open().session.session_id for _ in range(2)]
+        waits = [begin_waiting(one, names[0]), begin_waiting(two, names[1])]
         assert not any(wait.done() for wait in waits)
 
 

@@ -49,7 +49,11 @@ Handler = Callable[[bytes, Context], Awaitable[bytes]]
 
 
 class Connections:
-    """Small numbers for the peers that have a BeginTurn in flight: the engine bounds waiters by connection."""
+    """Small numbers for the peers that have a BeginTurn in flight: the engine bounds waiters by connection.
+
+    All connections to a Unix socket have the same peer name. There each call counts as a connection of its own, so
+    that one program cannot use up the bound of another; `max_concurrent_streams` and `max_waiters` still hold.
+    """
 
     def __init__(self) -> None:
         self._known: dict[str, list[int]] = {}  # peer -> [number, calls in flight]
@@ -60,16 +64,19 @@ class Connections:
         entry = self._known.get(peer)
         if entry is None:
             self._next += 1
+            if peer.startswith("unix:"):
+                return self._next
             self._known[peer] = entry = [self._next, 0]
         entry[1] += 1
         return entry[0]
 
     def leave(self, peer: str) -> None:
         """A call of this peer is over."""
-        entry = self._known[peer]
-        entry[1] -= 1
-        if not entry[1]:
-            del self._known[peer]
+        entry = self._known.get(peer)
+        if entry is not None:
+            entry[1] -= 1
+            if not entry[1]:
+                del self._known[peer]
 
 
 class Transport:
