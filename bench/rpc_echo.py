@@ -83,6 +83,8 @@ class Lane:
     rates: list[float] = field(default_factory=list)
     pair: Latency = field(default_factory=Latency)
     cpu: list[float] = field(default_factory=list)  # share of a core that the client used
+    pid: int = 0  # of the server
+    server_cpu: list[float] = field(default_factory=list)  # seconds of the server's CPU a pair, all its threads
 
     async def round(self, seconds: float, record: bool = True) -> None:
         """64 callers, each on sessions of its own, back to back, for a time."""
@@ -90,7 +92,7 @@ class Lane:
         clock = time.perf_counter
         content = record_input(os.urandom(PAYLOAD), content_type="application/octet-stream")
         done = 0
-        used = time.process_time()
+        used, server_used = time.process_time(), cpu_seconds(self.pid)
         start = clock()
         end = start + seconds
 
@@ -111,6 +113,7 @@ class Lane:
         if record:
             self.rates.append(done / wall)
             self.cpu.append((time.process_time() - used) / wall)
+            self.server_cpu.append((cpu_seconds(self.pid) - server_used) / max(done, 1))
 
     def summary(self) -> dict[str, Any]:
         return {
@@ -119,7 +122,17 @@ class Lane:
             "rounds": [round(rate, 1) for rate in self.rates],
             "pair": self.pair.summary(),
             "client_cpu_share": round(statistics.median(self.cpu), 2),
+            "server_cpu_us_per_pair": round(statistics.median(self.server_cpu) * 1e6),
         }
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU that a process has used so far, in seconds; 0 where there is no /proc."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def client_of(target: str) -> AsyncClient:
@@ -154,7 +167,7 @@ async def bench_echo(directory: Path, quick: bool) -> dict[str, Any]:
             for name in names:
                 await real.open_session(name)
             await answering(fake)
-            lanes = [Lane("roost", real, names), Lane("echo", fake, names)]
+            lanes = [Lane("roost", real, names, pid=server.pid), Lane("echo", fake, names, pid=echo.pid)]
             await interleaved(lanes, 3 if quick else 6, 2.0 if quick else 5.0)
             stats = await real.get_stats()
     finally:
@@ -276,7 +289,7 @@ async def bench_sessions(directory: Path, quick: bool) -> dict[str, Any]:
             client = client_of(server.target)
             clients.append(client)
             picked = random.Random(1).sample(range(count), WORKING_SET)
-            lane = Lane(str(count), client, [session_name(number) for number in picked])
+            lane = Lane(str(count), client, [session_name(number) for number in picked], pid=server.pid)
             first[count] = await touch(lane)
             lanes.append(lane)
         await interleaved(lanes, 3 if quick else 6, 2.0 if quick else 5.0)
@@ -328,7 +341,8 @@ def show(name: str, result: dict[str, Any]) -> None:
                 )
             print(
                 f"  {key:<18}{value['pairs_per_second']:>8.0f} pairs/s  p50 {pair['p50_ms']:.1f} ms  "
-                f"p99 {pair['p99_ms']:.1f} ms  client {value['client_cpu_share']:.0%} of a core{extra}"
+                f"p99 {pair['p99_ms']:.1f} ms  server {value['server_cpu_us_per_pair']} us of CPU a pair, "
+                f"client {value['client_cpu_share']:.0%} of a core{extra}"
             )
     verdict = "reached" if result["reached"] else "MISSED"
     print(f"  {name}: ratio {result['ratio']:.2f}, target {result['target']}: {verdict}")
