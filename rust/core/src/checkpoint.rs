@@ -7,13 +7,13 @@ use crate::gen_v1::RecordStatus;
 /// Bytes of one token id.
 pub const TOKEN: usize = 4;
 
-/// Token ids after the last COMMITTED turn, and where each commit cut.
+/// Token ids after the last COMMITTED turn, and where each commit that brought tokens cut.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Checkpoint {
     /// u32 little-endian.
     tokens: Vec<u8>,
-    /// The offset of the commit that made head_version `i + 1`; empty while all are "nothing cut, nothing added".
-    cuts: Vec<u64>,
+    /// head_version and offset of each commit that cut or appended, in order.
+    cuts: Vec<(u64, u64)>,
 }
 
 impl Checkpoint {
@@ -28,22 +28,26 @@ impl Checkpoint {
 
     /// What it holds in memory.
     pub fn bytes(&self) -> usize {
-        self.tokens.capacity() + self.cuts.capacity() * 8
+        size_of::<Self>() + self.tokens.capacity() + self.cuts.capacity() * size_of::<(u64, u64)>()
     }
 
-    /// One more commit: cut to `offset`, then append. `offset` is at most the length.
-    pub fn commit(&mut self, offset: u64, token_ids: &[u8]) {
+    /// The commit that made `head_version`: cut to `offset`, then append. `offset` is at most the length.
+    pub fn commit(&mut self, head_version: u64, offset: u64, token_ids: &[u8]) {
+        if offset == self.len() && token_ids.is_empty() {
+            return;
+        }
         self.tokens.truncate(offset as usize * TOKEN);
         self.tokens.extend_from_slice(token_ids);
-        self.cuts.push(offset);
+        self.cuts.push((head_version, offset));
     }
 
     /// What changed since `known`: the lowest offset that any commit since then cut to, and the tokens after it. The
-    /// whole if the version is unknown.
-    pub fn since(&self, known: Option<u64>) -> (u64, &[u8]) {
+    /// whole without a known version, or with one above `head_version`.
+    pub fn since(&self, known: Option<u64>, head_version: u64) -> (u64, &[u8]) {
         let offset = match known {
-            Some(v) if v <= self.cuts.len() as u64 => {
-                self.cuts[v as usize..].iter().copied().min().unwrap_or_else(|| self.len()).min(self.len())
+            Some(known) if known <= head_version => {
+                let later = self.cuts.partition_point(|(version, _)| *version <= known);
+                self.cuts[later..].iter().map(|(_, offset)| *offset).min().unwrap_or_else(|| self.len()).min(self.len())
             }
             _ => 0,
         };
@@ -58,7 +62,7 @@ impl Checkpoint {
                 continue;
             }
             let offset = if meta.has_tokens { meta.token_offset } else { checkpoint.len() };
-            checkpoint.commit(offset, line.tokens.as_deref().unwrap_or_default());
+            checkpoint.commit(meta.head_version, offset, line.tokens.as_deref().unwrap_or_default());
         }
         checkpoint.tokens.shrink_to_fit();
         checkpoint.cuts.shrink_to_fit();
@@ -85,12 +89,12 @@ mod tests {
                     held = whole.tokens.clone();
                 }
                 let bytes: Vec<u8> = ids.iter().flat_map(|t| t.to_le_bytes()).collect();
-                whole.commit((*offset).min(whole.len()), &bytes);
+                whole.commit(i as u64 + 1, (*offset).min(whole.len()), &bytes);
             }
             if known >= spans.len() {
                 held.clone_from(&whole.tokens);
             }
-            let (offset, tail) = whole.since(Some(known.min(spans.len()) as u64));
+            let (offset, tail) = whole.since(Some(known.min(spans.len()) as u64), spans.len() as u64);
             held.truncate(offset as usize * TOKEN);
             held.extend_from_slice(tail);
             prop_assert_eq!(held, whole.tokens);

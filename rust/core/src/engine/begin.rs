@@ -74,15 +74,15 @@ impl Engine {
             // What the grant's answer needs comes to memory before a slot is taken: a load can fail, a grant cannot.
             let tokens = begin.known_head_version != Some(line.head_version);
             let Some(resident) = &line.resident else {
-                return self.load(call, tree, state, index, tokens, now);
+                return self.load(call, tree, state, index, tokens);
             };
             let seen = |m: &crate::gen_store::RequestMark| resident.requests.contains(&fingerprint(&m.request_id));
             if !call.request_is_new && begin.mark.as_ref().is_some_and(seen) {
                 let (uid, after) = (line.uid, state.last_seq);
                 return self.ask_records(call, uid, false, after);
             }
-            if tokens && resident.checkpoint.is_none() && resident.checkpoint_tokens > 0 {
-                return self.load(call, tree, state, index, true, now);
+            if tokens && !resident.has_tokens() {
+                return self.load(call, tree, state, index, true);
             }
         } else if begin.open.is_none() {
             return self.refuse(call.ticket, not_found(&begin.session_id), work);
@@ -198,9 +198,7 @@ impl Engine {
     }
 
     fn holds_answer(&self, begin: &Begin, line: &Line, resident: &Resident) -> bool {
-        begin.known_head_version == Some(line.head_version)
-            || resident.checkpoint_tokens == 0
-            || resident.checkpoint.is_some()
+        begin.known_head_version == Some(line.head_version) || resident.has_tokens()
     }
 
     /// Makes the grant and journals it. The slots are the caller's and pass to it.
@@ -217,7 +215,7 @@ impl Engine {
         if self.pin(tree, state, index, now).is_none() {
             return 0;
         }
-        self.hold_header(state, now);
+        self.hold_header(state);
         let Some(line) = state.line_mut(index) else { return 0 };
         let Some(resident) = line.resident.as_mut() else { return 0 };
         resident.attempts += 1;
@@ -234,11 +232,11 @@ impl Engine {
             request: begin.mark.clone(),
             running: true,
             deadline_ms: now.mono_ms + begin.lease_ms,
+            timer: self.timer(now.mono_ms + begin.lease_ms, Timer::Lease(tree.clone(), index, fence)),
         };
         line.lease = Some(Box::new(lease));
         self.append(tree, state, index, now, |_, _, _| ());
         self.running.fetch_add(1, Ordering::Relaxed);
-        self.timer(now.mono_ms + begin.lease_ms, Timer::Lease(tree.clone(), index, fence));
         count(&self.counters.turns_begun);
         fence
     }
@@ -274,7 +272,7 @@ impl Engine {
             return v1::Checkpoint { offset: length, length, ..v1::Checkpoint::default() };
         }
         let state = resident.state.as_deref().map(<[u8]>::to_vec).unwrap_or_default();
-        let (offset, tokens) = resident.checkpoint.as_ref().map_or((0, &[][..]), |c| c.since(known));
+        let (offset, tokens) = resident.checkpoint.as_ref().map_or((0, &[][..]), |c| c.since(known, line.head_version));
         let omitted = tokens.len() as u64 > self.limits.max_inline_checkpoint_bytes;
         let token_ids = if omitted { Vec::new() } else { tokens.to_vec() };
         v1::Checkpoint { offset, token_ids, length, state, omitted }
@@ -359,7 +357,7 @@ impl Engine {
         let ready = line.resident.as_ref().filter(|r| self.holds_answer(begin, line, r));
         let Some(resident) = ready else {
             let tokens = begin.known_head_version != Some(line.head_version);
-            return self.load(call, tree, state, index, tokens, now);
+            return self.load(call, tree, state, index, tokens);
         };
         let grant = self.grant_message(line, resident, begin.known_head_version, 0, now);
         let reply = v1::BeginTurnResponse { grant, uid: line.uid.to_string(), created: false };
@@ -377,13 +375,15 @@ impl Engine {
             return;
         }
         let depth = line.depth;
-        line.lease = None;
+        if let Some(lease) = line.lease.take() {
+            self.untimer(lease.timer);
+        }
         if let Some(resident) = line.resident.as_mut() {
             resident.attempts = resident.attempts.saturating_sub(1);
         }
         self.append(tree, &mut state, index, now, |_, _, _| ());
         self.unpin_line(&state, index, now);
-        self.release_header(&mut state, now);
+        self.release_header(tree, &mut state, now);
         self.free_slots(tree, depth, work);
         count(&self.counters.turns_released);
         work.evict = true;

@@ -151,7 +151,9 @@ impl Engine {
                     receipt: receipt.clone(),
                 })));
                 line.provisional = 0;
-                line.lease = None;
+                if let Some(lease) = line.lease.take() {
+                    self.untimer(lease.timer);
+                }
                 state.open -= 1;
                 count(&self.counters.sessions_closed);
             }
@@ -176,13 +178,13 @@ impl Engine {
             self.end_wait(tree, state, index, work, now);
             if let Some(depth) = slot {
                 self.free_slots(tree, depth, work);
-                self.release_header(state, now);
+                self.release_header(tree, state, now);
             }
             if let Some(loading) = state.line_mut(index).and_then(|l| l.loading.as_mut()) {
                 // They run again and find the session closed; the load itself ends on its own.
                 work.calls.extend(std::mem::take(&mut loading.calls));
             }
-            self.forget_resident(state, index, now);
+            self.forget_resident(tree, state, index, now);
         }
         let seq = state.last_seq;
         if self.journal.hold(seq, Held::Cleanup(tree.clone())).is_some() {

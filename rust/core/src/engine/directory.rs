@@ -17,8 +17,10 @@ const BUCKETS: usize = 4096;
 pub(crate) enum Place {
     /// In this tree, at this line.
     At(Arc<Tree>, u32),
-    /// The store is being asked; these calls go on when it has answered.
-    Finding(Vec<Pending>),
+    /// The store is being asked; these calls go on when it has answered. Boxed: there is an entry for every session in
+    /// memory, and hardly one of them is this.
+    #[allow(clippy::box_collection)]
+    Finding(Box<Vec<Pending>>),
 }
 
 type Shard = RwLock<HashMap<Arc<str>, Place, ahash::RandomState>>;
@@ -79,7 +81,7 @@ impl Directory {
                 Lookup::Parked(false)
             }
             None => {
-                shard.insert(id.into(), Place::Finding(vec![park()]));
+                shard.insert(id.into(), Place::Finding(Box::new(vec![park()])));
                 Lookup::Parked(true)
             }
         }
@@ -90,7 +92,7 @@ impl Directory {
         let mut shard = self.shard(id).write();
         match shard.get(id) {
             Some(Place::Finding(_)) => match shard.remove(id) {
-                Some(Place::Finding(calls)) => calls,
+                Some(Place::Finding(calls)) => *calls,
                 _ => Vec::new(),
             },
             _ => Vec::new(),
@@ -104,7 +106,7 @@ impl Directory {
         match shard.get_mut(&**id) {
             Some(Place::At(..)) => Err(()),
             Some(Place::Finding(calls)) => {
-                let calls = std::mem::take(calls);
+                let calls = std::mem::take(&mut **calls);
                 shard.insert(id.clone(), Place::At(tree.clone(), index));
                 Ok(calls)
             }

@@ -73,7 +73,7 @@ impl Engine {
             _ => return,
         };
         if line.resident.is_none() {
-            return self.load(call, tree, state, index, false, now);
+            return self.load(call, tree, state, index, false);
         }
         let Pending { ticket, call, .. } = call;
         match call {
@@ -90,7 +90,7 @@ impl Engine {
             _ => {
                 self.provisional(&lease, Payload::default(), None, v1::TurnOutcome::Expired, tree, state, index, now);
                 count(&self.counters.turns_expired);
-                self.turn_over(tree, state, index, true, work, now);
+                self.turn_over(&lease, tree, state, index, work, now);
             }
         }
     }
@@ -123,6 +123,7 @@ impl Engine {
             request: None,
             running: true,
             deadline_ms: now.mono_ms + lease.lease_ms,
+            timer: (0, 0),
             ..lease.clone()
         });
         let next_fence = next.as_ref().map_or(0, |l| l.fence);
@@ -145,8 +146,9 @@ impl Engine {
                     Some(span) => (span.offset, &span.token_ids[..]),
                     None => (resident.checkpoint_tokens, &[][..]),
                 };
-                if let Some(checkpoint) = resident.checkpoint.as_mut() {
-                    checkpoint.commit(offset, ids);
+                // One that is not at hand stays where it is, unless there is nothing of it yet.
+                if resident.checkpoint.is_some() || (resident.checkpoint_tokens == 0 && !ids.is_empty()) {
+                    resident.checkpoint.get_or_insert_default().commit(line.head_version, offset, ids);
                 }
                 resident.checkpoint_tokens = offset + (ids.len() / crate::checkpoint::TOKEN) as u64;
                 resident.attempts = u32::from(next_fence > 0);
@@ -181,8 +183,9 @@ impl Engine {
         if let Some(ending) = ending {
             // The turn was over before its session was: the receipt does not count its slot.
             if held_slot {
+                self.untimer(lease.timer);
                 self.free_slots(tree, state.line(index).map_or(0, |l| l.depth), work);
-                self.release_header(state, now);
+                self.release_header(tree, state, now);
             }
             reply.receipt = Some(super::read::receipt(&ending.receipt));
             self.sealed(ending, tree, state, work, now);
@@ -190,16 +193,17 @@ impl Engine {
             if let Some(t) = self.tickets.lock().get_mut(&ticket) {
                 *t = TicketState::Granted(tree.clone(), index, next_fence);
             }
-            if let Some(line) = state.line(index) {
-                if let Some(deadline) = line.lease.as_ref().map(|l| l.deadline_ms) {
-                    self.timer(deadline, Timer::Lease(tree.clone(), index, next_fence));
+            self.untimer(lease.timer);
+            if let Some(line) = state.line_mut(index) {
+                if let Some(next) = line.lease.as_mut() {
+                    next.timer = self.timer(next.deadline_ms, Timer::Lease(tree.clone(), index, next_fence));
                 }
                 let known = Some(line.head_version);
                 reply.next = line.resident.as_ref().and_then(|r| self.grant_message(line, r, known, 0, now));
             }
             count(&self.counters.turns_begun);
         } else {
-            self.turn_over(tree, state, index, held_slot, work, now);
+            self.turn_over(&lease, tree, state, index, work, now);
             if let Some(Err(refusal)) = keep {
                 reply.next_refused = Some(refusal.to_proto());
             }
@@ -239,7 +243,7 @@ impl Engine {
     ) {
         self.provisional(&lease, payload, mark, v1::TurnOutcome::Aborted, tree, state, index, now);
         count(&self.counters.turns_aborted);
-        self.turn_over(tree, state, index, lease.running, work, now);
+        self.turn_over(&lease, tree, state, index, work, now);
         let status = v1::RecordStatus::Provisional as i32;
         let reply = v1::AbortTurnResponse { turn: lease.turn, attempt: lease.attempt, status, repeated: false };
         self.reply(ticket, Ok(reply.encode_to_vec()), tree, state, work);
@@ -276,19 +280,20 @@ impl Engine {
         });
     }
 
-    /// The end of a turn is journaled: frees what it held.
+    /// The end of the turn of `lease` is journaled: frees what it held.
     fn turn_over(
         &self,
+        lease: &Lease,
         tree: &Arc<Tree>,
         state: &mut TreeState,
         index: u32,
-        held_slot: bool,
         work: &mut Work,
         now: &Moment,
     ) {
-        if held_slot {
+        if lease.running {
+            self.untimer(lease.timer);
             self.unpin_line(state, index, now);
-            self.release_header(state, now);
+            self.release_header(tree, state, now);
             self.free_slots(tree, state.line(index).map_or(0, |l| l.depth), work);
         }
         work.evict = true;

@@ -147,6 +147,9 @@ enum TicketState {
     Granted(Arc<Tree>, u32, u64),
 }
 
+/// When, and a number that makes it unique.
+pub(crate) type TimerKey = (u64, u64);
+
 #[derive(Debug, Clone)]
 enum Timer {
     Lease(Arc<Tree>, u32, u64),
@@ -193,14 +196,17 @@ pub struct Engine {
     tenants: Tenants,
     journal: Journal,
     residents: Index,
+    /// The headers that may go: those of trees without a resident, running, waiting or loading session.
     headers: Index,
+    header_count: AtomicU64,
+    header_bytes: AtomicU64,
     /// What a residency entry's tag leads to.
     owners: Mutex<slab::Slab<(Arc<Tree>, u32)>>,
     tickets: Mutex<HashMap<u64, TicketState, ahash::RandomState>>,
     next_ticket: AtomicU64,
     done: Mutex<Vec<(u64, Result<Vec<u8>, Refusal>)>>,
     effects: Mutex<reload::Effects>,
-    timers: Mutex<BTreeMap<(u64, u64), Timer>>,
+    timers: Mutex<BTreeMap<TimerKey, Timer>>,
     next_timer: AtomicU64,
     waiting: Mutex<wait::Waiting>,
     recovery: Mutex<recover::Recovery>,
@@ -231,6 +237,8 @@ impl Engine {
             journal: Journal::new(last_seq, limits.journal_queue_bytes),
             residents: Index::new(capacity, WEEK_TICKS),
             headers: Index::new(header_capacity, WEEK_TICKS),
+            header_count: AtomicU64::new(0),
+            header_bytes: AtomicU64::new(0),
             owners: Mutex::default(),
             tenants: Tenants::default(),
             tickets: Mutex::new(HashMap::with_hasher(ahash::RandomState::with_seeds(hash_seed, 1, 2, 3))),
@@ -403,8 +411,8 @@ impl Engine {
             ("turns_running", self.running.load(Ordering::Relaxed)),
             ("waiting", self.waiting.lock().total() as i64),
             ("resident_sessions", self.residents.len() as i64),
-            ("resident_bytes", (self.residents.bytes() + self.headers.bytes()) as i64),
-            ("tree_headers", self.headers.len() as i64),
+            ("resident_bytes", self.memory() as i64),
+            ("tree_headers", self.header_count.load(Ordering::Relaxed) as i64),
             ("journal_entries", entries as i64),
             ("journal_bytes", bytes as i64),
             ("store_low", i64::from(self.space() != Space::Ok)),
@@ -590,9 +598,15 @@ impl Engine {
         self.append_with(tree, state, index, now, change, |_, _, _| ());
     }
 
-    fn timer(&self, at_ms: u64, timer: Timer) {
-        let n = self.next_timer.fetch_add(1, Ordering::Relaxed);
-        self.timers.lock().insert((at_ms, n), timer);
+    /// Sets a timer; the key takes it back.
+    fn timer(&self, at_ms: u64, timer: Timer) -> TimerKey {
+        let key = (at_ms, self.next_timer.fetch_add(1, Ordering::Relaxed));
+        self.timers.lock().insert(key, timer);
+        key
+    }
+
+    fn untimer(&self, key: TimerKey) {
+        self.timers.lock().remove(&key);
     }
 
     /// Gives back what a turn of `line` held, once, after its end was journaled.

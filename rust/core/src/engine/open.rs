@@ -5,7 +5,6 @@ use super::requests::{Begin, Open, OpenOptions, Update};
 use super::tree::{Line, Resident, Tree, TreeState};
 use super::{Call, Engine, Moment, Pending, Work, closed, count, not_found};
 use crate::chain;
-use crate::checkpoint::Checkpoint;
 use crate::error::{Quota, Reason, Refusal};
 use crate::gen_store::RequestMark;
 use crate::gen_v1 as v1;
@@ -48,17 +47,25 @@ impl Engine {
             return self.reply(call.ticket, Err(closed(&open.session_id)), tree, state, work);
         }
         if !line.born {
-            // A BeginTurn waits to make it; this call makes it now, and the wait goes on in it.
-            return self.open_unborn(call, tree, state, index, work, now);
+            // A BeginTurn waits to make it, perhaps elsewhere. This call makes it now, where it says; the wait goes on
+            // in what it made, at its old place.
+            let waiter = self.take_waiter(tree, state, index, now);
+            self.drop_unborn(tree, state, index, now);
+            work.calls.push_back(call);
+            if let Some((place, mut waiting)) = waiter.and_then(|w| Some((w.place, w.call?))) {
+                waiting.arrival = Some(place.arrival);
+                work.calls.push_back(*waiting);
+            }
+            return;
         }
         let Some(resident) = &line.resident else {
-            return self.load(call, tree, state, index, false, now);
+            return self.load(call, tree, state, index, false);
         };
         let exists = || {
             Refusal::new(Reason::SessionExists, format!("session {:?} is open", open.session_id))
                 .with("session_id", &open.session_id)
         };
-        let result = match ids::repeats(resident.open_request.as_ref(), open.mark.as_ref()) {
+        let result = match ids::repeats(resident.open_request.as_deref(), open.mark.as_ref()) {
             Err(refusal) => Err(refusal),
             Ok(repeat) if repeat || open.return_existing => {
                 let session = Some(self.line_view(tree, state, index).to_proto());
@@ -262,13 +269,13 @@ impl Engine {
             chain: chain::GENESIS,
             checkpoint_tokens: 0,
             state_seq: 0,
-            open_request: mark,
+            open_request: mark.map(Box::new),
             update_request: None,
             attempts: 0,
             head_seq: 0,
             requests: Vec::new(),
             state: None,
-            checkpoint: Some(Checkpoint::default()),
+            checkpoint: None,
         };
         self.admit_resident(tree, state, index, make, now);
         count(&self.counters.sessions_opened);
@@ -284,10 +291,10 @@ impl Engine {
         };
         let Some(line) = state.line_mut(index) else { return };
         let Some(resident) = line.resident.as_mut() else {
-            return self.load(call, &tree, &mut state, index, false, now);
+            return self.load(call, &tree, &mut state, index, false);
         };
         let Call::Update(update) = call.call else { return };
-        let result = ids::repeats(resident.update_request.as_ref(), update.mark.as_ref()).and_then(|repeat| {
+        let result = ids::repeats(resident.update_request.as_deref(), update.mark.as_ref()).and_then(|repeat| {
             let mut labels = resident.labels.clone();
             for (key, value) in update.labels {
                 if value.is_empty() {
@@ -309,7 +316,7 @@ impl Engine {
                 if !repeat {
                     resident.labels = labels;
                     resident.stale_timeout_ms = update.stale_timeout_ms.unwrap_or(resident.stale_timeout_ms);
-                    resident.update_request = update.mark.or(resident.update_request.take());
+                    resident.update_request = update.mark.map(Box::new).or(resident.update_request.take());
                     self.append(&tree, &mut state, index, now, |_, _, _| ());
                 }
                 let session = Some(self.line_view(&tree, &state, index).to_proto());

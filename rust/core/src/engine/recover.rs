@@ -116,7 +116,9 @@ impl Engine {
                 work.calls.extend(loading.calls);
             }
             let (running, depth) = (line.running().is_some(), line.depth);
-            line.lease = None;
+            if let Some(lease) = line.lease.take() {
+                self.untimer(lease.timer);
+            }
             if running {
                 self.free_slots(tree, depth, work);
             }
@@ -151,17 +153,19 @@ impl Engine {
 
     /// A lease may be over: unless it was renewed or ended, its turn is.
     pub(crate) fn lease_due(&self, tree: &Arc<super::Tree>, index: u32, fence: u64, work: &mut Work, now: &Moment) {
-        let state = tree.state.lock();
+        let mut state = tree.state.lock();
         if state.dropped {
             return;
         }
-        let Some(line) = state.line(index) else { return };
-        let Some(lease) = line.running().filter(|l| l.fence == fence) else { return };
-        if lease.deadline_ms > now.mono_ms {
-            return self.timer(lease.deadline_ms, Timer::Lease(tree.clone(), index, fence));
+        let Some(line) = state.line_mut(index) else { return };
+        let Some(lease) = line.lease.as_mut().filter(|l| l.running && l.fence == fence) else { return };
+        let due = lease.deadline_ms <= now.mono_ms;
+        // The expiry may be refused, or its session's load may fail: until the turn has ended it comes back.
+        let next = if due { now.mono_ms + 1_000 } else { lease.deadline_ms };
+        lease.timer = self.timer(next, Timer::Lease(tree.clone(), index, fence));
+        if !due {
+            return;
         }
-        // It may be refused, or its session's load may fail: until the turn has ended it comes back.
-        self.timer(now.mono_ms + 1_000, Timer::Lease(tree.clone(), index, fence));
         let call = Call::Expire { session_id: line.session_id.to_string(), fence };
         work.calls.push_back(self.pending(0, tree.tenant.clone(), 0, call, now));
     }

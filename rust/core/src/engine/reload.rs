@@ -213,15 +213,7 @@ impl Engine {
     }
 
     /// Parks a call until its session is in memory. The tree is locked.
-    pub(crate) fn load(
-        &self,
-        call: Pending,
-        tree: &Arc<Tree>,
-        state: &mut TreeState,
-        index: u32,
-        tokens: bool,
-        now: &Moment,
-    ) {
+    pub(crate) fn load(&self, call: Pending, tree: &Arc<Tree>, state: &mut TreeState, index: u32, tokens: bool) {
         let after = state.last_seq;
         let Some(line) = state.line_mut(index) else { return };
         let uid = line.uid;
@@ -230,7 +222,7 @@ impl Engine {
             Some(loading) => loading.calls.push(call),
             None => {
                 line.loading = Some(Box::new(Loading { with_tokens: tokens, calls: vec![call] }));
-                self.hold_header(state, now);
+                self.hold_header(state);
                 let purpose = Purpose::Load { tree: tree.clone(), index, uid };
                 self.ask(after, purpose, |id| Effect::Session { id, uid, with_tokens: tokens });
             }
@@ -361,15 +353,16 @@ impl Engine {
         }
         self.charge_header(&tree, &mut state, now);
         for index in 0..state.lines.len() as u32 {
-            let Some(line) = state.line(index) else { continue };
-            let Some(lease) = line.running() else { continue };
+            let Some(line) = state.line_mut(index) else { continue };
+            let depth = line.depth;
+            let Some(lease) = line.lease.as_mut().filter(|l| l.running) else { continue };
+            lease.timer = self.timer(lease.deadline_ms, Timer::Lease(tree.clone(), index, lease.fence));
             tree.tenant.slots.force_add(1).expect("fewer than 2^32 turns run");
-            if line.depth > 0 {
+            if depth > 0 {
                 tree.children_slots.force_add(1).expect("fewer than 2^32 turns run");
             }
             self.running.fetch_add(1, Ordering::Relaxed);
-            self.timer(lease.deadline_ms, Timer::Lease(tree.clone(), index, lease.fence));
-            self.hold_header(&mut state, now);
+            self.hold_header(&mut state);
         }
         Ok(())
     }
@@ -436,7 +429,7 @@ impl Engine {
                 work.calls.extend(loading.calls);
             }
         }
-        self.release_header(&mut state, now);
+        self.release_header(tree, &mut state, now);
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -451,7 +444,8 @@ impl Engine {
         with_tokens: bool,
         now: &Moment,
     ) {
-        let checkpoint = with_tokens.then(|| Checkpoint::fold(&loaded.lines, metas));
+        let checkpoint =
+            (with_tokens && facts.checkpoint_tokens > 0).then(|| Box::new(Checkpoint::fold(&loaded.lines, metas)));
         if let Some(resident) = state.line_mut(index).and_then(|l| l.resident.as_mut()) {
             // Only its checkpoint was missing; nothing was committed since, or the row would have moved.
             resident.checkpoint = resident.checkpoint.take().or(checkpoint);
@@ -468,8 +462,8 @@ impl Engine {
             chain,
             checkpoint_tokens: facts.checkpoint_tokens,
             state_seq: facts.state_seq as u64,
-            open_request: facts.open_request,
-            update_request: facts.update_request,
+            open_request: facts.open_request.map(Box::new),
+            update_request: facts.update_request.map(Box::new),
             attempts: facts.attempts,
             head_seq: facts.head_seq as u64,
             requests: metas
@@ -510,7 +504,7 @@ impl Engine {
                     for call in loading.calls {
                         self.refuse(call.ticket, refusal.clone(), &mut work);
                     }
-                    self.release_header(&mut state, &now);
+                    self.release_header(&tree, &mut state, &now);
                 }
             }
             Some(Purpose::Records { call, .. } | Purpose::Read { call }) => {

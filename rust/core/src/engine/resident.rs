@@ -52,7 +52,7 @@ impl Engine {
         let Some(line) = state.line_mut(index) else { return };
         let running = line.running().is_some();
         line.resident = Some(Box::new(resident));
-        self.hold_header(state, now);
+        self.hold_header(state);
         // A running session stays pinned until its turn ends (I9).
         if !running {
             self.residents.unpin(handle, now.tick());
@@ -74,75 +74,88 @@ impl Engine {
     }
 
     /// One more reason to keep the tree's header.
-    pub(crate) fn hold_header(&self, state: &mut TreeState, now: &Moment) {
+    pub(crate) fn hold_header(&self, state: &mut TreeState) {
         state.uses += 1;
         if state.uses == 1 {
-            if let Some(handle) = state.header {
-                self.headers.pin(handle, now.tick());
-            }
+            self.unfile_header(state);
         }
     }
 
-    pub(crate) fn release_header(&self, state: &mut TreeState, now: &Moment) {
+    /// One reason less: without any it may go.
+    pub(crate) fn release_header(&self, tree: &Arc<Tree>, state: &mut TreeState, now: &Moment) {
         state.uses -= 1;
         if state.uses == 0 {
-            if let Some(handle) = state.header {
-                self.headers.unpin(handle, now.tick());
-            }
+            self.file_header(tree, state, now);
         }
     }
 
-    /// Files the header of a tree that has just come to memory, or charges it anew.
+    /// Charges what the header holds now; the first time, the tree has come to memory.
     pub(crate) fn charge_header(&self, tree: &Arc<Tree>, state: &mut TreeState, now: &Moment) {
         let bytes = size_of::<Tree>() as u64
             + state.lines.capacity() as u64 * 8
             + (state.lines.len() - state.free.len()) as u64 * Tree::LINE_BYTES;
-        if state.header.is_some_and(|handle| self.headers.set_bytes(handle, bytes)) {
-            return;
+        let before = std::mem::replace(&mut state.header_bytes, bytes);
+        if before == 0 {
+            self.header_count.fetch_add(1, Ordering::Relaxed);
+            if state.uses == 0 {
+                self.file_header(tree, state, now);
+            }
         }
-        self.file_header(tree, state, bytes, now);
+        // Wrapping: the sum is exact whatever the order of two trees' charges.
+        self.header_bytes.fetch_add(bytes.wrapping_sub(before), Ordering::Relaxed);
     }
 
-    fn file_header(&self, tree: &Arc<Tree>, state: &mut TreeState, bytes: u64, now: &Moment) {
+    fn file_header(&self, tree: &Arc<Tree>, state: &mut TreeState, now: &Moment) {
+        if state.header.is_some() || state.dropped || state.header_bytes == 0 {
+            return;
+        }
         let owner = self.owners.lock().insert((tree.clone(), 0)) as u32;
-        let filed = if state.uses > 0 {
-            self.headers.insert_pinned(tree.root.0, bytes, owner, now.tick())
-        } else {
-            self.headers.insert(tree.root.0, bytes, owner, now.tick())
-        };
-        // Full (a header of a few bytes for every byte allowed): it stays in memory unindexed until its tree is used up.
-        state.header = filed.ok();
+        // Full (more headers than there are bytes allowed for): it stays unfiled until its next use is over.
+        state.header = self.headers.insert(tree.root.0, 0, owner, now.tick()).ok();
         if state.header.is_none() {
             self.owners.lock().remove(owner as usize);
         }
     }
 
+    fn unfile_header(&self, state: &mut TreeState) {
+        let Some(handle) = state.header.take() else { return };
+        if let Some(entry) = self.headers.peek(handle) {
+            if self.headers.remove(handle) {
+                self.owners.lock().try_remove(entry.aux as usize);
+            }
+        }
+    }
+
+    /// Bytes of sessions and headers in memory.
+    pub(crate) fn memory(&self) -> u64 {
+        self.residents.bytes() + self.header_bytes.load(Ordering::Relaxed)
+    }
+
     /// Takes a session out of memory without a trace in the index.
-    pub(crate) fn forget_resident(&self, state: &mut TreeState, index: u32, now: &Moment) {
+    pub(crate) fn forget_resident(&self, tree: &Arc<Tree>, state: &mut TreeState, index: u32, now: &Moment) {
         let Some(resident) = state.line_mut(index).and_then(|l| l.resident.take()) else { return };
         if let Some(entry) = self.residents.peek(resident.handle) {
             if self.residents.remove(resident.handle) {
                 self.owners.lock().try_remove(entry.aux as usize);
             }
         }
-        self.release_header(state, now);
+        self.release_header(tree, state, now);
     }
 
     /// Takes a tree out of memory: the directory forgets it, whoever holds it looks again.
     pub(crate) fn drop_tree(&self, tree: &Arc<Tree>, state: &mut TreeState, now: &Moment) {
         state.dropped = true;
         for index in 0..state.lines.len() as u32 {
-            self.forget_resident(state, index, now);
+            self.forget_resident(tree, state, index, now);
             if let Some(line) = state.line(index) {
                 tree.tenant.directory.remove(&line.session_id, tree);
             }
         }
-        if let Some(handle) = state.header.take() {
-            if let Some(entry) = self.headers.peek(handle) {
-                if self.headers.remove(handle) {
-                    self.owners.lock().try_remove(entry.aux as usize);
-                }
-            }
+        self.unfile_header(state);
+        let bytes = std::mem::take(&mut state.header_bytes);
+        if bytes > 0 {
+            self.header_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            self.header_count.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
@@ -153,7 +166,7 @@ impl Engine {
         let over = |bytes: u64| bytes > self.limits.max_resident_bytes;
         for _ in 0..AT_ONCE {
             let crowded = self.residents.len() as u64 > self.limits.max_resident_sessions;
-            let heavy = over(self.residents.bytes() + self.headers.bytes());
+            let heavy = over(self.memory());
             // A header that may go has no session in memory: all of them were colder than any that is resident.
             if !crowded && heavy {
                 if let Evicted::Victim { aux, handle, .. } = self.headers.evict(STEPS, now.tick()) {
@@ -178,7 +191,7 @@ impl Engine {
         if line.resident.as_ref().is_some_and(|r| r.handle == handle) {
             line.resident = None;
             count(&self.counters.evictions);
-            self.release_header(&mut state, now);
+            self.release_header(&tree, &mut state, now);
         }
     }
 
@@ -190,7 +203,7 @@ impl Engine {
         }
         state.header = None;
         if state.uses > 0 || state.last_seq > self.journal.durable() {
-            self.charge_header(&tree, &mut state, now);
+            self.file_header(&tree, &mut state, now);
             return;
         }
         self.drop_tree(&tree, &mut state, now);

@@ -2,6 +2,7 @@
 //!
 //! One lock per tree orders its transitions. Nothing in here takes another tree's lock.
 
+use crate::checkpoint::Checkpoint;
 use crate::error::{Quota, Reason, Refusal};
 use crate::gen_store::{Receipt, RequestMark, RunningGrant, SessionFacts};
 use crate::gen_v1 as v1;
@@ -54,8 +55,10 @@ pub(crate) struct TreeState {
     pub(crate) last_seq: Seq,
     /// Resident, running, waiting and parked calls: while not zero, the header stays.
     pub(crate) uses: u32,
-    /// Its place in the index of headers.
+    /// Its place in the index of headers that may go: `None` while it is in use.
     pub(crate) header: Option<Handle>,
+    /// What it is charged.
+    pub(crate) header_bytes: u64,
 }
 
 /// One open session in its tree's header; about 200 bytes. A closed one stays until its close is durable.
@@ -100,6 +103,8 @@ pub(crate) struct Lease {
     pub(crate) running: bool,
     /// On the service clock; moved by renewals, never journaled.
     pub(crate) deadline_ms: u64,
+    /// Looks at the deadline; a renewal leaves it where it is.
+    pub(crate) timer: super::TimerKey,
 }
 
 impl Lease {
@@ -136,6 +141,7 @@ impl Lease {
             request: grant.request,
             running,
             deadline_ms: now_ms + grant.lease_ms as u64,
+            timer: (0, 0),
         })
     }
 }
@@ -152,6 +158,7 @@ pub(crate) struct Waiter {
     /// The end of its wait, or of the place it keeps.
     pub(crate) deadline_ms: u64,
     pub(crate) connection: u64,
+    pub(crate) timer: super::TimerKey,
 }
 
 /// Where in a queue: higher priority first, then earlier arrival. Unique, so it names the waiter as well.
@@ -210,30 +217,37 @@ pub(crate) struct Resident {
     pub(crate) chain: [u8; 32],
     pub(crate) checkpoint_tokens: u64,
     pub(crate) state_seq: Seq,
-    pub(crate) open_request: Option<RequestMark>,
-    pub(crate) update_request: Option<RequestMark>,
+    pub(crate) open_request: Option<Box<RequestMark>>,
+    pub(crate) update_request: Option<Box<RequestMark>>,
     pub(crate) attempts: u32,
     pub(crate) head_seq: Seq,
     /// Fingerprints of the BeginTurn request_ids of all its records: a repeat is told from a new call without a read.
     pub(crate) requests: Vec<u64>,
     /// The client's own state after the last commit.
     pub(crate) state: Option<Box<[u8]>>,
-    /// The checkpoint, once asked for.
-    pub(crate) checkpoint: Option<crate::checkpoint::Checkpoint>,
+    /// The checkpoint, once asked for; one without tokens needs none.
+    pub(crate) checkpoint: Option<Box<Checkpoint>>,
 }
 
 impl Resident {
     /// What it holds in memory; what the residency index charges. Unit: bytes.
     pub(crate) fn bytes(&self) -> u64 {
         let labels: usize = self.labels.iter().map(|(k, v)| k.len() + v.len() + 64).sum();
-        let mark = |m: &Option<RequestMark>| m.as_ref().map_or(0, |m| m.request_id.len() + m.hash.len());
+        let mark = |m: &Option<Box<RequestMark>>| {
+            m.as_ref().map_or(0, |m| size_of::<RequestMark>() + m.request_id.len() + m.hash.len())
+        };
         let variable = labels
             + mark(&self.open_request)
             + mark(&self.update_request)
             + self.requests.capacity() * 8
             + self.state.as_ref().map_or(0, |s| s.len())
-            + self.checkpoint.as_ref().map_or(0, crate::checkpoint::Checkpoint::bytes);
+            + self.checkpoint.as_ref().map_or(0, |c| c.bytes());
         (size_of::<Self>() + variable) as u64
+    }
+
+    /// Whether the checkpoint's tokens are at hand.
+    pub(crate) fn has_tokens(&self) -> bool {
+        self.checkpoint_tokens == 0 || self.checkpoint.is_some()
     }
 
     fn facts(&self) -> SessionFacts {
@@ -245,8 +259,8 @@ impl Resident {
             chain: if self.chain == crate::chain::GENESIS { Vec::new() } else { self.chain.to_vec() },
             checkpoint_tokens: self.checkpoint_tokens,
             state_seq: self.state_seq as i64,
-            open_request: self.open_request.clone(),
-            update_request: self.update_request.clone(),
+            open_request: self.open_request.as_deref().cloned(),
+            update_request: self.update_request.as_deref().cloned(),
             attempts: self.attempts,
             head_seq: self.head_seq as i64,
         }
@@ -333,6 +347,10 @@ impl TreeState {
         if let Some(index) = self.free.pop() {
             self.lines[index as usize] = Some(Box::new(line));
             return index;
+        }
+        // Most trees are one session: no room for more until there are.
+        if self.lines.is_empty() {
+            self.lines.reserve_exact(1);
         }
         self.lines.push(Some(Box::new(line)));
         (self.lines.len() - 1) as u32

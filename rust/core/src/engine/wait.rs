@@ -104,11 +104,11 @@ impl Engine {
             deadline_ms,
             connection: call.connection,
             call: Some(Box::new(call)),
+            timer: self.timer(deadline_ms, Timer::Wait(tree.clone(), index, place)),
         };
         let Some(line) = state.line_mut(index) else { return };
         line.waiter = Some(Box::new(waiter));
-        self.hold_header(state, now);
-        self.timer(deadline_ms, Timer::Wait(tree.clone(), index, place));
+        self.hold_header(state);
         tree.queue(gate).put(place, tree.clone(), index);
         // Somebody may have given back between the refusal and now.
         work.gates.push((tree.clone(), gate));
@@ -124,13 +124,14 @@ impl Engine {
     ) -> Option<Box<Waiter>> {
         let waiter = state.line_mut(index)?.waiter.take()?;
         tree.queue(waiter.gate).remove(waiter.place);
+        self.untimer(waiter.timer);
         if let Some(call) = &waiter.call {
             self.waiting.lock().leave(waiter.connection);
             if let Some(ticket) = self.tickets.lock().get_mut(&call.ticket) {
                 *ticket = TicketState::Open;
             }
         }
-        self.release_header(state, now);
+        self.release_header(tree, state, now);
         Some(waiter)
     }
 
@@ -197,11 +198,11 @@ impl Engine {
         if state.dropped {
             return;
         }
-        let Some(waiter) = state.line(index).and_then(|l| l.waiter.as_ref()).filter(|w| w.place == place) else {
-            return;
-        };
+        let waiter = state.line_mut(index).and_then(|l| l.waiter.as_mut());
+        let Some(waiter) = waiter.filter(|w| w.place == place) else { return };
         if waiter.deadline_ms > now.mono_ms {
-            return self.timer(waiter.deadline_ms, Timer::Wait(tree.clone(), index, place));
+            waiter.timer = self.timer(waiter.deadline_ms, Timer::Wait(tree.clone(), index, place));
+            return;
         }
         let gate = waiter.gate;
         let Some(waiter) = self.take_waiter(tree, &mut state, index, now) else { return };
@@ -228,7 +229,8 @@ impl Engine {
         waiter.call = None;
         waiter.deadline_ms = now.mono_ms + self.limits.keep_place_ms;
         let connection = waiter.connection;
-        self.timer(waiter.deadline_ms, Timer::Wait(tree.clone(), index, place));
+        self.untimer(waiter.timer);
+        waiter.timer = self.timer(waiter.deadline_ms, Timer::Wait(tree.clone(), index, place));
         self.waiting.lock().leave(connection);
         // Who is behind it need not wait for it.
         work.gates.push((tree.clone(), Gate::Tree));
