@@ -89,9 +89,10 @@ test-long: $(EXT) ## the long ones too: a million-operation runs, deeper models,
 	$(BIN)/pytest --timeout 3600 $(PYTEST_ARGS)
 
 .PHONY: bench
-bench: $(EXT) ## ratios against the alternatives; BENCH_ARGS=--quick for a short run
-	cargo run --quiet --locked --release -p roost-bench -- $(BENCH_ARGS)
-	@for script in $(wildcard bench/[a-z]*.py); do echo "== $$script"; $(BIN)/python $$script $(BENCH_ARGS); done
+bench: $(EXT) ## ratios against the alternatives, exit 1 if a bar is missed; BENCH_ARGS=--quick for a short run
+	@status=0; cargo run --quiet --locked --release -p roost-bench -- $(BENCH_ARGS) || status=$$?; \
+	    for script in $(wildcard bench/[a-z]*.py); do echo; $(BIN)/python $$script $(BENCH_ARGS) || status=$$?; done; \
+	    exit $$status
 
 # ---- what must hold before a commit ---------------------------------------------------------------------------------
 
