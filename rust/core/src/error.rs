@@ -142,7 +142,7 @@ impl Refusal {
     /// A field that breaks its rule.
     pub fn field(field: &str, rule: impl Into<String>) -> Self {
         let rule = rule.into();
-        Refusal::new(Reason::InvalidField, format!("{field}: {rule}")).with("field", field)
+        Refusal::new(Reason::InvalidField, format!("{field}: {rule}")).with("field", field).with("rule", rule)
     }
 
     /// A field over its size.
