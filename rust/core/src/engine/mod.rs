@@ -235,8 +235,8 @@ impl Engine {
         const WEEK_TICKS: u32 = 7 * 24 * 3600 * 10;
         Engine {
             journal: Journal::new(last_seq, limits.journal_queue_bytes),
-            residents: Index::new(capacity, WEEK_TICKS),
-            headers: Index::new(header_capacity, WEEK_TICKS),
+            residents: Index::by_handle(capacity, WEEK_TICKS),
+            headers: Index::by_handle(header_capacity, WEEK_TICKS),
             header_count: AtomicU64::new(0),
             header_bytes: AtomicU64::new(0),
             owners: Mutex::default(),

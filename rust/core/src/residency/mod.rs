@@ -87,7 +87,8 @@ pub struct Entry {
 #[derive(Debug)]
 pub struct Index {
     slab: Slab,
-    map: Map,
+    /// `None` where entries are only ever found by handle.
+    map: Option<Map>,
     len: Padded<AtomicU64>,
     bytes: Padded<AtomicU64>,
     calendar: Mutex<Calendar>,
@@ -99,9 +100,18 @@ impl Index {
     /// may lie before lists share a place (4 bytes each): the time after which an unused entry would be gone anyway.
     /// It affects cost, never order.
     pub fn new(capacity: usize, horizon_ticks: u32) -> Self {
+        Self::with_map(capacity, horizon_ticks, Some(Map::new(capacity)))
+    }
+
+    /// As [`Self::new`], for a caller that keeps the handles: there is no map, `get` and `touch_key` find nothing.
+    pub fn by_handle(capacity: usize, horizon_ticks: u32) -> Self {
+        Self::with_map(capacity, horizon_ticks, None)
+    }
+
+    fn with_map(capacity: usize, horizon_ticks: u32, map: Option<Map>) -> Self {
         Self {
             slab: Slab::new(capacity),
-            map: Map::new(capacity),
+            map,
             len: Padded::new(AtomicU64::new(0)),
             bytes: Padded::new(AtomicU64::new(0)),
             calendar: Mutex::new(Calendar::new(horizon_ticks)),
@@ -153,7 +163,9 @@ impl Index {
         let generation = old.born(pins).generation();
         slot.bytes.store(bytes_word(generation, bytes), Ordering::Relaxed);
         // Seated before it lives: once it lives, an evictor may want to unseat it.
-        self.map.insert(key, index);
+        if let Some(map) = &self.map {
+            map.insert(key, index);
+        }
         loop {
             // Release: who sees LIVE sees the entry. Acquire: if LINKED was cleared, `next` is ours to write.
             match slot.state.compare_exchange_weak(old.0, old.born(pins).0, Ordering::AcqRel, Ordering::Relaxed) {
@@ -203,7 +215,7 @@ impl Index {
 
     #[inline]
     fn find(&self, key: u128) -> Option<(Handle, &Slot)> {
-        self.map.find(key, |index| {
+        self.map.as_ref()?.find(key, |index| {
             let slot = self.slab.slot(index);
             let state = State(slot.state.load(Ordering::Acquire));
             // The key may be a later entry's, if this one died since; then the second look at the state shows it.
@@ -339,7 +351,9 @@ impl Index {
     /// list (also while the calendar still links it). Returns its key and bytes.
     fn bury(&self, slot: &Slot, index: u32) -> (u128, u64) {
         let key = slot.key();
-        self.map.remove(key, index);
+        if let Some(map) = &self.map {
+            map.remove(key, index);
+        }
         // Relaxed: see `set_bytes`; from here on no handle of this life can change the sum.
         let bytes = bytes_of(slot.bytes.swap(0, Ordering::Relaxed));
         self.subtract_bytes(bytes);
