@@ -317,7 +317,8 @@ impl Journal {
                 let (gone, kept): (Vec<_>, Vec<_>) = held.1.into_iter().partition(|h| match h {
                     Held::Answer(a) => a.root.is_some_and(|r| quarantine.contains(&r)),
                     Held::Cleanup(t) => lost(t),
-                    Held::Effect(_) => false,
+                    // Which tree it is of is not known here: what it is for is decided again.
+                    Held::Effect(_) => true,
                 });
                 out.lost_held.extend(gone);
                 inner.held.insert(held.0, kept);

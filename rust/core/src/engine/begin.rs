@@ -112,6 +112,12 @@ impl Engine {
                     let refusal = Refusal::new(Reason::TurnInProgress, "the same request waits in another call");
                     self.reply(old.ticket, Err(refusal), tree, state, work);
                 }
+                let elsewhere = |l: &&Line| !l.born && begin.open.as_ref().is_some_and(|o| !state.below(l, &o.parent));
+                if state.line(index).filter(elsewhere).is_some() {
+                    // The line was to be born below another parent.
+                    work.calls.push_back(call);
+                    return self.drop_unborn(tree, state, index, now);
+                }
             }
         }
         if matches!(&call.call, Call::Begin(b) if b.validate_only) {
@@ -372,6 +378,10 @@ impl Engine {
         }
         let Some(line) = state.line_mut(index) else { return };
         if line.running().is_none_or(|l| l.fence != fence) || line.closed.is_some() {
+            return;
+        }
+        if line.resident.is_none() {
+            // Its header was read again since: the grant lives until its lease ends.
             return;
         }
         let depth = line.depth;

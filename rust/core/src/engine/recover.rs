@@ -69,7 +69,7 @@ impl Engine {
         for held in released.lost_held {
             match held {
                 Held::Answer(answer) => self.deliver(answer.ticket, Err(not_stored()), work),
-                Held::Effect(id) => self.start_effect(id),
+                Held::Effect(id) => self.lost_effect(id, work),
                 Held::Cleanup(_) => {}
             }
         }
@@ -140,6 +140,10 @@ impl Engine {
             }
             if let Some(line) = state.line(index) {
                 tree.tenant.directory.remove(&line.session_id, tree);
+            }
+            if state.line_mut(index).and_then(|l| l.loading.take()).is_some() {
+                // Its load ends on a line that is gone.
+                self.release_header(tree, &mut state, now);
             }
             state.lines[index as usize] = None;
             state.free.push(index);

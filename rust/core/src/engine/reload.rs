@@ -145,7 +145,7 @@ impl Engine {
                         Reason::TreeQuarantined,
                         format!("the tree of session {id:?} is set aside: the store refused its entries"),
                     );
-                    self.refuse(call.ticket, refusal.with("session_id", id), work);
+                    self.refuse_part(call, refusal.with("session_id", id), work);
                     Located::Gone
                 }
             };
@@ -171,6 +171,18 @@ impl Engine {
                 Located::Gone
             }
         }
+    }
+
+    /// A session of the call cannot be looked up: the call is refused; of a RenewTurns, which answers each lease by
+    /// itself, only the lease that it stands at.
+    fn refuse_part(&self, mut call: Pending, refusal: Refusal, work: &mut Work) {
+        if let super::Call::Renew(renew) = &mut call.call {
+            let refusal = Some(refusal.to_proto());
+            renew.results.push(v1::RenewalResult { refusal, ..Default::default() });
+            work.calls.push_back(call);
+            return;
+        }
+        self.refuse(call.ticket, refusal, work);
     }
 
     /// The tree of a located session, locked, if it is still there; else the call is run again.
@@ -200,6 +212,20 @@ impl Engine {
             let effect = effect.clone();
             effects.queue.push_back(effect);
         }
+    }
+
+    /// What an effect had to wait for did not happen. What its call made of it is not so: it is decided again.
+    pub(crate) fn lost_effect(&self, id: u64, work: &mut Work) {
+        let mut effects = self.effects.lock();
+        let decides = |p: &Purpose| matches!(p, Purpose::Records { .. } | Purpose::Read { .. });
+        if effects.open.get(&id).is_some_and(|(_, purpose)| decides(purpose)) {
+            if let Some((_, Purpose::Records { call, .. } | Purpose::Read { call })) = effects.open.remove(&id) {
+                work.calls.push_back(*call);
+            }
+            return;
+        }
+        drop(effects);
+        self.start_effect(id);
     }
 
     fn ask_find(&self, tenant: Arc<Tenant>, session_id: Arc<str>, departures: u64) {
@@ -275,7 +301,7 @@ impl Engine {
                     Ok(()) => None,
                     Err(refusal) => {
                         for call in tenant.directory.found(&session_id) {
-                            self.refuse(call.ticket, refusal.clone(), &mut work);
+                            self.refuse_part(call, refusal.clone(), &mut work);
                         }
                         None
                     }
@@ -494,7 +520,7 @@ impl Engine {
         match self.purpose(id) {
             Some(Purpose::Find { tenant, session_id, .. }) => {
                 for call in tenant.directory.found(&session_id) {
-                    self.refuse(call.ticket, refusal.clone(), &mut work);
+                    self.refuse_part(call, refusal.clone(), &mut work);
                 }
             }
             Some(Purpose::Load { tree, index, uid }) => {

@@ -221,6 +221,13 @@ fn options(o: v1::OpenOptions, limits: &Limits) -> Result<OpenOptions, Refusal> 
     })
 }
 
+fn check_parent(session_id: &str, options: &OpenOptions) -> Result<(), Refusal> {
+    if options.parent == session_id {
+        return Err(Refusal::field("options.parent_session_id", "a session is not its own parent"));
+    }
+    Ok(())
+}
+
 /// The mark of a request: its id, and the hash of the rest of it.
 fn mark<M: Message>(request: &mut M, id: impl Fn(&mut M) -> &mut String) -> Result<Option<RequestMark>, Refusal> {
     let request_id = std::mem::take(id(request));
@@ -329,10 +336,12 @@ impl Call {
                     r.session_id = ids::derived_session_id(tenant, &id.request_id);
                 }
                 ids::check_session_id("session_id", &r.session_id)?;
+                let options = options(r.options.unwrap_or_default(), limits)?;
+                check_parent(&r.session_id, &options)?;
                 Call::Open(Open {
                     session_id: r.session_id,
                     mark,
-                    options: options(r.options.unwrap_or_default(), limits)?,
+                    options,
                     return_existing: if_exists == v1::IfExists::Return,
                     validate_only: r.validate_only,
                 })
@@ -434,10 +443,12 @@ fn begin(mut r: v1::BeginTurnRequest, limits: &Limits) -> Result<Begin, Refusal>
     if r.expected_turn == Some(0) {
         return Err(Refusal::field("expected_turn", "turns are numbered from 1").with("expected_turn", 0));
     }
+    let open = r.open.map(|o| options(o, limits)).transpose()?;
+    open.iter().try_for_each(|o| check_parent(&r.session_id, o))?;
     Ok(Begin {
         session_id: r.session_id,
         mark,
-        open: r.open.map(|o| options(o, limits)).transpose()?,
+        open,
         wait_ms: wait_ms.min(limits.max_wait_ms),
         expected_turn: r.expected_turn,
         expected_head_version: r.expected_head_version,

@@ -387,6 +387,11 @@ impl TreeState {
         all
     }
 
+    /// Whether the parent of this line has this id; a root's is empty.
+    pub(crate) fn below(&self, line: &Line, parent: &str) -> bool {
+        line.parent.and_then(|p| self.line(p)).map_or("", |p| &p.session_id) == parent
+    }
+
     pub(crate) fn name_taken(&self, parent: u32, name: &str) -> bool {
         self.iter().any(|(_, l)| l.is_open() && l.parent == Some(parent) && &*l.name == name)
     }
