@@ -17,6 +17,10 @@ PAGE_BYTES = 4096
 QUICK_CHECK_BYTES = 32 * 1024 * 1024
 
 
+# One for each number of rows of each kind of an append (statements.py), and those of the reads.
+STATEMENTS = 512
+
+
 def check_library() -> None:
     """StoreError SQLITE_TOO_OLD if the SQLite in this process has the WAL-reset bug."""
     found = tuple(int(part) for part in apsw.sqlite_lib_version().split(".")[:3])
@@ -31,7 +35,7 @@ def check_library() -> None:
 def connect(path: Path, *, vfs: str | None = None, reader: bool = False) -> apsw.Connection:
     """A connection with the settings that every connection of Roost has. Writes nothing. Raises apsw errors."""
     flags = apsw.SQLITE_OPEN_READONLY if reader else apsw.SQLITE_OPEN_READWRITE
-    conn = apsw.Connection(os.fspath(path), flags=flags, vfs=vfs, statementcachesize=256)
+    conn = apsw.Connection(os.fspath(path), flags=flags, vfs=vfs, statementcachesize=STATEMENTS)
     # A cell or a schema that was tampered with is an error, not undefined behaviour.
     conn.pragma("trusted_schema", False)
     conn.pragma("cell_size_check", True)

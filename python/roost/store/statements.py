@@ -1,8 +1,8 @@
 """The SQL of an append: a few multi-row statements for a whole batch, and the rows they take.
 
-One statement stores up to 64 rows, in sizes that are powers of two so that each is prepared once and cached.
-Not `executemany`: every step of a statement releases the GIL and takes it again, and a thread that does so
-once a row waits once a row for the event loop.
+One statement stores up to 64 rows; there is one for each number of rows, prepared once and cached. Not
+`executemany`, nor a few fixed sizes: every step of a statement releases the GIL and takes it again, and a thread
+that does so once a row waits once a row for the event loop.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def chunks(kind: str, rows: Sequence[Row]) -> Iterator[tuple[str, Row, int]]:
     start = 0
     while start < len(rows):
         left = len(rows) - start
-        size = MAX_ROWS if left >= MAX_ROWS else 1 << (left.bit_length() - 1)
+        size = min(left, MAX_ROWS)
         flat = tuple(chain.from_iterable(rows[start : start + size]))
         if len(flat) != size * width:
             raise BadBatch(f"{kind}: rows must have {width} values")
