@@ -42,8 +42,6 @@ class JournalWriter:
         self._stopping = False
         self._space = "ok"
         self._probed = 0.0
-        # What an embedded store does between bursts (SqliteStore empties its log); not every store has such a thing.
-        self._idle: Callable[[], None] | None = getattr(store, "idle", None)
         self._thread = threading.Thread(target=self._run, name="roost-writer", daemon=True)
 
     def start(self) -> None:
@@ -64,8 +62,8 @@ class JournalWriter:
                     self._carry(batch)
                 elif self._stopping:
                     return
-                elif self._idle is not None:
-                    self._idle()
+                else:
+                    self._store.idle()
                 if time.monotonic() - self._probed >= PROBE_SECONDS:
                     self._probe()
         except BaseException as error:  # noqa: BLE001 - StoreFailed, a bug, a panic: in each the outcome is unknown

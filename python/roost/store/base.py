@@ -2,7 +2,7 @@
 
 A store keeps rows; it decides nothing. The engine (Rust) builds every row, the journal handler appends
 them in batches, the reload handler reads them back. All methods block; they are called from the one writer
-thread (`append`, `probe_space`) and the one reader thread (everything else), never from the event loop.
+thread (`append`, `probe_space`, `idle`) and the one reader thread (everything else), never from the event loop.
 
 Rows are tuples in the column orders given below. `bytes` columns that hold protobuf are messages of
 `roost.store.v1`; uids are the 16 raw bytes of a UUIDv7, a zero-length value stands for "none".
@@ -232,6 +232,9 @@ class Store(Protocol):
 
     def probe_space(self) -> str:
         """Say "ok", "low" (the reserve file is gone; it was tried to make again) or "full"."""
+
+    def idle(self) -> None:
+        """Nothing was appended for a while: the writer thread lets the store tidy up (SQLite empties its log)."""
 
     def running_roots(self) -> list[bytes]:
         """The roots of all trees in which a turn runs. What start-up loads."""

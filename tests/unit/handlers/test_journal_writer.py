@@ -59,6 +59,9 @@ class FakeStore:
     def probe_space(self) -> str:
         return self.space
 
+    def idle(self) -> None:
+        pass
+
 
 def run(engine: FakeEngine, store: FakeStore) -> tuple[int, list[str]]:
     """Drain the engine's batches; how often the loop was woken, and what ended the process."""
