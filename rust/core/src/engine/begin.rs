@@ -237,6 +237,7 @@ impl Engine {
             begin_wall_ms: now.wall_ms,
             request: begin.mark.clone(),
             running: true,
+            answers: 1,
             deadline_ms: now.mono_ms + begin.lease_ms,
             timer: self.timer(now.mono_ms + begin.lease_ms, Timer::Lease(tree.clone(), index, fence)),
         };
@@ -367,6 +368,13 @@ impl Engine {
         };
         let grant = self.grant_message(line, resident, begin.known_head_version, 0, now);
         let reply = v1::BeginTurnResponse { grant, uid: line.uid.to_string(), created: false };
+        if let Some(lease) = state.line_mut(index).and_then(|l| l.lease.as_mut()) {
+            // Its first caller may be gone and not noticed yet: that one's end must not take it from this one.
+            lease.answers += 1;
+            if let Some(t) = self.tickets.lock().get_mut(&call.ticket) {
+                *t = TicketState::Granted(tree.clone(), index, lease.fence);
+            }
+        }
         self.reply(call.ticket, Ok(reply.encode_to_vec()), tree, state, work);
     }
 
@@ -385,6 +393,10 @@ impl Engine {
             return;
         }
         let depth = line.depth;
+        if let Some(lease) = line.lease.as_mut().filter(|l| l.answers > 1) {
+            lease.answers -= 1;
+            return;
+        }
         if let Some(lease) = line.lease.take() {
             self.untimer(lease.timer);
         }
@@ -402,6 +414,13 @@ impl Engine {
     /// Each lease by itself. The header of a running turn is always in memory; only for one that is not there is the
     /// store asked what became of its session.
     pub(crate) fn renew(&self, mut call: Pending, work: &mut Work, now: &Moment) {
+        if let Call::Renew(renew) = &mut call.call {
+            if self.journal.lost(renew.after) {
+                // What the answers so far tell of did not happen.
+                renew.results.clear();
+                renew.after = 0;
+            }
+        }
         loop {
             let Call::Renew(renew) = &mut call.call else { return };
             let Some(renewal) = renew.renewals.get(renew.results.len()) else { break };

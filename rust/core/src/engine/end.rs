@@ -122,6 +122,7 @@ impl Engine {
             // The commit is the request that made it: a repeat of the commit finds it.
             request: None,
             running: true,
+            answers: 1,
             deadline_ms: now.mono_ms + lease.lease_ms,
             timer: (0, 0),
             ..lease.clone()

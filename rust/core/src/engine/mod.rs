@@ -539,7 +539,8 @@ impl Engine {
             return;
         }
         if let Some(Held::Answer(answer)) = self.journal.hold(answer.after, Held::Answer(answer)) {
-            self.deliver(answer.ticket, answer.result, work);
+            let lost = self.journal.lost(answer.after);
+            self.deliver(answer.ticket, if lost { Err(recover::not_stored()) } else { answer.result }, work);
         }
     }
 

@@ -149,8 +149,7 @@ impl Engine {
         match self.locate(call, &parent, work) {
             Located::Gone => None,
             Located::Absent(call) => {
-                let refusal = Refusal::new(Reason::ParentNotFound, format!("no parent session {parent:?} is known"));
-                self.refuse(call.ticket, refusal.with("session_id", &parent), work);
+                self.refuse(call.ticket, parent_not_found(&parent), work);
                 None
             }
             Located::Ended(call, _) => {
@@ -165,7 +164,7 @@ impl Engine {
                 let line = state.line(index)?;
                 let refusal = match (line.closed.is_some(), line.born) {
                     (true, _) => Some(closed(&parent)),
-                    (_, false) => Some(not_found(&parent)),
+                    (_, false) => Some(parent_not_found(&parent)),
                     _ => None,
                 };
                 if let Some(refusal) = refusal {
@@ -353,6 +352,10 @@ impl Engine {
         self.refuse(call.ticket, refusal, work);
         None
     }
+}
+
+fn parent_not_found(parent: &str) -> Refusal {
+    Refusal::new(Reason::ParentNotFound, format!("no parent session {parent:?} is known")).with("session_id", parent)
 }
 
 fn name_or_made(name: &str, session_id: &str) -> String {

@@ -175,6 +175,6 @@ impl Engine {
     }
 }
 
-fn not_stored() -> Refusal {
+pub(crate) fn not_stored() -> Refusal {
     Refusal::new(Reason::NotStored, "the change was not stored, and nothing of it happened").retry_after(200)
 }

@@ -101,6 +101,8 @@ pub(crate) struct Lease {
     pub(crate) request: Option<RequestMark>,
     /// Holds a slot. False once the lease ran out.
     pub(crate) running: bool,
+    /// Answers that bear it: it is released undelivered only when none of them was delivered. Never journaled.
+    pub(crate) answers: u32,
     /// On the service clock; moved by renewals, never journaled.
     pub(crate) deadline_ms: u64,
     /// Looks at the deadline; a renewal leaves it where it is.
@@ -140,6 +142,7 @@ impl Lease {
             begin_wall_ms: grant.begin_ms,
             request: grant.request,
             running,
+            answers: 1,
             deadline_ms: now_ms + grant.lease_ms as u64,
             timer: (0, 0),
         })
