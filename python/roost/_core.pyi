@@ -6,7 +6,9 @@ from typing import Any, Final
 
 Refusal = tuple[int, str, bytes]  # (grpc code, message, encoded google.rpc.Status for grpc-status-details-bin)
 
-METHODS: Final[dict[str, int]]  # full gRPC method name "/roost.v1.TurnService/BeginTurn" -> method number for Engine.call
+METHODS: Final[
+    dict[str, int]
+]  # full gRPC method name "/roost.v1.TurnService/BeginTurn" -> method number for Engine.call
 REASONS: Final[list[tuple[str, int, str, str]]]  # (reason, grpc code, what it means, what the caller should do)
 LIMITS: Final[list[tuple[str, int, int, int]]]  # (limit, default, least, greatest value)
 VERSION: Final[str]
@@ -59,7 +61,7 @@ class Engine:
         """outcome: "stored", "full", "fenced" or "constraint". quarantine: roots of `batch` that failed alone while
         the rest was stored. True when `completed` has something."""
     def set_space(self, space: str) -> bool:
-        """"ok", "low" or "full", from Store.probe_space. True when `completed` has something."""
+        """ "ok", "low" or "full", from Store.probe_space. True when `completed` has something."""
     def wake_writer(self) -> None: ...
 
     # -- reloads (reader thread)

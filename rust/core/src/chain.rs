@@ -61,10 +61,10 @@ pub fn verify(lines: &[Line], last: u64, head_chain: &[u8]) -> Result<Vec<Record
             return Err(corrupt(line.seq, "its hash chain does not verify"));
         }
         let meta = RecordMeta::decode(&line.meta[..]).map_err(|_| corrupt(line.seq, "its metadata does not decode"))?;
-        if let Some(tokens) = &line.tokens {
-            if digest(&[tokens]) != meta.tokens_digest {
-                return Err(corrupt(line.seq, "its tokens do not match their digest"));
-            }
+        if let Some(tokens) = &line.tokens
+            && digest(&[tokens]) != meta.tokens_digest
+        {
+            return Err(corrupt(line.seq, "its tokens do not match their digest"));
         }
         metas.push(meta);
         expect_seq = line.prev;

@@ -113,7 +113,7 @@ impl Engine {
                     self.reply(old.ticket, Err(refusal), tree, state, work);
                 }
                 let elsewhere = |l: &&Line| !l.born && begin.open.as_ref().is_some_and(|o| !state.below(l, &o.parent));
-                if state.line(index).filter(elsewhere).is_some() {
+                if state.line(index).as_ref().is_some_and(elsewhere) {
                     // The line was to be born below another parent.
                     work.calls.push_back(call);
                     return self.drop_unborn(tree, state, index, now);
@@ -414,12 +414,12 @@ impl Engine {
     /// Each lease by itself. The header of a running turn is always in memory; only for one that is not there is the
     /// store asked what became of its session.
     pub(crate) fn renew(&self, mut call: Pending, work: &mut Work, now: &Moment) {
-        if let Call::Renew(renew) = &mut call.call {
-            if self.journal.lost(renew.after) {
-                // What the answers so far tell of did not happen.
-                renew.results.clear();
-                renew.after = 0;
-            }
+        if let Call::Renew(renew) = &mut call.call
+            && self.journal.lost(renew.after)
+        {
+            // What the answers so far tell of did not happen.
+            renew.results.clear();
+            renew.after = 0;
         }
         loop {
             let Call::Renew(renew) = &mut call.call else { return };

@@ -150,12 +150,11 @@ impl Engine {
             None => None,
         };
         let (mut waits, mut resident) = (false, false);
-        if let Some((tree, index)) = tenant.directory.get(&row.session_id) {
-            if let Some(state) = Self::still_at(&tree, index, &row.session_id) {
-                if let Some(line) = state.line(index).filter(|l| l.uid == row.uid) {
-                    (waits, resident) = (line.waits(), line.resident.is_some());
-                }
-            }
+        if let Some((tree, index)) = tenant.directory.get(&row.session_id)
+            && let Some(state) = Self::still_at(&tree, index, &row.session_id)
+            && let Some(line) = state.line(index).filter(|l| l.uid == row.uid)
+        {
+            (waits, resident) = (line.waits(), line.resident.is_some());
         }
         let activity = match (&grant, waits) {
             (Some(_), _) => v1::Activity::Running,

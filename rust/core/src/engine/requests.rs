@@ -258,7 +258,7 @@ fn payload(record: v1::RecordInput, limits: &Limits) -> Result<Payload, Refusal>
 }
 
 fn span(t: v1::TokenSpan) -> Result<Span, Refusal> {
-    if t.token_ids.len() % TOKEN != 0 {
+    if !t.token_ids.len().is_multiple_of(TOKEN) {
         return Err(
             Refusal::field("record.tokens.token_ids", "must be 4 bytes a token").with("size", t.token_ids.len())
         );

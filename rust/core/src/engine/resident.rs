@@ -119,10 +119,10 @@ impl Engine {
 
     fn unfile_header(&self, state: &mut TreeState) {
         let Some(handle) = state.header.take() else { return };
-        if let Some(entry) = self.headers.peek(handle) {
-            if self.headers.remove(handle) {
-                self.owners.lock().try_remove(entry.aux as usize);
-            }
+        if let Some(entry) = self.headers.peek(handle)
+            && self.headers.remove(handle)
+        {
+            self.owners.lock().try_remove(entry.aux as usize);
         }
     }
 
@@ -134,10 +134,10 @@ impl Engine {
     /// Takes a session out of memory without a trace in the index.
     pub(crate) fn forget_resident(&self, tree: &Arc<Tree>, state: &mut TreeState, index: u32, now: &Moment) {
         let Some(resident) = state.line_mut(index).and_then(|l| l.resident.take()) else { return };
-        if let Some(entry) = self.residents.peek(resident.handle) {
-            if self.residents.remove(resident.handle) {
-                self.owners.lock().try_remove(entry.aux as usize);
-            }
+        if let Some(entry) = self.residents.peek(resident.handle)
+            && self.residents.remove(resident.handle)
+        {
+            self.owners.lock().try_remove(entry.aux as usize);
         }
         self.release_header(tree, state, now);
     }
@@ -168,11 +168,12 @@ impl Engine {
             let crowded = self.residents.len() as u64 > self.limits.max_resident_sessions;
             let heavy = over(self.memory());
             // A header that may go has no session in memory: all of them were colder than any that is resident.
-            if !crowded && heavy {
-                if let Evicted::Victim { aux, handle, .. } = self.headers.evict(STEPS, now.tick()) {
-                    self.evict_header(aux, handle, now);
-                    continue;
-                }
+            if !crowded
+                && heavy
+                && let Evicted::Victim { aux, handle, .. } = self.headers.evict(STEPS, now.tick())
+            {
+                self.evict_header(aux, handle, now);
+                continue;
             }
             if !crowded && !heavy {
                 return;

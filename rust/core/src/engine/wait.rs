@@ -258,7 +258,7 @@ impl Engine {
             .collect();
         for (ticket, tree, index, place) in waits {
             let mut state = tree.state.lock();
-            if !state.line(index).and_then(|l| l.waiter.as_ref()).is_some_and(|w| w.place == place) {
+            if state.line(index).and_then(|l| l.waiter.as_ref()).is_none_or(|w| w.place != place) {
                 continue;
             }
             let now = Moment::new(0, 0, [0; 32]);
