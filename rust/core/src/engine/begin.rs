@@ -133,6 +133,8 @@ impl Engine {
                 }
                 let refusal = gate_refusal(tree, state, gate, self.limits.max_turns_per_tree, now.wall_ms);
                 self.reply(call.ticket, Err(refusal), tree, state, work);
+                // It may have taken over the place of a call for which the line was kept.
+                self.drop_unborn(tree, state, index, now);
             }
         }
     }
