@@ -1,0 +1,379 @@
+//! What each answer implies, checked against the store at the instant of its delivery: an answer may reveal only what
+//! is durable (I6), must be at least as new as what was durable when its call began, and what was acknowledged stays.
+
+use super::request::{Held, Req, TENANTS};
+use super::store::{OPEN, Session, Store, ensure};
+use super::world::OpenCall;
+use prost::Message;
+use roost_core::error::{Reason, Refusal};
+use roost_core::ids::{LeaseToken, Uid, derived_session_id};
+use roost_core::proto::store_v1::{Receipt, RecordMeta};
+use roost_core::proto::v1;
+use std::collections::{HashMap, HashSet};
+
+type Check<T = ()> = Result<T, String>;
+
+/// What was durable when a call began.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Start {
+    exists: bool,
+    closed: bool,
+    head: u32,
+    parent_exists: bool,
+}
+
+/// What was acknowledged.
+#[derive(Default)]
+pub(crate) struct Ledger {
+    commits: HashMap<(Uid, u64), (u32, Vec<u8>)>,
+    /// The lease that each BeginTurn with a request_id was answered with.
+    begins: HashMap<(usize, String, String), Vec<u8>>,
+    /// Those whose caller vanished: its grant may have been released, and a repeat begins anew.
+    given_up: HashSet<(usize, String, String)>,
+}
+
+fn id_of(tenant: usize, req: &Req) -> String {
+    match req {
+        Req::Open(r) if r.session_id.is_empty() => derived_session_id(TENANTS[tenant], &r.request_id),
+        req => req.session_id().to_owned(),
+    }
+}
+
+fn parent_of(req: &Req) -> &str {
+    match req {
+        Req::Open(r) => r.options.as_ref().map_or("", |o| &o.parent_session_id),
+        Req::Begin(r) => r.open.as_ref().map_or("", |o| &o.parent_session_id),
+        _ => "",
+    }
+}
+
+impl Start {
+    pub(crate) fn of(store: &Store, tenant: usize, req: &Req) -> Self {
+        let session = store.by_id(TENANTS[tenant], &id_of(tenant, req));
+        Start {
+            exists: session.is_some(),
+            closed: session.is_some_and(|s| s.state != OPEN),
+            head: session.map_or(0, |s| s.row.head),
+            parent_exists: store.by_id(TENANTS[tenant], parent_of(req)).is_some(),
+        }
+    }
+}
+
+impl Ledger {
+    pub(crate) fn gave_up(&mut self, call: &OpenCall) {
+        if let Req::Begin(r) = &call.req {
+            self.given_up.insert((call.tenant, r.session_id.clone(), r.request_id.clone()));
+        }
+    }
+
+    pub(crate) fn verify(&self, store: &Store, call: &OpenCall, result: &Result<Vec<u8>, Refusal>) -> Check {
+        match result {
+            Err(refusal) => refused(store, call, refusal.reason),
+            Ok(reply) => replied(store, call, reply),
+        }
+    }
+
+    /// The client has its answer: what it says holds from now on.
+    pub(crate) fn acknowledged(&mut self, store: &Store, call: &OpenCall, reply: &[u8]) -> Check<Option<Held>> {
+        let grant = match &call.req {
+            Req::Begin(r) => {
+                let grant = v1::BeginTurnResponse::decode(reply).ok().and_then(|r| r.grant);
+                let grant = grant.filter(|_| !r.validate_only);
+                let key = (call.tenant, r.session_id.clone(), r.request_id.clone());
+                if let Some(grant) = grant.as_ref().filter(|_| !r.request_id.is_empty()) {
+                    let before = self.begins.insert(key.clone(), grant.lease.clone());
+                    let same = before.is_none_or(|lease| lease == grant.lease);
+                    ensure!(same || self.given_up.contains(&key), "I21: {key:?} got two leases");
+                }
+                grant
+            }
+            Req::Commit(r) => {
+                let reply = v1::CommitTurnResponse::decode(reply).expect("a reply decodes");
+                let token = LeaseToken::decode(&r.lease).expect("it was accepted");
+                if !reply.repeated {
+                    let content = r.record.as_ref().map(|r| r.content.clone()).unwrap_or_default();
+                    self.commits.insert((token.uid, token.fence), (reply.turn, content));
+                }
+                reply.next
+            }
+            _ => None,
+        };
+        let session_id = id_of(call.tenant, &call.req);
+        let known = store.by_id(TENANTS[call.tenant], &session_id).is_some();
+        Ok(grant.filter(|_| known).map(|g| Held {
+            tenant: call.tenant,
+            session_id,
+            lease: g.lease,
+            length: g.checkpoint.map_or(0, |c| c.length),
+        }))
+    }
+
+    /// I5, I23: every acknowledged record is there, once, and counts.
+    pub(crate) fn all_there(&self, store: &Store) -> Check {
+        let mut found = HashMap::new();
+        for record in store.records.values().filter(|r| Store::committed(&r.decoded)) {
+            ensure!(record.status == v1::RecordStatus::Committed as i32, "a commit has status {}", record.status);
+            found.insert((record.session, record.decoded.fence), record);
+        }
+        for (key, (turn, content)) in &self.commits {
+            let record = found.get(key).ok_or_else(|| format!("I5: the commit of {key:?} is lost"))?;
+            ensure!(record.decoded.turn == *turn && record.content == *content, "I5: another commit of {key:?}");
+        }
+        Ok(())
+    }
+}
+
+fn refused(store: &Store, call: &OpenCall, reason: Reason) -> Check {
+    let (tenant, start) = (TENANTS[call.tenant], &call.start);
+    let session = store.by_id(tenant, &id_of(call.tenant, &call.req));
+    let parent = store.by_id(tenant, parent_of(&call.req));
+    let ended = |s: Option<&Session>| s.is_some_and(|s| s.state != OPEN);
+    match reason {
+        Reason::InternalError | Reason::SessionCorrupt | Reason::MalformedRequest | Reason::LeaseMalformed => {
+            return Err(format!("{}: never right here", reason.name()));
+        }
+        Reason::SessionNotFound => ensure!(!start.exists, "it was there before the call"),
+        Reason::ParentNotFound => ensure!(!start.parent_exists, "the parent was there before the call"),
+        Reason::SessionExists => ensure!(session.is_some(), "I6: no such session is durable"),
+        Reason::SessionClosed => {
+            // One that was waiting to be made ends with its parent.
+            ensure!(session.is_none() || ended(session) || ended(parent), "I6: it is open");
+        }
+        Reason::TurnEnded => {
+            let Req::Begin(r) = &call.req else { return Err("TURN_ENDED of what is no BeginTurn".into()) };
+            let session = session.ok_or("I6: TURN_ENDED of an unknown session")?;
+            ensure!(session.requests.contains_key(&r.request_id), "I6: no record bears the request");
+        }
+        Reason::LeaseLost => {
+            let (Req::Commit(v1::CommitTurnRequest { lease, .. }) | Req::Abort(v1::AbortTurnRequest { lease, .. })) =
+                &call.req
+            else {
+                return Err("LEASE_LOST of what bears no lease".into());
+            };
+            let grant = session.filter(|s| s.state == OPEN).and_then(|s| Some((s.row.uid, s.grant.as_ref()?)));
+            let valid = grant.map(|(uid, g)| LeaseToken { uid, fence: g.fence, nonce: nonce(&g.nonce) }.encode());
+            ensure!(valid.as_ref() != Some(lease), "LEASE_LOST, and the lease is valid");
+            if let (Req::Commit(_), Some(s)) = (&call.req, session) {
+                let token = LeaseToken::decode(lease).expect("it was accepted");
+                let done = token.uid == s.row.uid && made(store, s, &token).any(Store::committed);
+                ensure!(!done, "I21: LEASE_LOST of a lease that has committed");
+            }
+        }
+        Reason::TreeQuarantined => {
+            let broken = |s: Option<&Session>| s.is_some_and(|s| store.broken.contains(&s.row.root));
+            ensure!(broken(session) || broken(parent), "nothing of it is set aside");
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+fn nonce(bytes: &[u8]) -> [u8; 16] {
+    bytes.try_into().expect("16 bytes")
+}
+
+/// The metas of the records that a lease made.
+fn made<'a>(store: &'a Store, session: &'a Session, token: &'a LeaseToken) -> impl Iterator<Item = &'a RecordMeta> {
+    let own = |m: &&RecordMeta| m.fence == token.fence && m.nonce == token.nonce;
+    store.line(session).map(|(_, r)| &r.decoded).filter(own)
+}
+
+fn replied(store: &Store, call: &OpenCall, reply: &[u8]) -> Check {
+    let (tenant, start) = (TENANTS[call.tenant], &call.start);
+    let session = store.by_id(tenant, &id_of(call.tenant, &call.req));
+    let known = || session.ok_or_else(|| "I6: the answer tells of a session that is not durable".to_owned());
+    match &call.req {
+        Req::Open(r) => {
+            let reply = v1::OpenSessionResponse::decode(reply).expect("a reply decodes");
+            ensure!(!(r.validate_only && reply.created), "I22: validate_only makes a session");
+            if r.validate_only && !start.exists {
+                return Ok(());
+            }
+            let told = reply.session.ok_or("no session")?;
+            ensure!(!reply.created || !start.exists, "it was there before the call");
+            if reply.created {
+                ensure!(told.parent_session_id == parent_of(&call.req), "opened below {:?}", told.parent_session_id);
+            }
+            tells(store, known()?, &told, start)
+        }
+        Req::Get(_) => {
+            let told = v1::GetSessionResponse::decode(reply).expect("a reply decodes").session.ok_or("no session")?;
+            tells(store, known()?, &told, start)
+        }
+        Req::Update(r) => {
+            let told =
+                v1::UpdateSessionResponse::decode(reply).expect("a reply decodes").session.ok_or("no session")?;
+            for (key, value) in r.labels.iter().filter(|_| r.request_id.is_empty()) {
+                ensure!(told.labels.get(key).map_or("", |v| v) == value, "the label is not as asked");
+            }
+            tells(store, known()?, &told, start)
+        }
+        Req::Close(r) => {
+            let reply = v1::CloseSessionResponse::decode(reply).expect("a reply decodes");
+            let goes_on = (6..=9).contains(&r.reason);
+            let session = known()?;
+            ensure!(reply.closed || goes_on, "not closed");
+            if !reply.closed {
+                return Ok(());
+            }
+            ensure!(session.state != OPEN, "I6: closed, and durably open");
+            receipt(store, session, reply.receipt.as_ref())
+        }
+        Req::Begin(r) => {
+            let reply = v1::BeginTurnResponse::decode(reply).expect("a reply decodes");
+            let told = reply.grant.ok_or("no grant")?;
+            if r.validate_only {
+                ensure!(told.lease.is_empty() && told.fence == 0, "validate_only takes something");
+                return session.map_or(Ok(()), |s| checkpoint(s, &told, r.known_head_version));
+            }
+            let session = known()?;
+            ensure!(reply.uid == session.row.uid.to_string(), "another uid");
+            ensure!(!reply.created || !start.exists, "it was there before the call");
+            ensure!(!start.closed, "I13: a turn of an ended session");
+            if reply.created {
+                let parent = session.row.parent.map(|p| store.sessions[&p].row.session_id.to_string());
+                ensure!(parent.unwrap_or_default() == parent_of(&call.req), "opened below another parent");
+            }
+            ensure!(r.expected_turn.is_none_or(|t| t == told.turn), "not the expected turn");
+            ensure!(r.expected_head_version.is_none_or(|v| v == told.head_version), "not the expected version");
+            ensure!(told.turn > start.head, "a turn from before the call");
+            grant(store, session, &told, r.known_head_version)
+        }
+        Req::Renew(r) => {
+            let reply = v1::RenewTurnsResponse::decode(reply).expect("a reply decodes");
+            ensure!(reply.results.len() == r.renewals.len(), "as many results as renewals");
+            for (renewal, result) in r.renewals.iter().zip(reply.results) {
+                let session = store.by_id(tenant, &renewal.session_id);
+                match result.refusal.as_ref().map(|r| &*r.reason) {
+                    None => ensure!(session.is_some(), "I6: a turn of an unknown session is renewed"),
+                    // A session that is waiting to be made ends with its parent: there never was a lease of it.
+                    Some("SESSION_CLOSED") => {
+                        let open = session.is_some_and(|s| s.state == OPEN);
+                        ensure!(!open, "I6: {} is open", renewal.session_id);
+                    }
+                    Some("LEASE_LOST" | "SESSION_NOT_FOUND" | "LOAD_FAILED" | "TREE_QUARANTINED" | "NOT_STORED") => {}
+                    Some(other) => return Err(format!("{other} for a renewal")),
+                }
+            }
+            Ok(())
+        }
+        Req::Commit(r) => {
+            let reply = v1::CommitTurnResponse::decode(reply).expect("a reply decodes");
+            let session = known()?;
+            let token = LeaseToken::decode(&r.lease).expect("it was accepted");
+            let (_, record) = store
+                .line(session)
+                .find(|(_, r)| {
+                    Store::committed(&r.decoded)
+                        && (r.decoded.fence, &r.decoded.nonce[..]) == (token.fence, &token.nonce)
+                })
+                .ok_or("I6: the commit is not durable")?;
+            ensure!(token.uid == session.row.uid, "a lease of another session");
+            let meta = &record.decoded;
+            ensure!((reply.turn, reply.head_version) == (meta.turn, meta.head_version), "other numbers than stored");
+            if !reply.repeated {
+                let content = r.record.as_ref().map(|r| &r.content[..]).unwrap_or_default();
+                ensure!(record.content == content, "other content than sent");
+            }
+            if meta.then == v1::Then::Close as i32 {
+                ensure!(session.state != OPEN, "I6: closed, and durably open");
+                receipt(store, session, reply.receipt.as_ref())?;
+            }
+            match (&reply.next, &reply.next_refused) {
+                (Some(next), None) => grant(store, session, next, Some(reply.head_version)),
+                (None, Some(_)) => Ok(()),
+                (None, None) => {
+                    ensure!(meta.then != v1::Then::Continue as i32, "CONTINUE, and not a word of the next turn");
+                    Ok(())
+                }
+                _ => Err("both a next turn and none".into()),
+            }
+        }
+        Req::Abort(r) => {
+            let reply = v1::AbortTurnResponse::decode(reply).expect("a reply decodes");
+            let session = known()?;
+            let token = LeaseToken::decode(&r.lease).expect("it was accepted");
+            let aborted = |m: &&RecordMeta| m.outcome == v1::TurnOutcome::Aborted as i32;
+            let meta = made(store, session, &token).find(aborted).ok_or("I6: the abort is not durable")?;
+            ensure!((reply.turn, reply.attempt) == (meta.turn, meta.attempt), "other numbers than stored");
+            Ok(())
+        }
+    }
+}
+
+/// A session as it was told: some durable version of it, not older than the call.
+fn tells(store: &Store, session: &Session, told: &v1::Session, start: &Start) -> Check {
+    let row = &session.row;
+    let id = |uid: Option<Uid>| uid.map(|u| store.sessions[&u].row.session_id.to_string()).unwrap_or_default();
+    ensure!(told.uid == row.uid.to_string() && told.path == row.path, "another uid or path");
+    ensure!(told.parent_session_id == id(row.parent), "another parent");
+    ensure!(told.root_session_id == id(Some(row.root)), "another root");
+    ensure!(told.turn_count <= row.head, "I6: turn {} of {} is not durable", told.turn_count, row.head);
+    ensure!(told.turn_count >= start.head, "turn {} is from before the call", told.turn_count);
+    ensure!(told.head_version == u64::from(told.turn_count), "head_version {}", told.head_version);
+    let (tokens, _) = &session.folds[told.turn_count as usize];
+    ensure!(told.checkpoint_tokens == tokens.len() as u64 / 4, "I7: {} tokens", told.checkpoint_tokens);
+    ensure!([0, told.turn_count + 1].contains(&told.provisional_turn), "I8: provisional {}", told.provisional_turn);
+    if told.state != OPEN {
+        ensure!(session.state != OPEN, "I6: closed, and durably open");
+        return receipt(store, session, told.receipt.as_ref());
+    }
+    ensure!(!start.closed, "I13: an ended session is told as open");
+    Ok(())
+}
+
+fn receipt(store: &Store, session: &Session, told: Option<&v1::CloseReceipt>) -> Check {
+    let told = told.ok_or("no receipt")?;
+    let is: &Receipt = session.receipt.as_ref().ok_or("I6: a receipt of what is open")?;
+    let a = (told.reason, told.slots_released, told.children_closed, told.turn_count, told.provisionals_aborted);
+    let b = (is.reason, is.slots_released, is.children_closed, is.turn_count, is.provisionals_aborted);
+    ensure!(a == b, "I12: another receipt than the first: {b:?}");
+    let below = |s: &&Session| {
+        let mut at = s.row.parent;
+        while let Some(uid) = at.filter(|u| *u != session.row.uid) {
+            at = store.sessions[&uid].row.parent;
+        }
+        at.is_some() && s.row.seq == session.row.seq
+    };
+    let tree = store.tree(session.row.root);
+    let children = tree.filter(below).count();
+    ensure!(children == told.children_closed as usize, "I12: {children} descendants were closed");
+    ensure!(told.turn_count == session.row.head, "I12: the receipt tells of another head");
+    Ok(())
+}
+
+fn grant(store: &Store, session: &Session, told: &v1::Grant, known: Option<u64>) -> Check {
+    let token = LeaseToken::decode(&told.lease).expect("a lease decodes");
+    let row = &session.row;
+    ensure!(token.uid == row.uid && token.fence == told.fence, "a lease of something else");
+    ensure!(row.fence >= told.fence, "I6: grant {} is not durable, {} is", told.fence, row.fence);
+    if let Some(grant) = session.grant.as_ref().filter(|_| row.fence == told.fence) {
+        ensure!(grant.nonce == token.nonce, "I3: two grants of one fence");
+        ensure!((grant.turn, grant.attempt) == (told.turn, told.attempt), "other numbers than stored");
+    }
+    let ended = session.state != OPEN || row.fence > told.fence || made(store, session, &token).next().is_some();
+    ensure!(session.grant.is_some() || ended, "the grant was released before it was handed out");
+    let turns = store.line(session).map(|(_, r)| &r.decoded);
+    ensure!(turns.filter(|m| m.fence > told.fence).all(|m| m.turn >= told.turn), "a later grant had an earlier turn");
+    checkpoint(session, told, known)
+}
+
+/// I7: the checkpoint handed out completes what the client knows to the fold of the COMMITTED records.
+fn checkpoint(session: &Session, told: &v1::Grant, known: Option<u64>) -> Check {
+    ensure!(told.head_version + 1 == u64::from(told.turn), "turn {} after version {}", told.turn, told.head_version);
+    let fold = session.folds.get(told.head_version as usize);
+    let (tokens, state) = fold.ok_or_else(|| format!("I6: version {} is not durable", told.head_version))?;
+    let Some(given) = &told.checkpoint else {
+        ensure!(tokens.is_empty() && state.is_empty(), "I7: no checkpoint");
+        return Ok(());
+    };
+    ensure!(given.length == tokens.len() as u64 / 4, "I7: length {}", given.length);
+    let held = known.and_then(|v| session.folds.get(v as usize)).filter(|_| known <= Some(told.head_version));
+    let mut whole = held.map(|(tokens, _)| tokens.clone()).unwrap_or_default();
+    ensure!(given.offset as usize * 4 <= whole.len(), "I7: the delta starts behind what the client holds");
+    whole.truncate(given.offset as usize * 4);
+    whole.extend_from_slice(&given.token_ids);
+    ensure!(whole == *tokens, "I7: the checkpoint is not the fold of the records");
+    ensure!(known == Some(told.head_version) || given.state == *state, "I7: another state");
+    Ok(())
+}

@@ -1,0 +1,358 @@
+//! The world around one engine: a clock, a store, callers that vanish, reads that are late, appends that fail, restarts.
+
+use super::request::{Clients, Req, TENANTS};
+use super::rng::Rng;
+use super::store::Store;
+use super::verify::{Ledger, Start};
+use roost_core::engine::{
+    Appended, Effect, Engine, FoundSession, HeaderRow, LoadedSession, Moment, Outcome, SessionRow, Space,
+};
+use roost_core::error::Refusal;
+use roost_core::ids::Uid;
+use roost_core::journal::Batch;
+use roost_core::limits::Limits;
+use std::collections::BTreeMap;
+
+/// What one run is like.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    pub(crate) seed: u64,
+    pub(crate) ops: usize,
+    pub(crate) limits: Limits,
+    /// Percent of appends that are refused, of those quarantined, of reads that fail.
+    pub(crate) refused: u64,
+    pub(crate) quarantined: u64,
+    pub(crate) failed_reads: u64,
+    /// Of 10,000 steps, how many restart the server.
+    pub(crate) restarts: u64,
+}
+
+/// A call that has no answer yet.
+#[derive(Clone)]
+pub(crate) struct OpenCall {
+    pub(crate) tenant: usize,
+    pub(crate) req: Req,
+    pub(crate) start: Start,
+}
+
+/// What a read found, and has not said yet.
+enum Read {
+    Find(Option<FoundSession>),
+    Header(Uid, String, Vec<HeaderRow>),
+    Session(Option<LoadedSession>),
+    Row(Option<SessionRow>),
+}
+
+enum Flight {
+    Taken(Batch),
+    /// The store has decided, the engine does not know yet.
+    Decided(Appended),
+}
+
+pub(crate) struct World {
+    config: Config,
+    pub(crate) engine: Engine,
+    pub(crate) store: Store,
+    pub(crate) rng: Rng,
+    pub(crate) ledger: Ledger,
+    clients: Clients,
+    mono: u64,
+    wall: i64,
+    calls: BTreeMap<u64, OpenCall>,
+    flight: Option<Flight>,
+    asked: Vec<Effect>,
+    read: Vec<(u64, Read)>,
+    pub(crate) space: Space,
+    pub(crate) step: usize,
+    /// Counts of what happened, for the test to see that everything did.
+    pub(crate) seen: BTreeMap<String, u64>,
+}
+
+impl World {
+    pub(crate) fn new(config: Config) -> Self {
+        let mut rng = Rng::new(config.seed);
+        let mut store = Store::default();
+        store.tenant_cap = config.limits.max_turns_per_tenant as usize;
+        store.tree_cap = config.limits.max_turns_per_tree as usize;
+        let engine = Engine::new(config.limits.clone(), 0, rng.next());
+        World {
+            engine,
+            store,
+            rng,
+            ledger: Ledger::default(),
+            clients: Clients::default(),
+            mono: 1_000,
+            wall: 1_700_000_000_000,
+            calls: BTreeMap::new(),
+            flight: None,
+            asked: Vec::new(),
+            read: Vec::new(),
+            space: Space::Ok,
+            step: 0,
+            seen: BTreeMap::new(),
+            config,
+        }
+    }
+
+    fn now(&mut self) -> Moment {
+        Moment::new(self.mono, self.wall, self.rng.bytes32())
+    }
+
+    pub(crate) fn count(&mut self, what: impl Into<String>) {
+        *self.seen.entry(what.into()).or_default() += 1;
+    }
+
+    fn pass(&mut self, ms: u64) {
+        self.mono += ms;
+        self.wall += ms as i64;
+        // The wall clock is set now and then.
+        if self.rng.chance(1) {
+            self.wall += self.rng.below(20_000) as i64 - 5_000;
+        }
+    }
+
+    /// Runs the whole simulation.
+    pub(crate) fn run(&mut self) -> Result<(), String> {
+        for step in 0..self.config.ops {
+            self.step = step;
+            self.act()?;
+            self.drain()?;
+            self.engine.check(step % 100 == 0)?;
+            if step % 5_000 == 4_999 {
+                self.quiesce()?;
+            }
+        }
+        self.quiesce()?;
+        self.restart();
+        self.quiesce()?;
+        self.store.verify_all()?;
+        self.ledger.all_there(&self.store)
+    }
+
+    fn act(&mut self) -> Result<(), String> {
+        match self.rng.below(1_000) {
+            0..420 => self.request(),
+            420..580 => self.write(),
+            580..760 => self.serve(),
+            760..900 => {
+                let ms = if self.rng.chance(10) { 5_000 } else { self.rng.below(800) as u64 };
+                self.pass(ms);
+                let now = self.now();
+                self.engine.tick(now);
+                Ok(())
+            }
+            900..930 => {
+                let open: Vec<u64> = self.calls.keys().copied().collect();
+                if let Some(ticket) = self.rng.pick(&open).copied() {
+                    let call = self.calls.remove(&ticket).expect("it is open");
+                    self.ledger.gave_up(&call);
+                    self.count("cancelled");
+                    let now = self.now();
+                    self.engine.cancel(ticket, now);
+                }
+                Ok(())
+            }
+            930..932 => {
+                self.space = [Space::Low, Space::Full, Space::Ok][self.rng.below(3)];
+                self.engine.set_space(self.space);
+                Ok(())
+            }
+            932..960 => {
+                self.space = Space::Ok;
+                self.engine.set_space(Space::Ok);
+                Ok(())
+            }
+            _ => {
+                if self.rng.below(10_000) < self.config.restarts as usize * 25 {
+                    self.crash()?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn request(&mut self) -> Result<(), String> {
+        let (tenant, req) = self.clients.make(&mut self.rng);
+        let (method, bytes) = req.encode();
+        let start = Start::of(&self.store, tenant, &req);
+        let connection = 1 + self.rng.below(3) as u64;
+        let now = self.now();
+        let call = OpenCall { tenant, req, start };
+        match self.engine.call(method, &bytes, TENANTS[tenant], connection, now) {
+            Outcome::Reply(reply) => self.answered(&call, Ok(reply)),
+            Outcome::Refused(refusal) => self.answered(&call, Err(refusal)),
+            Outcome::Ticket(ticket) => {
+                self.calls.insert(ticket, call);
+                Ok(())
+            }
+        }
+    }
+
+    fn answered(&mut self, call: &OpenCall, result: Result<Vec<u8>, Refusal>) -> Result<(), String> {
+        let name = format!("{:?}", call.req.encode().0);
+        let what = result.as_ref().map_or_else(|r| r.reason.name(), |_| "OK");
+        self.count(format!("{name} {what}"));
+        self.ledger
+            .verify(&self.store, call, &result)
+            .map_err(|e| format!("step {}: {e}\n  request: {:?}\n  answer: {result:?}", self.step, call.req))?;
+        if let Ok(reply) = result {
+            if self.rng.chance(2) {
+                // The transport could not write it.
+                self.count("undelivered");
+                self.ledger.gave_up(call);
+                let (method, bytes) = call.req.encode();
+                let now = self.now();
+                self.engine.undelivered(method, &bytes, &reply, TENANTS[call.tenant], now);
+            } else if let Some(grant) = self.ledger.acknowledged(&self.store, call, &reply)? {
+                self.clients.remember(grant);
+            }
+        }
+        Ok(())
+    }
+
+    fn drain(&mut self) -> Result<(), String> {
+        for (ticket, result) in self.engine.completed() {
+            let Some(call) = self.calls.remove(&ticket) else { return Err(format!("ticket {ticket} ends unasked")) };
+            self.answered(&call, result)?;
+        }
+        self.asked.extend(self.engine.effects());
+        Ok(())
+    }
+
+    /// One step of the writer.
+    fn write(&mut self) -> Result<(), String> {
+        match self.flight.take() {
+            None => self.flight = self.engine.take_batch().map(Flight::Taken),
+            Some(Flight::Taken(batch)) => {
+                let decided = self.append(&batch)?;
+                self.flight = Some(Flight::Decided(decided));
+            }
+            Some(Flight::Decided(decided)) => {
+                let now = self.now();
+                self.engine.appended(&decided, now);
+                if decided == Appended::RefusedFull {
+                    self.space = Space::Full;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn append(&mut self, batch: &Batch) -> Result<Appended, String> {
+        if self.rng.chance(self.config.refused) {
+            self.count("refused");
+            return Ok(if self.rng.chance(50) { Appended::RefusedFull } else { Appended::Refused });
+        }
+        if self.rng.chance(self.config.quarantined) {
+            let broken = batch.roots[self.rng.below(batch.roots.len())];
+            self.count("quarantined");
+            self.store.broken.insert(broken);
+            for part in batch.split().iter().filter(|p| p.roots[0] != broken) {
+                self.store.apply(part)?;
+            }
+            return Ok(Appended::Stored { quarantine: vec![broken] });
+        }
+        self.store.apply(batch).map_err(|e| format!("step {}: {e}\n  batch: {batch:#?}", self.step))?;
+        Ok(Appended::Stored { quarantine: Vec::new() })
+    }
+
+    /// One step of a reader: a read is done, or the engine is told what it found, in any order.
+    fn serve(&mut self) -> Result<(), String> {
+        if !self.asked.is_empty() && self.rng.chance(50) {
+            let effect = self.asked.swap_remove(self.rng.below(self.asked.len()));
+            let read = match effect {
+                Effect::Find { id, tenant, session_id } => (id, Read::Find(self.store.find(&tenant, &session_id))),
+                Effect::Header { id, root } => {
+                    let (tenant, rows) = self.store.header(root);
+                    (id, Read::Header(root, tenant, rows))
+                }
+                Effect::Session { id, uid, with_tokens } => (id, Read::Session(self.store.load(uid, with_tokens))),
+                Effect::Read { id, tenant, session_id } => (id, Read::Row(self.store.read(&tenant, &session_id))),
+            };
+            self.read.push(read);
+            return Ok(());
+        }
+        if self.read.is_empty() {
+            return Ok(());
+        }
+        let (id, read) = self.read.swap_remove(self.rng.below(self.read.len()));
+        let fails = self.rng.chance(self.config.failed_reads);
+        let now = self.now();
+        match read {
+            _ if fails => {
+                self.count("failed read");
+                self.engine.load_failed(id, "injected", now);
+            }
+            Read::Find(found) => self.engine.found(id, found, now),
+            Read::Header(root, tenant, rows) => self.engine.header_loaded(id, root, &tenant, &rows, now),
+            Read::Session(loaded) => self.engine.session_loaded(id, loaded, now),
+            Read::Row(row) => self.engine.session_read(id, row, now),
+        }
+        Ok(())
+    }
+
+    /// kill -9 at any point: what was in flight is stored or not.
+    fn crash(&mut self) -> Result<(), String> {
+        if let Some(Flight::Taken(batch)) = self.flight.take() {
+            if self.rng.chance(50) {
+                self.store.apply(&batch)?;
+            }
+        }
+        self.restart();
+        Ok(())
+    }
+
+    fn restart(&mut self) {
+        self.count("restart");
+        for call in std::mem::take(&mut self.calls).values() {
+            self.ledger.gave_up(call);
+        }
+        self.flight = None;
+        (self.asked, self.read) = Default::default();
+        self.space = Space::Ok;
+        let seed = self.rng.next();
+        self.engine = Engine::new(self.config.limits.clone(), self.store.last_seq, seed);
+        for root in self.store.running_roots() {
+            let (tenant, rows) = self.store.header(root);
+            let now = self.now();
+            self.engine.header_loaded(0, root, &tenant, &rows, now);
+        }
+    }
+
+    /// Nobody calls any more: everything under way comes to an end, and nothing is held.
+    fn quiesce(&mut self) -> Result<(), String> {
+        let config = self.config.clone();
+        (self.config.refused, self.config.quarantined, self.config.failed_reads) = (0, 0, 0);
+        for round in 0.. {
+            self.space = Space::Ok;
+            self.engine.set_space(Space::Ok);
+            for _ in 0..40 {
+                self.write()?;
+                self.drain()?;
+                self.serve()?;
+                self.drain()?;
+            }
+            let gauge = |name| self.engine.stats().iter().find(|(n, _)| *n == name).map_or(0, |(_, v)| *v);
+            let over = gauge("resident_sessions") > config.limits.max_resident_sessions as i64;
+            let held = gauge("slots_held") + gauge("waiting") + gauge("turns_running");
+            if self.engine.flushed() && held == 0 && !over && self.asked.is_empty() && self.read.is_empty() {
+                break;
+            }
+            if round > 400 {
+                let open: Vec<_> = self.calls.values().map(|c| &c.req).collect();
+                return Err(format!("it does not come to rest: {:?}\n  open: {open:#?}", self.engine));
+            }
+            self.pass(1_000);
+            let now = self.now();
+            self.engine.tick(now);
+            self.drain()?;
+        }
+        self.config = config;
+        if !self.calls.is_empty() {
+            return Err(format!("{} calls were never answered", self.calls.len()));
+        }
+        self.engine.check(true)?;
+        self.count("came to rest");
+        Ok(())
+    }
+}
