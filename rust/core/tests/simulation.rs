@@ -6,6 +6,8 @@
 #![cfg(not(any(feature = "shuttle", roost_loom)))]
 
 mod sim {
+    pub(crate) mod calm;
+    pub(crate) mod queue;
     pub(crate) mod request;
     pub(crate) mod rng;
     pub(crate) mod store;
@@ -70,7 +72,7 @@ fn simulate_all(seeds: impl Iterator<Item = u64>, ops: usize) -> BTreeMap<String
 
 #[test]
 fn random_worlds_keep_every_invariant() {
-    let seen = simulate_all(1..=40, 10_000);
+    let seen = simulate_all(1..=100, 10_000);
     for (what, n) in &seen {
         println!("{n:>9} {what}");
     }
@@ -83,4 +85,50 @@ fn replay() {
     for (what, n) in simulate_all(std::iter::once(seed), ops as usize) {
         println!("{n:>9} {what}");
     }
+}
+
+/// I11: eviction and reload are invisible.
+#[test]
+fn residency_is_invisible() {
+    let (first, last) = (number("ROOST_SIM_SEED", 1), number("ROOST_SIM_SEED", 12));
+    for seed in first..=last {
+        let worlds = [(1, 1), (1, 1 << 30), (7, 1 << 30), (1_000_000, 1 << 40)];
+        let mut runs: Vec<_> = worlds
+            .into_iter()
+            .map(|(max_resident_sessions, max_resident_bytes)| {
+                let mut config = config(seed, 0);
+                config.limits = Limits { max_resident_sessions, max_resident_bytes, ..config.limits };
+                (World::new(config), BTreeMap::new())
+            })
+            .collect();
+        for step in 0..number("ROOST_SIM_OPS", 5_000) {
+            let mut first: Option<Vec<String>> = None;
+            for ((world, calls), (count, bytes)) in runs.iter_mut().zip(worlds) {
+                let told = world.calm_step(calls).unwrap_or_else(|e| panic!("seed {seed}, step {step}: {e}"));
+                let same = first.get_or_insert_with(|| told.clone());
+                assert_eq!(*same, told, "seed {seed}, step {step}: {count} sessions, {bytes} bytes in memory");
+            }
+        }
+    }
+}
+
+/// Order at a gate: priority, then arrival; a cancelled wait keeps its place for its repeat.
+#[test]
+fn waiters_go_in_order() {
+    for seed in 1..=100 {
+        let limits = Limits { max_turns_per_tenant: 1, ..Limits::default() };
+        let config = Config { seed, ops: 0, limits, refused: 0, quarantined: 0, failed_reads: 0, restarts: 0 };
+        let mut world = World::new(config);
+        let (order, should) = world.queue_order(12);
+        assert_eq!(order, should, "seed {seed}");
+        world.engine.check(true).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+    }
+}
+
+/// The long one; `make test-long` runs it.
+#[test]
+#[ignore = "ten million operations: a minute"]
+fn ten_million_operations() {
+    let first = number("ROOST_SIM_SEED", 1_000);
+    simulate_all(first..first + 200, 50_000);
 }

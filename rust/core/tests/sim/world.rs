@@ -54,6 +54,8 @@ pub(crate) struct World {
     pub(crate) engine: Engine,
     pub(crate) store: Store,
     pub(crate) rng: Rng,
+    /// In place of fresh entropy for each moment.
+    pub(crate) entropy: Option<[u8; 32]>,
     pub(crate) ledger: Ledger,
     clients: Clients,
     mono: u64,
@@ -79,6 +81,7 @@ impl World {
             engine,
             store,
             rng,
+            entropy: None,
             ledger: Ledger::default(),
             clients: Clients::default(),
             mono: 1_000,
@@ -94,15 +97,16 @@ impl World {
         }
     }
 
-    fn now(&mut self) -> Moment {
-        Moment::new(self.mono, self.wall, self.rng.bytes32())
+    pub(crate) fn now(&mut self) -> Moment {
+        let entropy = self.entropy.unwrap_or_else(|| self.rng.bytes32());
+        Moment::new(self.mono, self.wall, entropy)
     }
 
     pub(crate) fn count(&mut self, what: impl Into<String>) {
         *self.seen.entry(what.into()).or_default() += 1;
     }
 
-    fn pass(&mut self, ms: u64) {
+    pub(crate) fn pass(&mut self, ms: u64) {
         self.mono += ms;
         self.wall += ms as i64;
         // The wall clock is set now and then.
@@ -171,14 +175,29 @@ impl World {
         }
     }
 
-    fn request(&mut self) -> Result<(), String> {
+    pub(crate) fn next_call(&mut self) -> OpenCall {
         let (tenant, req) = self.clients.make(&mut self.rng);
-        let (method, bytes) = req.encode();
         let start = Start::of(&self.store, tenant, &req);
+        OpenCall { tenant, req, start }
+    }
+
+    /// As [`Self::answered`], by a transport that delivers everything.
+    pub(crate) fn calmly_answered(&mut self, call: &OpenCall, result: Result<Vec<u8>, Refusal>) -> Result<(), String> {
+        self.ledger.verify(&self.store, call, &result).map_err(|e| format!("{e}: {:?}: {result:?}", call.req))?;
+        if let Ok(reply) = result {
+            if let Some(grant) = self.ledger.acknowledged(&self.store, call, &reply)? {
+                self.clients.remember(grant);
+            }
+        }
+        Ok(())
+    }
+
+    fn request(&mut self) -> Result<(), String> {
+        let call = self.next_call();
+        let (method, bytes) = call.req.encode();
         let connection = 1 + self.rng.below(3) as u64;
         let now = self.now();
-        let call = OpenCall { tenant, req, start };
-        match self.engine.call(method, &bytes, TENANTS[tenant], connection, now) {
+        match self.engine.call(method, &bytes, TENANTS[call.tenant], connection, now) {
             Outcome::Reply(reply) => self.answered(&call, Ok(reply)),
             Outcome::Refused(refusal) => self.answered(&call, Err(refusal)),
             Outcome::Ticket(ticket) => {
