@@ -14,7 +14,8 @@ Start = Callable[..., Server]
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One running server; tests use fresh session ids and leave it running."""
-    server = Server(tmp_path_factory.mktemp("shared") / "data").start()
+    # Turns that tests leave behind must not expire while another test compares counters.
+    server = Server(tmp_path_factory.mktemp("shared") / "data", ROOST_DEFAULT_LEASE_MS="3600000").start()
     yield server
     server.end()
 
