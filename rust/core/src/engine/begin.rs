@@ -417,11 +417,14 @@ impl Engine {
     /// store asked what became of its session.
     pub(crate) fn renew(&self, mut call: Pending, work: &mut Work, now: &Moment) {
         if let Call::Renew(renew) = &mut call.call
-            && self.journal.lost(renew.after)
+            && renew.after > 0
         {
-            // What the answers so far tell of did not happen.
-            renew.results.clear();
-            renew.after = 0;
+            let quarantined = self.recovery.lock().quarantined.len();
+            if self.journal.lost(renew.after) || quarantined != renew.quarantined {
+                // What the answers so far tell of may not have happened.
+                renew.results.clear();
+                (renew.after, renew.quarantined) = (0, quarantined);
+            }
         }
         loop {
             let Call::Renew(renew) = &mut call.call else { return };
