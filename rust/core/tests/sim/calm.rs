@@ -54,7 +54,7 @@ impl World {
             told.push(format!("call {n} {method:?} {}: {}", call.req.session_id(), masked(&call.req, &result)));
             self.calmly_answered(&call, result)?;
         }
-        self.engine.check(self.step % 100 == 0)?;
+        self.engine.check(self.step.is_multiple_of(100))?;
         Ok(told)
     }
 

@@ -70,8 +70,8 @@ pub(crate) struct Clients {
 
 pub(crate) const TENANTS: [&str; 2] = ["a", "b"];
 
-fn seconds(s: u64) -> Option<prost_types::Duration> {
-    Some(prost_types::Duration { seconds: s as i64, nanos: 0 })
+fn seconds(s: usize) -> prost_types::Duration {
+    prost_types::Duration { seconds: s as i64, nanos: 0 }
 }
 
 impl Clients {
@@ -149,11 +149,11 @@ impl Clients {
                     session_id: id,
                     request_id,
                     open: rng.chance(80).then(|| self.options(rng)),
-                    wait: if rng.chance(60) { seconds(rng.below(40) as u64) } else { None },
+                    wait: rng.chance(60).then(|| seconds(rng.below(40))),
                     expected_turn: rng.chance(5).then_some(head + 1),
                     expected_head_version: rng.chance(5).then_some(u64::from(head)),
                     known_head_version: rng.chance(40).then_some(u64::from(head)),
-                    lease_duration: seconds(5 + rng.below(15) as u64),
+                    lease_duration: Some(seconds(5 + rng.below(15))),
                     owner: if rng.chance(20) { "host".into() } else { String::new() },
                     priority: if rng.chance(20) { rng.below(5) as i32 - 2 } else { 0 },
                     validate_only: rng.chance(4),

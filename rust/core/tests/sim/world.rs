@@ -121,7 +121,7 @@ impl World {
             self.step = step;
             self.act()?;
             self.drain()?;
-            self.engine.check(step % 100 == 0)?;
+            self.engine.check(step.is_multiple_of(100))?;
             if step % 5_000 == 4_999 {
                 self.quiesce()?;
             }
@@ -137,7 +137,10 @@ impl World {
         match self.rng.below(1_000) {
             0..420 => self.request(),
             420..580 => self.write(),
-            580..760 => self.serve(),
+            580..760 => {
+                self.serve();
+                Ok(())
+            }
             760..900 => {
                 let ms = if self.rng.chance(10) { 5_000 } else { self.rng.below(800) as u64 };
                 self.pass(ms);
@@ -184,10 +187,10 @@ impl World {
     /// As [`Self::answered`], by a transport that delivers everything.
     pub(crate) fn calmly_answered(&mut self, call: &OpenCall, result: Result<Vec<u8>, Refusal>) -> Result<(), String> {
         self.ledger.verify(&self.store, call, &result).map_err(|e| format!("{e}: {:?}: {result:?}", call.req))?;
-        if let Ok(reply) = result {
-            if let Some(grant) = self.ledger.acknowledged(&self.store, call, &reply)? {
-                self.clients.remember(grant);
-            }
+        if let Ok(reply) = result
+            && let Some(grant) = self.ledger.acknowledged(&self.store, call, &reply)?
+        {
+            self.clients.remember(grant);
         }
         Ok(())
     }
@@ -276,7 +279,7 @@ impl World {
     }
 
     /// One step of a reader: a read is done, or the engine is told what it found, in any order.
-    fn serve(&mut self) -> Result<(), String> {
+    fn serve(&mut self) {
         if !self.asked.is_empty() && self.rng.chance(50) {
             let effect = self.asked.swap_remove(self.rng.below(self.asked.len()));
             let read = match effect {
@@ -289,10 +292,10 @@ impl World {
                 Effect::Read { id, tenant, session_id } => (id, Read::Row(self.store.read(&tenant, &session_id))),
             };
             self.read.push(read);
-            return Ok(());
+            return;
         }
         if self.read.is_empty() {
-            return Ok(());
+            return;
         }
         let (id, read) = self.read.swap_remove(self.rng.below(self.read.len()));
         let fails = self.rng.chance(self.config.failed_reads);
@@ -307,15 +310,14 @@ impl World {
             Read::Session(loaded) => self.engine.session_loaded(id, loaded, now),
             Read::Row(row) => self.engine.session_read(id, row, now),
         }
-        Ok(())
     }
 
     /// kill -9 at any point: what was in flight is stored or not.
     fn crash(&mut self) -> Result<(), String> {
-        if let Some(Flight::Taken(batch)) = self.flight.take() {
-            if self.rng.chance(50) {
-                self.store.apply(&batch)?;
-            }
+        if let Some(Flight::Taken(batch)) = self.flight.take()
+            && self.rng.chance(50)
+        {
+            self.store.apply(&batch)?;
         }
         self.restart();
         Ok(())
@@ -348,7 +350,7 @@ impl World {
             for _ in 0..40 {
                 self.write()?;
                 self.drain()?;
-                self.serve()?;
+                self.serve();
                 self.drain()?;
             }
             let gauge = |name| self.engine.stats().iter().find(|(n, _)| *n == name).map_or(0, |(_, v)| *v);
