@@ -64,6 +64,11 @@ impl Engine {
         work: &mut Work,
         now: &mut Moment,
     ) {
+        if let Some(loading) = state.line_mut(index).and_then(|l| l.loading.as_mut()).filter(|l| l.granted.is_some()) {
+            // Another call has the slots and gets its grant when the session is in memory: then it is clear what this
+            // one meets.
+            return loading.calls.push(call);
+        }
         let (Call::Begin(begin), Some(line)) = (&call.call, state.line(index)) else { return };
         if line.born || line.closed.is_some() {
             match self.check_begin(begin, line, now) {
@@ -160,22 +165,24 @@ impl Engine {
         } else {
             self.check_begin(begin, line, now)
         };
-        // While it waited it may have been unloaded: nobody holds an idle session for a waiter. It is loaded again and
-        // keeps its place by its arrival.
+        // While it waited it may have been unloaded: nobody holds an idle session for a waiter. It keeps its slots while
+        // it is loaded again, so that residency does not decide who goes first (I11).
         let ready = unborn || line.resident.as_ref().is_some_and(|r| self.holds_answer(begin, line, r));
         match checked {
             Ok(Standing::New) if ready => {}
             other => {
+                call.arrival = arrival;
+                if let Ok(Standing::New) = other {
+                    let tokens = begin.known_head_version != Some(line.head_version);
+                    return self.load_granted(call, tree, state, index, tokens);
+                }
                 self.return_slots(tree, state, index, work);
                 return match other {
                     Err(refusal) => {
                         self.reply(call.ticket, Err(refusal), tree, state, work);
                         self.drop_unborn(tree, state, index, now);
                     }
-                    Ok(_) => {
-                        call.arrival = arrival;
-                        work.calls.push_back(call);
-                    }
+                    Ok(_) => work.calls.push_back(call),
                 };
             }
         }

@@ -107,6 +107,10 @@ impl Engine {
                 ensure!(queued.is_some_and(|(t, i)| Arc::ptr_eq(&t, tree) && i == index), "{id} is not in its queue");
             }
             uses += u32::from(line.loading.is_some());
+            if line.loading.as_ref().is_some_and(|l| l.granted.is_some()) {
+                below += u32::from(line.depth > 0);
+                sums.running += 1;
+            }
             if let Some(resident) = &line.resident {
                 uses += 1;
                 let bytes = resident.bytes();

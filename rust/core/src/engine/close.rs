@@ -180,9 +180,12 @@ impl Engine {
                 self.free_slots(tree, depth, work);
                 self.release_header(tree, state, now);
             }
-            if let Some(loading) = state.line_mut(index).and_then(|l| l.loading.as_mut()) {
+            if let Some(mut loading) = state.line_mut(index).and_then(|l| l.loading.take()) {
                 // They run again and find the session closed; the load itself ends on its own.
-                work.calls.extend(std::mem::take(&mut loading.calls));
+                self.rerun_load(&mut loading, tree, state, index, work);
+                if let Some(line) = state.line_mut(index) {
+                    line.loading = Some(loading);
+                }
             }
             self.forget_resident(tree, state, index, now);
         }

@@ -213,6 +213,8 @@ pub struct Engine {
     recovering: AtomicBool,
     space: AtomicU8,
     draining: AtomicBool,
+    /// A slot was given back while nothing new could begin: who waits for it is still to be looked at.
+    stalled: AtomicBool,
     running: AtomicI64,
     counters: Counters,
 }
@@ -252,6 +254,7 @@ impl Engine {
             recovering: AtomicBool::new(false),
             space: AtomicU8::new(Space::Ok as u8),
             draining: AtomicBool::new(false),
+            stalled: AtomicBool::new(false),
             running: AtomicI64::new(0),
             counters: Counters::default(),
             limits,
@@ -351,6 +354,7 @@ impl Engine {
                 }
             }
         }
+        self.resume_waits(&mut work);
         self.residents.maintain(256, now.tick());
         self.headers.maintain(256, now.tick());
         self.finish(&mut work, &mut now);
@@ -495,8 +499,22 @@ impl Engine {
         }
     }
 
-    /// Whether a mutation may go on at all.
+    /// Whether a call may go on at all.
     fn admit(&self, call: &Call) -> Result<(), Refusal> {
+        match call {
+            Call::Open(_) | Call::Begin(_) => self.admit_begin(),
+            _ => self.admit_change(),
+        }
+    }
+
+    /// Whether a turn may begin or a session be made.
+    fn admit_begin(&self) -> Result<(), Refusal> {
+        self.admit_change()?;
+        self.admit_new()
+    }
+
+    /// Whether anything may be changed.
+    fn admit_change(&self) -> Result<(), Refusal> {
         if self.recovering.load(Ordering::Acquire) {
             return Err(Refusal::new(Reason::Recovering, "the server re-reads its state; try again").retry_after(100));
         }
@@ -506,7 +524,7 @@ impl Engine {
         if self.journal.full() {
             return Err(Refusal::new(Reason::JournalFull, "the disk is far behind; try again").retry_after(500));
         }
-        if matches!(call, Call::Open(_) | Call::Begin(_)) { self.admit_new() } else { Ok(()) }
+        Ok(())
     }
 
     /// Whether new work may begin.

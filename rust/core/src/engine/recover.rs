@@ -16,6 +16,13 @@ pub(crate) struct Recovery {
     pub(crate) quarantined: HashSet<Uid>,
 }
 
+impl Recovery {
+    /// Whether the header of this tree is still to be re-read.
+    pub(crate) fn awaits(&self, root: Uid) -> bool {
+        self.reading.contains(&root)
+    }
+}
+
 /// What the store made of the batch in flight. An unknown outcome is not here: the process ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Appended {
@@ -59,10 +66,13 @@ impl Engine {
             Ordering::Relaxed,
         );
         self.unpin(released.unpin, now);
-        let mut seen = HashSet::new();
+        let (mut seen, mut ask) = (HashSet::new(), Vec::new());
         for tree in released.lost_trees.into_iter().filter(|t| seen.insert(t.root)) {
-            if reread && !self.recovery.lock().quarantined.contains(&tree.root) {
-                self.recovery.lock().reading.insert(tree.root);
+            if reread {
+                let mut recovery = self.recovery.lock();
+                if !recovery.quarantined.contains(&tree.root) && recovery.reading.insert(tree.root) {
+                    ask.push(tree.root);
+                }
             }
             self.lose_tree(&tree, work, now);
         }
@@ -81,11 +91,10 @@ impl Engine {
             }
         }
         if reread {
-            let roots: Vec<Uid> = self.recovery.lock().reading.iter().copied().collect();
-            if roots.is_empty() {
+            if self.recovery.lock().reading.is_empty() {
                 self.recovering.store(false, Ordering::Release);
             }
-            for root in roots {
+            for root in ask {
                 self.ask_header(root);
             }
         }
@@ -112,9 +121,10 @@ impl Engine {
             if let Some(call) = waiter.and_then(|w| w.call) {
                 work.answers.push(Answer { ticket: call.ticket, result: Err(not_stored()), after: 0, root: None });
             }
-            if let Some(loading) = line.loading.take() {
-                work.calls.extend(loading.calls);
+            if let Some(mut loading) = line.loading.take() {
+                self.rerun_load(&mut loading, tree, &state, index, work);
             }
+            let Some(line) = state.line_mut(index) else { continue };
             let (running, depth) = (line.running().is_some(), line.depth);
             if let Some(lease) = line.lease.take() {
                 self.untimer(lease.timer);

@@ -247,12 +247,65 @@ impl Engine {
             // A load without tokens that is under way is of no use to who needs them: it is asked for again after it.
             Some(loading) => loading.calls.push(call),
             None => {
-                line.loading = Some(Box::new(Loading { with_tokens: tokens, calls: vec![call] }));
+                line.loading = Some(Box::new(Loading { with_tokens: tokens, calls: vec![call], granted: None }));
                 self.hold_header(state);
                 let purpose = Purpose::Load { tree: tree.clone(), index, uid };
                 self.ask(after, purpose, |id| Effect::Session { id, uid, with_tokens: tokens });
             }
         }
+    }
+
+    /// As [`Self::load`], for a call that has its slots.
+    pub(crate) fn load_granted(
+        &self,
+        call: Pending,
+        tree: &Arc<Tree>,
+        state: &mut TreeState,
+        index: u32,
+        tokens: bool,
+    ) {
+        self.running.fetch_add(1, Ordering::Relaxed);
+        self.load(call, tree, state, index, tokens);
+        if let Some(loading) = state.line_mut(index).and_then(|l| l.loading.as_mut()) {
+            loading.granted = loading.calls.pop().map(Box::new);
+        }
+    }
+
+    /// Takes the call out that has slots; they are the caller's now. For those who end a load.
+    fn take_granted(&self, loading: &mut Loading) -> Option<Pending> {
+        let call = loading.granted.take()?;
+        self.running.fetch_sub(1, Ordering::Relaxed);
+        Some(*call)
+    }
+
+    /// A load does not end as its calls hoped: gives back the slots of the one that has them, and all calls.
+    fn give_up_load(
+        &self,
+        loading: &mut Loading,
+        tree: &Arc<Tree>,
+        state: &TreeState,
+        index: u32,
+        work: &mut Work,
+    ) -> Vec<Pending> {
+        let mut calls = std::mem::take(&mut loading.calls);
+        if let Some(call) = self.take_granted(loading) {
+            self.return_slots(tree, state, index, work);
+            calls.insert(0, call);
+        }
+        calls
+    }
+
+    /// As `give_up_load`; the calls run again.
+    pub(crate) fn rerun_load(
+        &self,
+        loading: &mut Loading,
+        tree: &Arc<Tree>,
+        state: &TreeState,
+        index: u32,
+        work: &mut Work,
+    ) {
+        let calls = self.give_up_load(loading, tree, state, index, work);
+        work.calls.extend(calls);
     }
 
     /// Has the records of a session read, to answer a repeat from.
@@ -319,6 +372,12 @@ impl Engine {
     pub fn header_loaded(&self, id: u64, root: Uid, tenant: &str, rows: &[HeaderRow], mut now: Moment) {
         let purpose = self.purpose(id);
         let mut work = Work::default();
+        if let Some(Purpose::Recover { root }) = &purpose
+            && !self.recovery.lock().awaits(*root)
+        {
+            // Answered before; by now the tree may have come, changed and gone.
+            return;
+        }
         if !rows.is_empty() {
             count(&self.counters.header_loads);
             if self.insert_tree(&self.tenant(tenant), root, rows, &mut work, &now).is_err() {
@@ -407,7 +466,7 @@ impl Engine {
     pub fn session_loaded(&self, id: u64, loaded: Option<LoadedSession>, mut now: Moment) {
         let mut work = Work::default();
         match self.purpose(id) {
-            Some(Purpose::Load { tree, index, uid }) => self.loaded(&tree, index, uid, loaded, &mut work, &now),
+            Some(Purpose::Load { tree, index, uid }) => self.loaded(&tree, index, uid, loaded, &mut work, &mut now),
             Some(Purpose::Records { call, ended }) => self.records_loaded(*call, ended, loaded, &mut work, &now),
             _ => {}
         }
@@ -422,7 +481,7 @@ impl Engine {
         uid: Uid,
         loaded: Option<LoadedSession>,
         work: &mut Work,
-        now: &Moment,
+        now: &mut Moment,
     ) {
         let mut state = tree.state.lock();
         if state.dropped {
@@ -430,7 +489,7 @@ impl Engine {
             return;
         }
         let Some(line) = state.line_mut(index).filter(|l| l.uid == uid) else { return };
-        let Some(loading) = line.loading.take() else { return };
+        let Some(mut loading) = line.loading.take() else { return };
         let (closed, seq, last) = (line.closed.is_some(), line.seq, line.last);
         let made =
             match &loaded {
@@ -442,16 +501,24 @@ impl Engine {
                 Some(l) => Some(resident_parts(l, last).map_err(|r| r.with("session_id", &line.session_id))),
             };
         match made {
-            None => work.calls.extend(loading.calls),
+            None => self.rerun_load(&mut loading, tree, &state, index, work),
             Some(Err(refusal)) => {
                 count(&self.counters.load_failures);
-                for call in loading.calls {
+                for call in self.give_up_load(&mut loading, tree, &state, index, work) {
                     self.reply(call.ticket, Err(refusal.clone()), tree, &state, work);
                 }
             }
             Some(Ok((facts, metas))) => {
                 let loaded = loaded.expect("it was just read");
                 self.make_resident(tree, &mut state, index, loaded, facts, &metas, loading.with_tokens, now);
+                if let Some(call) = self.take_granted(&mut loading) {
+                    if self.tickets.lock().contains_key(&call.ticket) {
+                        let arrival = call.arrival;
+                        self.begin_with_slots(call, tree, &mut state, index, arrival, work, now);
+                    } else {
+                        self.return_slots(tree, &state, index, work);
+                    }
+                }
                 work.calls.extend(loading.calls);
             }
         }
@@ -526,8 +593,8 @@ impl Engine {
             Some(Purpose::Load { tree, index, uid }) => {
                 let mut state = tree.state.lock();
                 let loading = state.line_mut(index).filter(|l| l.uid == uid).and_then(|l| l.loading.take());
-                if let Some(loading) = loading {
-                    for call in loading.calls {
+                if let Some(mut loading) = loading {
+                    for call in self.give_up_load(&mut loading, &tree, &state, index, &mut work) {
                         self.refuse(call.ticket, refusal.clone(), &mut work);
                     }
                     self.release_header(&tree, &mut state, &now);

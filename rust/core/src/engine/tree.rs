@@ -274,6 +274,9 @@ impl Resident {
 pub(crate) struct Loading {
     pub(crate) with_tokens: bool,
     pub(crate) calls: Vec<Pending>,
+    /// A BeginTurn that waited while its session was unloaded: it has its slots, so nobody overtakes it, and gets its
+    /// grant when the session is in memory. From here on its turn counts as running (I1).
+    pub(crate) granted: Option<Box<Pending>>,
 }
 
 impl Line {

@@ -11,6 +11,7 @@ use crate::error::{Reason, Refusal};
 use crate::slots::reserve;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// How many calls wait, in all and by connection. Only live waits count; a place that is kept does not.
 #[derive(Default)]
@@ -137,6 +138,10 @@ impl Engine {
 
     /// Something was given back to a gate: whoever can go, goes, in order.
     pub(crate) fn pump(&self, from: &Arc<Tree>, gate: Gate, work: &mut Work, now: &mut Moment) {
+        // While nothing new may begin, who waits goes on waiting; `tick` comes back to it.
+        if self.admit_begin().is_err() {
+            return self.stalled.store(true, Ordering::Release);
+        }
         let mut after = None;
         loop {
             let Some((place, tree, index)) = from.queue(gate).next(after) else { return };
@@ -169,12 +174,8 @@ impl Engine {
         let Some(waiter) = self.take_waiter(tree, state, index, now) else { return };
         let (since_ms, place) = (waiter.since_ms, waiter.place);
         let Some(call) = waiter.call else { return };
-        let refusal = if now.mono_ms >= waiter.deadline_ms && waiter.deadline_ms > since_ms {
-            Some(gate_refusal(tree, state, waiter.gate, self.limits.max_turns_per_tree, now.wall_ms))
-        } else {
-            self.admit(&call.call).err()
-        };
-        if let Some(refusal) = refusal {
+        if now.mono_ms >= waiter.deadline_ms && waiter.deadline_ms > since_ms {
+            let refusal = gate_refusal(tree, state, waiter.gate, self.limits.max_turns_per_tree, now.wall_ms);
             self.return_slots(tree, state, index, work);
             self.reply(call.ticket, Err(refusal), tree, state, work);
             return self.drop_unborn(tree, state, index, now);
@@ -243,6 +244,20 @@ impl Engine {
         let (Some(call), Some(line)) = (waiter.call, state.line(index)) else { return };
         let refusal = closed(&line.session_id);
         self.reply(call.ticket, Err(refusal), tree, state, work);
+    }
+
+    /// Once turns may begin again, every gate that somebody waits at is looked at.
+    pub(crate) fn resume_waits(&self, work: &mut Work) {
+        if !self.stalled.load(Ordering::Acquire) || self.admit_begin().is_err() {
+            return;
+        }
+        self.stalled.store(false, Ordering::Release);
+        for state in self.tickets.lock().values() {
+            if let TicketState::Waiting(tree, ..) = state {
+                work.gates.push((tree.clone(), Gate::Tree));
+                work.gates.push((tree.clone(), Gate::Tenant));
+            }
+        }
     }
 
     /// Ends all waits: the server stops.
