@@ -45,6 +45,13 @@ class Cold:
             raise session_not_found(self.engine, row.session_id)
         return found
 
+    def verify(self, row: SessionRow, lines: list[RecordLine]) -> None:
+        """SESSION_CORRUPT unless all records of a session are there as they were appended, payloads apart (I23)."""
+        try:
+            self.engine.verify_chain(lines, row.facts)
+        except ValueError as error:
+            raise self.corrupt(row.session_id, error) from error
+
     def corrupt(self, session_id: str, error: ValueError) -> Refused:
         """DATA_LOSS for a session that does not verify. The engine's message names sequences, never content."""
         message = f"session {session_id!r} does not verify: {error}"

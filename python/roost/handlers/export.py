@@ -58,8 +58,8 @@ def _chosen(cold: Cold, request: trajectory_service_pb2.ExportTrajectoriesReques
 def _session(cold: Cold, row: SessionRow, statuses: frozenset[int]) -> Iterator[bytes]:
     """The parts of one session: the first bears the session, the last says so."""
     row, lines = cold.lines(row)
+    cold.verify(row, lines)
     try:
-        cold.engine.verify_chain(lines, row.facts)
         described = cold.engine.describe([row])[0]
     except ValueError as error:
         raise cold.corrupt(row.session_id, error) from error

@@ -17,6 +17,7 @@ def read_history(cold: Cold, data: bytes) -> Iterator[bytes]:
         if status not in types_pb2.RecordStatus.values() or not status:
             raise invalid(cold.engine, "statuses", f"{status} is not a record status", value=status)
     row, lines = cold.lines(cold.session(request.session_id))
+    cold.verify(row, lines)
     wanted = frozenset(request.statuses)
     chosen = [
         line for line in reversed(lines) if (not wanted or line.status in wanted) and line.turn >= request.from_turn

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from .base import StoreFailed
-
 # roost.store.v1.SessionFacts.state_seq
 _STATE_SEQ = 7
 
 
 def state_seq(facts: bytes) -> int:
-    """The rowid of the record that holds the client's state, 0 if none. StoreFailed if `facts` is no protobuf."""
+    """The rowid of the record that holds the client's state, 0 if none.
+
+    0 as well for damaged facts: one session is no reason for the store to fail. The engine, which decodes all of them
+    and verifies the state against its digest, says that the session is corrupt.
+    """
     place, end, value = 0, len(facts), 0
     try:
         while place < end:
@@ -29,10 +31,8 @@ def state_seq(facts: bytes) -> int:
             else:
                 raise IndexError
     except IndexError:
-        raise StoreFailed("a session's facts cannot be read") from None
-    if place != end:
-        raise StoreFailed("a session's facts cannot be read")
-    return value
+        return 0
+    return value if place == end and value < 1 << 63 else 0
 
 
 def _varint(data: bytes, place: int) -> tuple[int, int]:

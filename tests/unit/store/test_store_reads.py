@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -267,6 +266,6 @@ def test_state_seq_is_read_out_of_the_facts(seq: int) -> None:
 
 
 @given(st.binary(max_size=40))
-def test_any_bytes_as_facts_end_in_a_number_or_a_clear_error(data: bytes) -> None:
-    with contextlib.suppress(StoreFailed):
-        assert state_seq(data) >= 0
+def test_any_bytes_as_facts_end_in_a_rowid(data: bytes) -> None:
+    """Damaged facts are one session's trouble: the engine finds them, the store goes on."""
+    assert 0 <= state_seq(data) < 1 << 63
