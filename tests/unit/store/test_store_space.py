@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from small_disk import mounted
 from store_rows import FakeBatch, Maker, dump, integrity, uid_of
 
 from roost.store import Outcome, SqliteStore, StoreError, space
@@ -104,21 +104,8 @@ def test_a_disk_full_at_creation(
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A real file system of 16 MiB."""
-    image, mount = tmp_path / "image", tmp_path / "disk"
-    with image.open("wb") as file:
-        file.truncate(16 << 20)
-    mount.mkdir()
-    try:
-        subprocess.run(
-            ["mkfs.ext4", "-q", "-m", "0", "-O", "^has_journal", str(image)], check=True, capture_output=True
-        )
-        subprocess.run(["mount", "-o", "loop", str(image), str(mount)], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("needs root, mkfs.ext4 and a loop device")
-    try:
+    with mounted(tmp_path, 16 << 20) as mount:
         yield mount
-    finally:
-        subprocess.run(["umount", "-l", str(mount)], check=True)
 
 
 def test_a_real_disk_fills_up_and_is_emptied(small_disk: Path) -> None:
