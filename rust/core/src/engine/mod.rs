@@ -3,8 +3,8 @@
 //! Sans-IO: bytes come in, replies, refusals or tickets go out; what must be stored or read leaves as batches and
 //! effects, whose results are reported back. Time and randomness come in with each call ([`Moment`]).
 //!
-//! Locks, outermost first: a tree, then a gate's queue, the journal, or one of the small tables below; two trees are
-//! never locked at once. Whatever a transition sets off elsewhere (a waiter of another tree, an eviction, calls that
+//! Locks, outermost first: the world (shared by all but the undoing of lost entries), a tree, then a gate's queue, the
+//! journal, or one of the small tables below; two trees are never locked at once. Whatever a transition sets off elsewhere (a waiter of another tree, an eviction, calls that
 //! were parked) is noted in [`Work`] and done when the tree's lock is free.
 
 mod begin;
@@ -30,7 +30,7 @@ use crate::residency::{Handle, Index};
 use crate::slots::SlotNode;
 use crate::sync::Padded;
 use directory::Directory;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use prost::Message;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
@@ -209,6 +209,9 @@ pub struct Engine {
     timers: Mutex<BTreeMap<TimerKey, Timer>>,
     next_timer: AtomicU64,
     waiting: Mutex<wait::Waiting>,
+    /// Held shared by whatever makes a transition, and alone while lost entries are undone: nothing is decided by a tree
+    /// whose last entries were lost and which is still to be dropped.
+    world: RwLock<()>,
     recovery: Mutex<recover::Recovery>,
     recovering: AtomicBool,
     space: AtomicU8,
@@ -250,6 +253,7 @@ impl Engine {
             timers: Mutex::default(),
             next_timer: AtomicU64::new(0),
             waiting: Mutex::default(),
+            world: RwLock::new(()),
             recovery: Mutex::default(),
             recovering: AtomicBool::new(false),
             space: AtomicU8::new(Space::Ok as u8),
@@ -271,6 +275,7 @@ impl Engine {
                 return Outcome::Refused(refusal);
             }
         };
+        let _going = self.world.read();
         let ticket = self.next_ticket.fetch_add(1, Ordering::Relaxed);
         self.tickets.lock().insert(ticket, TicketState::Open);
         let mut work = Work { direct: Some(ticket), ..Work::default() };
@@ -296,6 +301,7 @@ impl Engine {
     /// The caller of `ticket` is gone. A wait leaves its queue (or keeps its place for its repeat), a grant not yet
     /// answered is released; a journaled entry is never undone.
     pub fn cancel(&self, ticket: u64, mut now: Moment) {
+        let _going = self.world.read();
         let Some(state) = self.tickets.lock().remove(&ticket) else { return };
         let mut work = Work::default();
         match state {
@@ -308,6 +314,7 @@ impl Engine {
 
     /// The reply to `request` could not be written. A grant in it is released at once.
     pub fn undelivered(&self, method: Method, request: &[u8], reply: &[u8], tenant: &str, mut now: Moment) {
+        let _going = self.world.read();
         let lease = match method {
             Method::BeginTurn => v1::BeginTurnResponse::decode(reply).ok().and_then(|r| r.grant),
             Method::CommitTurn => v1::CommitTurnResponse::decode(reply).ok().and_then(|r| r.next),
@@ -329,6 +336,7 @@ impl Engine {
     pub fn tick(&self, mut now: Moment) -> u64 {
         /// Timers handled in one call: the rest follows in the next, so that no call is long.
         const AT_ONCE: usize = 256;
+        let _going = self.world.read();
         let mut work = Work { evict: true, ..Work::default() };
         // While nothing can be written nothing may end; the timers stay due.
         let held_up = self.recovering.load(Ordering::Acquire) || self.space() == Space::Full || self.journal.full();
@@ -393,6 +401,7 @@ impl Engine {
 
     /// From now on turns are not begun and waits end; what runs may end.
     pub fn begin_drain(&self, mut now: Moment) {
+        let _going = self.world.read();
         self.draining.store(true, Ordering::Release);
         let mut work = Work::default();
         self.end_all_waits(&mut work);

@@ -37,26 +37,34 @@ pub enum Appended {
 impl Engine {
     /// Ends the batch in flight.
     pub fn appended(&self, outcome: &Appended, mut now: Moment) {
-        let mut work = Work::default();
-        let released = match outcome {
-            Appended::Stored { quarantine } => {
-                count(&self.counters.batches_stored);
-                self.recovery.lock().quarantined.extend(quarantine);
-                self.journal.stored(quarantine)
-            }
-            Appended::RefusedFull | Appended::Refused => {
-                count(&self.counters.batches_refused);
-                if *outcome == Appended::RefusedFull {
-                    self.set_space(Space::Full);
+        let mut work = Work { evict: true, ..Work::default() };
+        if *outcome == (Appended::Stored { quarantine: Vec::new() }) {
+            let _going = self.world.read();
+            count(&self.counters.batches_stored);
+            let released = self.journal.stored(&[]);
+            self.settle(released, false, &mut work, &mut now);
+            return self.finish(&mut work, &mut now);
+        }
+        {
+            let _alone = self.world.write();
+            let released = match outcome {
+                Appended::Stored { quarantine } => {
+                    count(&self.counters.batches_stored);
+                    self.recovery.lock().quarantined.extend(quarantine);
+                    self.journal.stored(quarantine)
                 }
-                // Closed first, so that no call slips in between the loss and the re-reading.
-                self.recovering.store(true, Ordering::Release);
-                self.journal.refused()
-            }
-        };
-        let refused = !matches!(outcome, Appended::Stored { .. });
-        self.settle(released, refused, &mut work, &mut now);
-        work.evict = true;
+                Appended::RefusedFull | Appended::Refused => {
+                    count(&self.counters.batches_refused);
+                    if *outcome == Appended::RefusedFull {
+                        self.set_space(Space::Full);
+                    }
+                    self.recovering.store(true, Ordering::Release);
+                    self.journal.refused()
+                }
+            };
+            self.settle(released, !matches!(outcome, Appended::Stored { .. }), &mut work, &mut now);
+        }
+        let _going = self.world.read();
         self.finish(&mut work, &mut now);
     }
 

@@ -247,7 +247,7 @@ impl Engine {
             // A load without tokens that is under way is of no use to who needs them: it is asked for again after it.
             Some(loading) => loading.calls.push(call),
             None => {
-                line.loading = Some(Box::new(Loading { with_tokens: tokens, calls: vec![call], granted: None }));
+                line.loading = Some(Box::new(Loading { with_tokens: tokens, calls: vec![call], ..Loading::default() }));
                 self.hold_header(state);
                 let purpose = Purpose::Load { tree: tree.clone(), index, uid };
                 self.ask(after, purpose, |id| Effect::Session { id, uid, with_tokens: tokens });
@@ -268,6 +268,7 @@ impl Engine {
         self.load(call, tree, state, index, tokens);
         if let Some(loading) = state.line_mut(index).and_then(|l| l.loading.as_mut()) {
             loading.granted = loading.calls.pop().map(Box::new);
+            loading.granted_after = self.counters.batches_refused.load(Ordering::Acquire);
         }
     }
 
@@ -337,6 +338,7 @@ impl Engine {
 
     /// The answer to a Find.
     pub fn found(&self, id: u64, found: Option<FoundSession>, mut now: Moment) {
+        let _going = self.world.read();
         let Some(Purpose::Find { tenant, session_id, departures }) = self.purpose(id) else { return };
         let current = tenant.directory.departures(&session_id);
         if current != departures {
@@ -370,6 +372,7 @@ impl Engine {
 
     /// The answer to a Header, and what start-up brings in (`id` 0).
     pub fn header_loaded(&self, id: u64, root: Uid, tenant: &str, rows: &[HeaderRow], mut now: Moment) {
+        let _going = self.world.read();
         let purpose = self.purpose(id);
         let mut work = Work::default();
         if let Some(Purpose::Recover { root }) = &purpose
@@ -464,6 +467,7 @@ impl Engine {
 
     /// The answer to a Session: a reload, or the records that a repeat is answered from.
     pub fn session_loaded(&self, id: u64, loaded: Option<LoadedSession>, mut now: Moment) {
+        let _going = self.world.read();
         let mut work = Work::default();
         match self.purpose(id) {
             Some(Purpose::Load { tree, index, uid }) => self.loaded(&tree, index, uid, loaded, &mut work, &mut now),
@@ -512,11 +516,13 @@ impl Engine {
                 let loaded = loaded.expect("it was just read");
                 self.make_resident(tree, &mut state, index, loaded, facts, &metas, loading.with_tokens, now);
                 if let Some(call) = self.take_granted(&mut loading) {
-                    if self.tickets.lock().contains_key(&call.ticket) {
+                    let sound = loading.granted_after == self.counters.batches_refused.load(Ordering::Acquire);
+                    if sound && self.admit_begin().is_ok() && self.tickets.lock().contains_key(&call.ticket) {
                         let arrival = call.arrival;
                         self.begin_with_slots(call, tree, &mut state, index, arrival, work, now);
                     } else {
                         self.return_slots(tree, &state, index, work);
+                        work.calls.push_back(call);
                     }
                 }
                 work.calls.extend(loading.calls);
@@ -572,6 +578,7 @@ impl Engine {
 
     /// The answer to a Read.
     pub fn session_read(&self, id: u64, row: Option<SessionRow>, mut now: Moment) {
+        let _going = self.world.read();
         let Some(Purpose::Read { call }) = self.purpose(id) else { return };
         let mut work = Work::default();
         self.row_read(*call, row, &mut work);
@@ -580,6 +587,7 @@ impl Engine {
 
     /// A read failed: its calls get a clear error, and nothing else changes.
     pub fn load_failed(&self, id: u64, message: &str, mut now: Moment) {
+        let _going = self.world.read();
         let mut work = Work::default();
         let refusal =
             Refusal::new(Reason::LoadFailed, format!("the store could not be read: {message}")).retry_after(1_000);

@@ -277,6 +277,8 @@ pub(crate) struct Loading {
     /// A BeginTurn that waited while its session was unloaded: it has its slots, so nobody overtakes it, and gets its
     /// grant when the session is in memory. From here on its turn counts as running (I1).
     pub(crate) granted: Option<Box<Pending>>,
+    /// How many batches had been refused when it got them. One more, and what freed its slots may not have happened.
+    pub(crate) granted_after: u64,
 }
 
 impl Line {
