@@ -49,8 +49,8 @@ struct Engine {
     started: Instant,
     writer: Signal,
     reader: Signal,
-    /// Entries of the batch before: as many callers are about to come back.
-    last_batch: AtomicU64,
+    /// Entries that were stored or queued when the last batch ended: as many callers are about.
+    company: AtomicU64,
 }
 
 impl Engine {
@@ -112,7 +112,7 @@ impl Engine {
             started: Instant::now(),
             writer: Signal::default(),
             reader: Signal::default(),
-            last_batch: AtomicU64::new(0),
+            company: AtomicU64::new(0),
         })
     }
 
@@ -234,11 +234,11 @@ impl Engine {
                 self.writer.sleep(Duration::from_millis(timeout_ms));
             }
             if !self.engine.has_entries() {
-                self.last_batch.store(0, Ordering::Relaxed);
+                self.company.store(0, Ordering::Relaxed);
                 return None;
             }
-            // Callers of the batch before come back together; a lone caller waits for nobody.
-            let expected = self.last_batch.load(Ordering::Relaxed);
+            // Whoever was in flight a moment ago comes back together; a lone caller waits for nobody.
+            let expected = self.company.load(Ordering::Relaxed);
             let until = Instant::now() + Duration::from_micros(linger_us);
             while self.engine.in_flight().1 < expected {
                 let left = until.saturating_duration_since(Instant::now());
@@ -247,7 +247,6 @@ impl Engine {
                 }
                 self.writer.sleep(left);
             }
-            self.last_batch.store(self.engine.in_flight().1, Ordering::Relaxed);
             self.engine.take_batch().map(|batch| Batch { batch })
         })
     }
@@ -267,6 +266,7 @@ impl Engine {
             other => return Err(PyValueError::new_err(format!("no outcome is called {other:?}"))),
         };
         Ok(py.detach(|| {
+            self.company.store(self.engine.in_flight().1, Ordering::Relaxed);
             self.engine.appended(&outcome, self.now());
             self.stirred()
         }))
