@@ -55,14 +55,17 @@ class JournalWriter:
         self._thread.join()
 
     def _run(self) -> None:
+        carried = time.monotonic()
         try:
             while True:
                 batch = self._engine.next_batch(timeout_ms=_IDLE_MS, linger_us=LINGER_US)
                 if batch is not None:
                     self._carry(batch)
+                    carried = time.monotonic()
                 elif self._stopping:
                     return
-                else:
+                elif time.monotonic() - carried >= _IDLE_MS / 1_000:
+                    # None comes early when the thread was woken for what it had taken already: that is no quiet time.
                     self._store.idle()
                 if time.monotonic() - self._probed >= PROBE_SECONDS:
                     self._probe()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from roost.handlers import journal
 from roost.handlers.journal import JournalWriter
 from roost.store.base import Outcome, StoreFailed
 
@@ -118,6 +120,40 @@ def test_an_unknown_outcome_is_never_reported_and_ends_the_process(error: Except
     # I25: only the store's own words are repeated.
     assert ("the disk is gone" in failures[0]) == isinstance(error, StoreFailed)
     assert "secret" not in failures[0]
+
+
+def test_the_store_tidies_up_after_a_quiet_time_and_never_between_two_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No batch may be there for once while calls keep coming: emptying the log then would stand in their way."""
+    now, idle_at = [100.0], []
+    monkeypatch.setattr(journal, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    script: list[tuple[float, FakeBatch | None]] = [
+        (0.01, FakeBatch(b"a")),
+        (0.0, None),  # woken for what it had taken already
+        (0.4, FakeBatch(b"b")),
+        (0.2, None),
+        (0.5, None),
+        (0.1, FakeBatch(b"c")),
+        (0.0, None),
+    ]
+
+    class Engine(FakeEngine):
+        def next_batch(self, timeout_ms: int, linger_us: int) -> FakeBatch | None:
+            if not script:
+                writer._stopping = True
+                return None
+            passed, batch = script.pop(0)
+            now[0] += passed
+            return batch
+
+    class Store(FakeStore):
+        def idle(self) -> None:
+            idle_at.append(round(now[0] - 100.0, 2))
+
+    parts: tuple[Any, Any] = (Engine(), Store(lambda _: STORED))
+    failures: list[str] = []
+    writer = JournalWriter(*parts, wake=lambda: None, fail=failures.append)
+    writer._run()
+    assert (idle_at, failures) == ([1.11], [])
 
 
 def test_a_disk_that_fills_up_between_the_trees_of_a_batch_ends_the_process() -> None:
