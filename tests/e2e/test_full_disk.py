@@ -44,7 +44,8 @@ class Ledger:
         self._made = 0
 
     def open(self, api: Api) -> str:
-        name = api.open(fresh()).session.session_id
+        name = fresh()
+        api.open(name)
         self.contents[name] = []
         return name
 
