@@ -65,6 +65,15 @@ def _smear(path: Path) -> None:
             file.write(b"\xff" * 64)
 
 
+def _page(path: Path) -> None:
+    """One page that no start needs."""
+    with contextlib.closing(sqlite3.connect(path)) as conn:
+        (page,) = conn.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'session_open_path'").fetchone()
+    with path.open("r+b") as file:
+        file.seek((page - 1) * 4096)
+        file.write(b"\xff" * 64)
+
+
 def _bits(path: Path) -> None:
     """Some bits of the schema's own page."""
     with path.open("r+b") as file:
@@ -81,6 +90,7 @@ def _bits(path: Path) -> None:
         (_stump, "is not a SQLite database"),
         (_cut, "is damaged"),
         (_smear, "is damaged"),
+        (_page, "is damaged"),
         (_bits, "is damaged"),
     ],
 )

@@ -23,7 +23,8 @@ USED_BY: Final = {
 COUNTERS: Final = frozenset(
     (
         "turns_begun turns_committed turns_aborted turns_expired turns_released sessions_opened sessions_closed "
-        "evictions header_evictions reloads header_loads load_failures refusals batches_stored entries_stored batches_refused"
+        "evictions header_evictions reloads header_loads load_failures refusals batches_stored entries_stored "
+        "batches_refused"
     ).split()
 )
 
