@@ -20,8 +20,6 @@ pub enum Code {
     AlreadyExists = 6,
     ResourceExhausted = 8,
     FailedPrecondition = 9,
-    Aborted = 10,
-    Unimplemented = 12,
     Internal = 13,
     Unavailable = 14,
     DataLoss = 15,
@@ -60,7 +58,6 @@ reasons! {
     BadPageToken "BAD_PAGE_TOKEN" InvalidArgument "The page token is not one of this list with these filters." "Start the list again.";
     LeaseMalformed "LEASE_MALFORMED" InvalidArgument "The bytes are not a lease of this server." "Send the lease of BeginTurn as it came.";
     RequestMismatch "REQUEST_MISMATCH" InvalidArgument "This request_id was used with another payload." "Use a new request_id for a new request.";
-    UnknownMethod "UNKNOWN_METHOD" Unimplemented "The server has no such method." "Update the server or the client.";
     SessionNotFound "SESSION_NOT_FOUND" NotFound "No session of this id is known." "Open it first.";
     ParentNotFound "PARENT_NOT_FOUND" NotFound "No session of the parent's id is known." "Open the parent first.";
     SessionExists "SESSION_EXISTS" AlreadyExists "A session of this id is open." "Use it, choose another id, or say if_exists RETURN.";
@@ -72,7 +69,7 @@ reasons! {
     LeaseLost "LEASE_LOST" FailedPrecondition "The lease is not the session's latest grant, or its turn has ended. Nothing was written." "Begin the turn again.";
     TokenPrefixMismatch "TOKEN_PREFIX_MISMATCH" FailedPrecondition "The token span does not continue the checkpoint." "Send the right offset, raise max_trim, or set new_segment.";
     TreeTurns "TREE_TURNS" ResourceExhausted "The tree runs as many turns as it may." "Wait for a slot (`wait`), or end a turn that the details name.";
-    TenantTurns "TENANT_TURNS" ResourceExhausted "The tenant runs as many turns as it may." "Wait for a slot (`wait`), or end a turn that the details name.";
+    TenantTurns "TENANT_TURNS" ResourceExhausted "The tenant runs as many turns as it may." "Wait for a slot (`wait`), or end a running turn (list them by activity RUNNING).";
     TreeSessions "TREE_SESSIONS" ResourceExhausted "The tree has as many open sessions as it may." "Close sessions of the tree.";
     TreeDepth "TREE_DEPTH" ResourceExhausted "The tree is as deep as it may be." "Open the session higher up.";
     QueueFull "QUEUE_FULL" ResourceExhausted "As many calls wait as may, on this connection or in all." "Wait less, or spread waiting calls over connections.";

@@ -108,8 +108,8 @@ pub(crate) enum Held {
     Answer(Answer),
     /// A read of the store that must see the entry.
     Effect(u64),
-    /// A tree whose closed lines can go.
-    Cleanup(Arc<Tree>),
+    /// Lines of a tree that are closed and can go.
+    Cleanup(Arc<Tree>, Vec<u32>),
 }
 
 /// Rows to store in one transaction.
@@ -167,8 +167,6 @@ pub(crate) struct Journal {
     durable: AtomicU64,
     bytes: AtomicU64,
     entries: AtomicU64,
-    /// The highest sequence that was refused.
-    last_lost: AtomicU64,
     bound: u64,
 }
 
@@ -178,8 +176,6 @@ struct Inner {
     flight: Vec<Sent>,
     flight_last: Seq,
     held: BTreeMap<Seq, Vec<Held>>,
-    /// First and last sequence of what each refusal took.
-    lost: Vec<(Seq, Seq)>,
 }
 
 /// The journal while one entry is being made: the sequence is fixed.
@@ -220,14 +216,12 @@ impl Journal {
             flight: Vec::new(),
             flight_last: last_seq,
             held: BTreeMap::new(),
-            lost: Vec::new(),
         };
         Journal {
             inner: Mutex::new(inner),
             durable: AtomicU64::new(last_seq),
             bytes: AtomicU64::new(0),
             entries: AtomicU64::new(0),
-            last_lost: AtomicU64::new(0),
             bound,
         }
     }
@@ -271,13 +265,6 @@ impl Journal {
         }
         inner.held.entry(seq).or_default().push(held);
         None
-    }
-
-    /// Whether the entry of this sequence, which is spent, was refused: between its append and [`Journal::hold`] the
-    /// writer may have been faster.
-    pub(crate) fn lost(&self, seq: Seq) -> bool {
-        let within = |(first, last): &(Seq, Seq)| (*first..=*last).contains(&seq);
-        seq <= self.last_lost.load(Ordering::Acquire) && self.inner.lock().lost.iter().any(within)
     }
 
     /// The next batch, if none is in flight and there is something to store.
@@ -330,7 +317,7 @@ impl Journal {
                 let (gone, kept): (Vec<_>, Vec<_>) = held.1.into_iter().partition(|h| match h {
                     // One of several trees (RenewTurns) may tell of one that was lost.
                     Held::Answer(a) => a.root.is_none_or(|r| quarantine.contains(&r)),
-                    Held::Cleanup(t) => lost(t),
+                    Held::Cleanup(t, _) => lost(t),
                     // Which tree it is of is not known here: what it is for is decided again.
                     Held::Effect(_) => true,
                 });
@@ -354,9 +341,6 @@ impl Journal {
             self.forget(&sent, &mut out);
             out.lost_trees.push(sent.tree);
         }
-        let (first, last) = (self.durable() + 1, inner.next - 1);
-        inner.lost.push((first, last));
-        self.last_lost.store(last, Ordering::Release);
         // The sequences are spent: nothing will ever bear them, and what waits for them must not wait for ever.
         self.durable.store(inner.next - 1, Ordering::Release);
         out.lost_held.extend(std::mem::take(&mut inner.held).into_values().flatten());

@@ -207,14 +207,6 @@ impl Engine {
         py.detach(|| engine::verify_history(&lines, last, facts)).map_err(corrupt)
     }
 
-    fn resident_uids<'py>(&self, py: Python<'py>, tenant: &str) -> Vec<Bound<'py, PyBytes>> {
-        rows::uids(py, &py.detach(|| self.engine.uids_in_memory(tenant).0))
-    }
-
-    fn waiting_uids<'py>(&self, py: Python<'py>, tenant: &str) -> Vec<Bound<'py, PyBytes>> {
-        rows::uids(py, &py.detach(|| self.engine.uids_in_memory(tenant).1))
-    }
-
     fn stats(&self) -> BTreeMap<&'static str, i64> {
         self.engine.stats().into_iter().collect()
     }
@@ -240,7 +232,7 @@ impl Engine {
             // Whoever was in flight a moment ago comes back together; a lone caller waits for nobody.
             let expected = self.company.load(Ordering::Relaxed);
             let until = Instant::now() + Duration::from_micros(linger_us);
-            while self.engine.in_flight().1 < expected {
+            while self.engine.backlog() < expected {
                 let left = until.saturating_duration_since(Instant::now());
                 if left.is_zero() {
                     break;
@@ -266,7 +258,7 @@ impl Engine {
             other => return Err(PyValueError::new_err(format!("no outcome is called {other:?}"))),
         };
         Ok(py.detach(|| {
-            self.company.store(self.engine.in_flight().1, Ordering::Relaxed);
+            self.company.store(self.engine.backlog(), Ordering::Relaxed);
             self.engine.appended(&outcome, self.now());
             self.stirred()
         }))

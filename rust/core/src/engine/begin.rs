@@ -8,7 +8,7 @@ use super::{
 };
 use crate::error::{Reason, Refusal};
 use crate::gen_v1 as v1;
-use crate::ids::{LeaseToken, fingerprint, repeats};
+use crate::ids::{LeaseToken, check_session_id, fingerprint, repeats};
 use parking_lot::MutexGuard;
 use prost::Message;
 use std::sync::Arc;
@@ -36,12 +36,10 @@ impl Engine {
         };
         let Some((call, site)) = self.site(call, work, now) else { return };
         let Call::Begin(Begin { open: Some(options), .. }) = &call.call else { return };
-        let mut state = site.tree.state.lock();
-        if state.dropped {
-            drop(state);
+        let Some(mut state) = site.enter() else {
             work.calls.push_back(call);
             return;
-        }
+        };
         if let Err(refusal) = self.check_birth(&state, site.parent, &options.name) {
             return self.reply(call.ticket, Err(refusal), &site.tree, &state, work);
         }
@@ -71,9 +69,24 @@ impl Engine {
         }
         let (Call::Begin(begin), Some(line)) = (&call.call, state.line(index)) else { return };
         if line.born || line.closed.is_some() {
+            let seen =
+                |r: &Resident| begin.mark.as_ref().is_some_and(|m| r.requests.contains(&fingerprint(&m.request_id)));
+            let (uid, after) = (line.uid, state.last_seq);
             match self.check_begin(begin, line, now) {
-                Err(refusal) => return self.reply(call.ticket, Err(refusal), tree, state, work),
                 Ok(Standing::Repeat) => return self.repeat_begin(call, tree, state, index, work, now),
+                // A repeat whose turn is over is told so, whatever the session does by now.
+                Err(refusal)
+                    if matches!(refusal.reason, Reason::TurnMismatch | Reason::TurnInProgress)
+                        && begin.mark.is_some()
+                        && !call.request_is_new =>
+                {
+                    return match &line.resident {
+                        None => self.load(call, tree, state, index, false),
+                        Some(resident) if seen(resident) => self.ask_records(call, uid, false, after),
+                        Some(_) => self.reply(call.ticket, Err(refusal), tree, state, work),
+                    };
+                }
+                Err(refusal) => return self.reply(call.ticket, Err(refusal), tree, state, work),
                 Ok(Standing::New) => {}
             }
             // What the grant's answer needs comes to memory before a slot is taken: a load can fail, a grant cannot.
@@ -81,9 +94,7 @@ impl Engine {
             let Some(resident) = &line.resident else {
                 return self.load(call, tree, state, index, tokens);
             };
-            let seen = |m: &crate::gen_store::RequestMark| resident.requests.contains(&fingerprint(&m.request_id));
-            if !call.request_is_new && begin.mark.as_ref().is_some_and(seen) {
-                let (uid, after) = (line.uid, state.last_seq);
+            if !call.request_is_new && seen(resident) {
                 return self.ask_records(call, uid, false, after);
             }
             if tokens && !resident.has_tokens() {
@@ -111,9 +122,15 @@ impl Engine {
                 let refusal = refusal.with("session_id", &line.session_id).with("waited_ms", waited);
                 return self.reply(call.ticket, Err(refusal), tree, state, work);
             }
+            let waits = begin.wait_ms > 0;
+            if same && !waits && waiter.call.is_some() {
+                // The call that waits is not given up for one that would not.
+                let refusal = Refusal::new(Reason::TurnInProgress, "the same request waits for a slot in another call");
+                return self.reply(call.ticket, Err(refusal), tree, state, work);
+            }
             if !begin.validate_only {
                 arrival = same.then_some(waiter.place.arrival);
-                if let Some(old) = self.take_waiter(tree, state, index, now).and_then(|w| w.call) {
+                if let Some(old) = self.take_waiter(tree, state, index, work, now).and_then(|w| w.call) {
                     let refusal = Refusal::new(Reason::TurnInProgress, "the same request waits in another call");
                     self.reply(old.ticket, Err(refusal), tree, state, work);
                 }
@@ -205,11 +222,18 @@ impl Engine {
             return;
         };
         let reply = v1::BeginTurnResponse { grant: Some(grant), uid: line.uid.to_string(), created: unborn };
-        if let Some(t) = self.tickets.lock().get_mut(&ticket) {
-            *t = TicketState::Granted(tree.clone(), index, fence);
-        }
+        self.granted(ticket, tree, index, fence, work);
         self.reply(ticket, Ok(reply.encode_to_vec()), tree, state, work);
         work.evict = true;
+    }
+
+    /// Notes whose grant it is: should the caller be gone before it has the answer, the grant is released.
+    pub(crate) fn granted(&self, ticket: u64, tree: &Arc<Tree>, index: u32, fence: u64, work: &mut Work) {
+        match self.tickets.lock().get_mut(&ticket) {
+            Some(state) => *state = TicketState::Granted(tree.clone(), index, fence),
+            // Gone while it was being made.
+            None => work.releases.push((tree.clone(), index, fence)),
+        }
     }
 
     fn holds_answer(&self, begin: &Begin, line: &Line, resident: &Resident) -> bool {
@@ -380,9 +404,8 @@ impl Engine {
         if let Some(lease) = state.line_mut(index).and_then(|l| l.lease.as_mut()) {
             // Its first caller may be gone and not noticed yet: that one's end must not take it from this one.
             lease.answers += 1;
-            if let Some(t) = self.tickets.lock().get_mut(&call.ticket) {
-                *t = TicketState::Granted(tree.clone(), index, lease.fence);
-            }
+            let fence = lease.fence;
+            self.granted(call.ticket, tree, index, fence, work);
         }
         self.reply(call.ticket, Ok(reply.encode_to_vec()), tree, state, work);
     }
@@ -391,6 +414,10 @@ impl Engine {
     pub(crate) fn release_grant(&self, tree: &Arc<Tree>, index: u32, fence: u64, work: &mut Work, now: &Moment) {
         let mut state = tree.state.lock();
         if state.dropped {
+            return;
+        }
+        if self.admit_change().is_err() {
+            // Nothing can be written: the grant lives until its lease ends.
             return;
         }
         let Some(line) = state.line_mut(index) else { return };
@@ -423,44 +450,31 @@ impl Engine {
     /// Each lease by itself. The header of a running turn is always in memory; only for one that is not there is the
     /// store asked what became of its session.
     pub(crate) fn renew(&self, mut call: Pending, work: &mut Work, now: &Moment) {
+        let losses = self.losses.load(Ordering::Acquire);
         if let Call::Renew(renew) = &mut call.call
-            && renew.after > 0
+            && renew.losses != losses
         {
-            let quarantined = self.recovery.lock().quarantined.len();
-            if self.journal.lost(renew.after) || quarantined != renew.quarantined {
-                // What the answers so far tell of may not have happened.
-                renew.results.clear();
-                (renew.after, renew.quarantined) = (0, quarantined);
-            }
+            // What the answers so far tell of may not have happened.
+            renew.results.clear();
+            (renew.after, renew.losses) = (0, losses);
         }
         loop {
             let Call::Renew(renew) = &mut call.call else { return };
             let Some(renewal) = renew.renewals.get(renew.results.len()) else { break };
-            let result = match LeaseToken::decode(&renewal.lease) {
-                Err(refusal) => Err(refusal),
-                Ok(token) => {
-                    let id = renewal.session_id.clone();
-                    match self.locate(call, &id, work) {
-                        Located::Gone => return,
-                        Located::Absent(c) => {
-                            call = c;
-                            Err(not_found(&id))
-                        }
-                        Located::Ended(c, _) => {
-                            call = c;
-                            Err(closed(&id))
-                        }
-                        Located::At(c, tree, index) => {
-                            call = c;
-                            let Call::Renew(renew) = &mut call.call else { return };
-                            let Some(state) = Self::still_at(&tree, index, &id) else {
-                                // It left memory this moment: what it was is looked up again.
-                                work.calls.push_back(call);
-                                return;
-                            };
-                            renew_one(state, index, &id, &token, &mut renew.after, now)
-                        }
-                    }
+            let id = renewal.session_id.clone();
+            let checked =
+                check_session_id("renewals.session_id", &id).and_then(|()| LeaseToken::decode(&renewal.lease));
+            let result = match (checked, call.tenant.directory.get(&id)) {
+                (Err(refusal), _) => Err(refusal),
+                // A turn that runs is in memory: only what became of the session is still to be told.
+                (Ok(_), None) => return self.ask_row(call, &id, 0),
+                (Ok(token), Some((tree, index))) => {
+                    let Some(state) = Self::still_at(&tree, index, &id) else {
+                        // It left memory this moment: what it was is looked up again.
+                        work.calls.push_back(call);
+                        return;
+                    };
+                    renew_one(state, index, &id, &token, &mut renew.after, now)
                 }
             };
             let Call::Renew(renew) = &mut call.call else { return };
@@ -476,6 +490,25 @@ impl Engine {
         let Call::Renew(renew) = call.call else { return };
         let reply = v1::RenewTurnsResponse { results: renew.results }.encode_to_vec();
         work.answers.push(Answer { ticket: call.ticket, result: Ok(reply), after: renew.after, root: None });
+    }
+
+    /// What the store says of a session whose lease is to be renewed and which is not in memory.
+    pub(crate) fn renew_row_read(&self, mut call: Pending, row: Option<super::SessionRow>, work: &mut Work) {
+        let Call::Renew(renew) = &mut call.call else { return };
+        let Some(id) = renew.renewals.get(renew.results.len()).map(|r| r.session_id.clone()) else { return };
+        let refusal = match row {
+            None => not_found(&id),
+            Some(row) if row.state != v1::SessionState::Open as i32 => closed(&id),
+            // It came to memory meanwhile: there it is looked at.
+            Some(_) if call.tenant.directory.get(&id).is_some() => {
+                work.calls.push_back(call);
+                return;
+            }
+            Some(row) if self.recovery.lock().quarantined.contains(&row.root) => super::quarantined(&id),
+            Some(_) => lease_lost(&id, "no turn of it runs"),
+        };
+        renew.results.push(v1::RenewalResult { refusal: Some(refusal.to_proto()), ..Default::default() });
+        work.calls.push_back(call);
     }
 }
 

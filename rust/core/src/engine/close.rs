@@ -75,10 +75,12 @@ impl Engine {
             v1::CloseReason::Unspecified => v1::CloseReason::Quit,
             reason => reason,
         };
+        // The journal is everybody's: what takes time is done before it is locked.
+        let all = state.subtree(index);
         let appending = self.journal.append();
         let seq = appending.seq;
         let mut ops = Vec::new();
-        let ending = self.seal(state, index, reason, close.mark.clone(), seq, &mut ops, now);
+        let ending = self.seal(state, &all, reason, close.mark.clone(), seq, &mut ops, now);
         state.last_seq = seq;
         appending.push(tree, ops, Vec::new());
         let receipt = Some(super::read::receipt(&ending.receipt));
@@ -87,19 +89,20 @@ impl Engine {
         self.reply(call.ticket, Ok(reply.encode_to_vec()), tree, state, work);
     }
 
-    /// Writes the end of a session and its open descendants into the entry of sequence `seq`.
+    /// Writes the end of a session and its open descendants (`all`, as [`TreeState::subtree`] gives them) into the entry of
+    /// sequence `seq`.
     #[allow(clippy::too_many_arguments)]
     pub(crate) fn seal(
         &self,
         state: &mut TreeState,
-        index: u32,
+        all: &[u32],
         reason: v1::CloseReason,
         request: Option<RequestMark>,
         seq: Seq,
         ops: &mut Vec<Op>,
         now: &Moment,
     ) -> Ending {
-        let all = state.subtree(index);
+        let index = all[0];
         // What each close takes down with it, summed from the leaves up: children stand behind their parents.
         let mut sums: HashMap<u32, Below> = HashMap::with_capacity(all.len());
         for &i in all.iter().rev() {
@@ -117,7 +120,7 @@ impl Engine {
         }
         let mut lines = Vec::with_capacity(all.len());
         let mut own_receipt = Receipt::default();
-        for &i in &all {
+        for &i in all {
             let (Some(line), Some(below)) = (state.line(i), sums.get(&i)) else { continue };
             let receipt = Receipt {
                 reason: if i == index { reason } else { v1::CloseReason::ParentClosed } as i32,
@@ -174,6 +177,7 @@ impl Engine {
         work: &mut Work,
         now: &Moment,
     ) {
+        let closed = ending.lines.iter().map(|(index, _)| *index).collect();
         for (index, slot) in ending.lines {
             self.end_wait(tree, state, index, work, now);
             if let Some(depth) = slot {
@@ -190,14 +194,17 @@ impl Engine {
             self.forget_resident(tree, state, index, now);
         }
         let seq = state.last_seq;
-        if self.journal.hold(seq, Held::Cleanup(tree.clone())).is_some() {
+        if let Some(Held::Cleanup(tree, closed)) = self.journal.hold(seq, Held::Cleanup(tree.clone(), closed)) {
             // The writer was faster.
-            work.cleanups.push(tree.clone());
+            work.cleanups.push((tree, closed));
         }
     }
 
     /// The row of a session that ended or is not in memory was read: for its receipt, or for GetSession.
     pub(crate) fn row_read(&self, call: Pending, row: Option<super::SessionRow>, work: &mut Work) {
+        if let Call::Renew(_) = &call.call {
+            return self.renew_row_read(call, row, work);
+        }
         let id = call.call.session_id().to_owned();
         let result = match (&call.call, row) {
             (_, None) => Err(not_found(&id)),

@@ -5,7 +5,7 @@ use super::close::Ending;
 use super::reload::{LoadedSession, Located};
 use super::requests::{Begin, CommitOptions, End, Payload};
 use super::tree::{Lease, Line, Tree, TreeState};
-use super::{Call, Engine, Moment, Pending, TicketState, Timer, Work, closed, count, not_found};
+use super::{Call, Engine, Moment, Pending, Timer, Work, closed, count, not_found};
 use crate::chain;
 use crate::error::{Reason, Refusal};
 use crate::gen_store::{RecordMeta, RequestMark, SessionFacts};
@@ -62,6 +62,16 @@ impl Engine {
                 }
                 let latest = line.lease.as_ref().filter(|l| l.token(uid) == end.lease);
                 let Some(latest) = latest else {
+                    let LeaseToken { fence, .. } = end.lease;
+                    if !ended && (fence > line.fence || line.lease.as_ref().is_some_and(|l| l.fence == fence)) {
+                        // Never given out: no record can bear it.
+                        let refusal = lease_lost(&end.session_id, "it is not the session's latest grant");
+                        return self.reply(call.ticket, Err(refusal), tree, state, work);
+                    }
+                    if line.running().is_some() && line.resident.is_none() {
+                        // What a repeated commit went on with may be this very turn: its answer is made from memory.
+                        return self.load(call, tree, state, index, false);
+                    }
                     return self.ask_repeat(call, uid, ended, last_seq, work);
                 };
                 (**latest).clone()
@@ -129,6 +139,7 @@ impl Engine {
         });
         let next_fence = next.as_ref().map_or(0, |l| l.fence);
         let then = options.then;
+        let below = if then == v1::Then::Close { state.subtree(index) } else { Vec::new() };
         let mut ending: Option<Ending> = None;
         let committed = self.append_with(
             tree,
@@ -173,7 +184,7 @@ impl Engine {
             |seq, state, ops| {
                 if then == v1::Then::Close {
                     let request = None;
-                    ending = Some(self.seal(state, index, v1::CloseReason::Quit, request, seq, ops, now));
+                    ending = Some(self.seal(state, &below, v1::CloseReason::Quit, request, seq, ops, now));
                 }
                 state.line(index).map(|l| (l.head, l.head_version))
             },
@@ -191,9 +202,7 @@ impl Engine {
             reply.receipt = Some(super::read::receipt(&ending.receipt));
             self.sealed(ending, tree, state, work, now);
         } else if next_fence > 0 {
-            if let Some(t) = self.tickets.lock().get_mut(&ticket) {
-                *t = TicketState::Granted(tree.clone(), index, next_fence);
-            }
+            self.granted(ticket, tree, index, next_fence, work);
             self.untimer(lease.timer);
             if let Some(line) = state.line_mut(index) {
                 if let Some(next) = line.lease.as_mut() {
@@ -320,6 +329,8 @@ impl Engine {
             Ok(loaded) => loaded,
             Err(refusal) => return self.refuse(call.ticket, refusal.with("session_id", &id), work),
         };
+        // Read from the store, hence durable; but for what memory adds.
+        let mut after = 0;
         let result = match &call.call {
             Call::Begin(begin) => match repeated_begin(begin, &metas) {
                 None => {
@@ -330,15 +341,10 @@ impl Engine {
                 }
                 Some(refusal) => Err(refusal),
             },
-            Call::End(end) => self.repeated_end(end, &call, ended, &loaded, &metas, now),
+            Call::End(end) => self.repeated_end(end, &call, ended, &loaded, &metas, &mut after, now),
             _ => return,
         };
-        self.refuse_or_reply(call.ticket, result, work);
-    }
-
-    fn refuse_or_reply(&self, ticket: u64, result: Result<Vec<u8>, Refusal>, work: &mut Work) {
-        // Read from the store, hence durable.
-        work.answers.push(super::Answer { ticket, result, after: 0, root: None });
+        work.answers.push(super::Answer { ticket: call.ticket, result, after, root: None });
     }
 
     fn repeated_end(
@@ -348,6 +354,7 @@ impl Engine {
         ended: bool,
         loaded: &LoadedSession,
         metas: &[RecordMeta],
+        after: &mut Seq,
         now: &Moment,
     ) -> Result<Vec<u8>, Refusal> {
         let LeaseToken { fence, nonce, .. } = end.lease;
@@ -364,8 +371,8 @@ impl Engine {
         };
         let by_abort = |m: &RecordMeta| m.outcome == v1::TurnOutcome::Aborted as i32;
         // A lease can have two records: what its expiry left, and its late commit.
-        let own = metas.iter().filter(made).find(|m| if end.commit.is_some() { by_commit(m) } else { by_abort(m) });
-        let Some(meta) = own else {
+        let own = |m: &RecordMeta| made(&m) && if end.commit.is_some() { by_commit(m) } else { by_abort(m) };
+        let Some((line, meta)) = loaded.lines.iter().zip(metas).find(|(_, m)| own(m)) else {
             return Err(match metas.iter().find(made) {
                 Some(m) => lost().with("outcome", outcome_name(m.outcome)),
                 None => lost(),
@@ -375,7 +382,7 @@ impl Engine {
             repeats(Some(then), Some(now))?;
         }
         if end.commit.is_none() {
-            let status = v1::RecordStatus::Provisional as i32;
+            let status = line.status;
             let reply = v1::AbortTurnResponse { turn: meta.turn, attempt: meta.attempt, status, repeated: true };
             return Ok(reply.encode_to_vec());
         }
@@ -388,7 +395,7 @@ impl Engine {
         if meta.then == v1::Then::Close as i32 {
             reply.receipt = loaded.row.receipt.as_deref().and_then(super::read::decode_receipt);
         } else if meta.then == v1::Then::Continue as i32 {
-            match self.next_of(call, &end.session_id, meta, now) {
+            match self.next_of(call, &end.session_id, meta, after, now) {
                 Some(next) => reply.next = Some(next),
                 None => {
                     let over = turn_ended(&end.session_id, meta.turn + 1, 1, v1::TurnOutcome::None);
@@ -399,12 +406,14 @@ impl Engine {
         Ok(reply.encode_to_vec())
     }
 
-    /// The grant that a repeated commit made, if its turn still runs.
-    fn next_of(&self, call: &Pending, id: &str, meta: &RecordMeta, now: &Moment) -> Option<v1::Grant> {
+    /// The grant that a repeated commit made, if its turn still runs. What it tells of is durable after `after`.
+    fn next_of(&self, call: &Pending, id: &str, meta: &RecordMeta, after: &mut Seq, now: &Moment) -> Option<v1::Grant> {
         let (tree, index) = call.tenant.directory.get(id)?;
-        let state = Self::still_at(&tree, index, id)?;
-        let line = state.line(index)?;
-        line.running().filter(|l| l.fence == meta.next_fence)?;
+        let mut state = Self::still_at(&tree, index, id)?;
+        *after = state.last_seq;
+        let line = state.line_mut(index)?;
+        // One answer more: the end of one does not take the turn from the other.
+        line.lease.as_mut().filter(|l| l.running && l.fence == meta.next_fence)?.answers += 1;
         let resident = line.resident.as_ref()?;
         self.grant_message(line, resident, Some(line.head_version), 0, now)
     }

@@ -129,10 +129,14 @@ pub(crate) struct Work {
     answers: Vec<Answer>,
     /// Gates that something was given back to.
     gates: Vec<(Arc<Tree>, Gate)>,
+    /// Grants whose callers were gone before they were made.
+    releases: Vec<(Arc<Tree>, u32, u64)>,
     /// Trees with closes that are durable already.
-    cleanups: Vec<Arc<Tree>>,
+    cleanups: Vec<(Arc<Tree>, Vec<u32>)>,
     /// Something was made resident or became evictable.
     evict: bool,
+    /// There was more to evict than one step does.
+    crowded: bool,
     /// The ticket of the call being made, and its result if it came at once.
     direct: Option<u64>,
     direct_result: Option<Result<Vec<u8>, Refusal>>,
@@ -204,7 +208,7 @@ pub struct Engine {
     owners: Mutex<slab::Slab<(Arc<Tree>, u32)>>,
     tickets: Mutex<HashMap<u64, TicketState, ahash::RandomState>>,
     next_ticket: AtomicU64,
-    done: Mutex<Vec<(u64, Result<Vec<u8>, Refusal>)>>,
+    done: Mutex<Vec<(u64, Result<Vec<u8>, Refusal>, TicketState)>>,
     effects: Mutex<reload::Effects>,
     timers: Mutex<BTreeMap<TimerKey, Timer>>,
     next_timer: AtomicU64,
@@ -213,6 +217,8 @@ pub struct Engine {
     /// whose last entries were lost and which is still to be dropped.
     world: RwLock<()>,
     recovery: Mutex<recover::Recovery>,
+    /// How often entries were lost. What a call decided before and holds across a wait may not have happened.
+    losses: AtomicU64,
     recovering: AtomicBool,
     space: AtomicU8,
     draining: AtomicBool,
@@ -255,6 +261,7 @@ impl Engine {
             waiting: Mutex::default(),
             world: RwLock::new(()),
             recovery: Mutex::default(),
+            losses: AtomicU64::new(0),
             recovering: AtomicBool::new(false),
             space: AtomicU8::new(Space::Ok as u8),
             draining: AtomicBool::new(false),
@@ -290,7 +297,8 @@ impl Engine {
 
     /// Calls that ended since the last time.
     pub fn completed(&self) -> Vec<(u64, Result<Vec<u8>, Refusal>)> {
-        std::mem::take(&mut *self.done.lock())
+        let done = std::mem::take(&mut *self.done.lock());
+        done.into_iter().map(|(ticket, result, _)| (ticket, result)).collect()
     }
 
     /// Whether [`Engine::completed`] has something.
@@ -302,8 +310,14 @@ impl Engine {
     /// answered is released; a journaled entry is never undone.
     pub fn cancel(&self, ticket: u64, mut now: Moment) {
         let _going = self.world.read();
-        let Some(state) = self.tickets.lock().remove(&ticket) else { return };
+        let state = self.tickets.lock().remove(&ticket).or_else(|| {
+            // It has ended, and nobody has fetched that yet.
+            let mut done = self.done.lock();
+            let at = done.iter().position(|(t, ..)| *t == ticket)?;
+            Some(done.swap_remove(at).2)
+        });
         let mut work = Work::default();
+        let Some(state) = state else { return };
         match state {
             TicketState::Open => {}
             TicketState::Waiting(tree, index, place) => self.cancel_wait(&tree, index, place, &mut work, &now),
@@ -318,6 +332,7 @@ impl Engine {
         let lease = match method {
             Method::BeginTurn => v1::BeginTurnResponse::decode(reply).ok().and_then(|r| r.grant),
             Method::CommitTurn => v1::CommitTurnResponse::decode(reply).ok().and_then(|r| r.next),
+            // (A repeated one counts as an answer of its own, see `Lease::answers`.)
             _ => None,
         };
         let lease = lease.and_then(|g| crate::ids::LeaseToken::decode(&g.lease).ok());
@@ -338,35 +353,32 @@ impl Engine {
         const AT_ONCE: usize = 256;
         let _going = self.world.read();
         let mut work = Work { evict: true, ..Work::default() };
-        // While nothing can be written nothing may end; the timers stay due.
-        let held_up = self.recovering.load(Ordering::Acquire) || self.space() == Space::Full || self.journal.full();
         let mut next = 100;
-        if !held_up {
-            let due: Vec<Timer> = {
-                let mut timers = self.timers.lock();
-                let later = timers.split_off(&(now.mono_ms + 1, 0));
-                let mut due = std::mem::replace(&mut *timers, later);
-                if due.len() > AT_ONCE {
-                    let key = *due.keys().nth(AT_ONCE).expect("there are more than that");
-                    timers.extend(due.split_off(&key));
-                }
-                if let Some(((at, _), _)) = timers.first_key_value() {
-                    next = at.saturating_sub(now.mono_ms).clamp(1, 100);
-                }
-                due.into_values().collect()
-            };
-            for timer in due {
-                match timer {
-                    Timer::Lease(tree, index, fence) => self.lease_due(&tree, index, fence, &mut work, &now),
-                    Timer::Wait(tree, index, place) => self.wait_due(&tree, index, place, &mut work, &now),
-                }
+        let due: Vec<Timer> = {
+            let mut timers = self.timers.lock();
+            let later = timers.split_off(&(now.mono_ms + 1, 0));
+            let mut due = std::mem::replace(&mut *timers, later);
+            if due.len() > AT_ONCE {
+                let key = *due.keys().nth(AT_ONCE).expect("there are more than that");
+                timers.extend(due.split_off(&key));
+            }
+            if let Some(((at, _), _)) = timers.first_key_value() {
+                next = at.saturating_sub(now.mono_ms).clamp(1, 100);
+            }
+            due.into_values().collect()
+        };
+        for timer in due {
+            match timer {
+                Timer::Lease(tree, index, fence) => self.lease_due(&tree, index, fence, &mut work, &now),
+                Timer::Wait(tree, index, place) => self.wait_due(&tree, index, place, &mut work, &now),
             }
         }
         self.resume_waits(&mut work);
         self.residents.maintain(256, now.tick());
         self.headers.maintain(256, now.tick());
         self.finish(&mut work, &mut now);
-        next
+        // One step of eviction is bounded; while more is to go, the next follows soon.
+        if work.crowded { 1 } else { next }
     }
 
     /// The next batch to store, if none is in flight.
@@ -379,11 +391,9 @@ impl Engine {
         self.journal.has_queue()
     }
 
-    /// Calls under way that are not merely waiting for a slot, and entries not yet durable: what a writer that lingers
-    /// compares.
-    pub fn in_flight(&self) -> (usize, u64) {
-        let waiting = self.waiting.lock().total();
-        (self.tickets.lock().len().saturating_sub(waiting), self.journal.backlog().0)
+    /// Entries not yet durable.
+    pub fn backlog(&self) -> u64 {
+        self.journal.backlog().0
     }
 
     /// How much room the store has, as its handler finds it.
@@ -404,7 +414,7 @@ impl Engine {
         let _going = self.world.read();
         self.draining.store(true, Ordering::Release);
         let mut work = Work::default();
-        self.end_all_waits(&mut work);
+        self.end_all_waits(&mut work, &now);
         self.finish(&mut work, &mut now);
     }
 
@@ -478,11 +488,13 @@ impl Engine {
                 }
             } else if let Some((tree, gate)) = work.gates.pop() {
                 self.pump(&tree, gate, work, now);
-            } else if let Some(tree) = work.cleanups.pop() {
-                self.clean_up(&tree, now);
+            } else if let Some((tree, index, fence)) = work.releases.pop() {
+                self.release_grant(&tree, index, fence, work, now);
+            } else if let Some((tree, closed)) = work.cleanups.pop() {
+                self.clean_up(&tree, closed, now);
             } else if work.evict {
                 work.evict = false;
-                self.evict(now);
+                work.crowded = self.evict(now);
             } else {
                 return;
             }
@@ -566,23 +578,22 @@ impl Engine {
             return;
         }
         if let Some(Held::Answer(answer)) = self.journal.hold(answer.after, Held::Answer(answer)) {
-            let lost = self.journal.lost(answer.after);
-            self.deliver(answer.ticket, if lost { Err(recover::not_stored()) } else { answer.result }, work);
+            self.deliver(answer.ticket, answer.result, work);
         }
     }
 
     fn deliver(&self, ticket: u64, result: Result<Vec<u8>, Refusal>, work: &mut Work) {
-        if self.tickets.lock().remove(&ticket).is_none() {
+        let Some(state) = self.tickets.lock().remove(&ticket) else {
             // Cancelled in the meantime.
             return;
-        }
+        };
         if result.is_err() {
             count(&self.counters.refusals);
         }
         if work.direct == Some(ticket) {
             work.direct_result = Some(result);
         } else {
-            self.done.lock().push((ticket, result));
+            self.done.lock().push((ticket, result, state));
         }
     }
 
@@ -640,12 +651,13 @@ impl Engine {
     /// Gives back what a turn of `line` held, once, after its end was journaled.
     fn free_slots(&self, tree: &Arc<Tree>, depth: u32, work: &mut Work) {
         self.running.fetch_sub(1, Ordering::Relaxed);
-        tree.tenant.slots.release(1);
-        work.gates.push((tree.clone(), Gate::Tenant));
         if depth > 0 {
             tree.children_slots.release(1);
             work.gates.push((tree.clone(), Gate::Tree));
         }
+        tree.tenant.slots.release(1);
+        // Looked at first: who waits at the tenant's gate, in whatever tree, goes before those of this tree alone.
+        work.gates.push((tree.clone(), Gate::Tenant));
     }
 
     fn unpin(&self, handles: Vec<Handle>, now: &Moment) {
@@ -663,6 +675,15 @@ pub(crate) fn not_found(session_id: &str) -> Refusal {
 /// The refusal of a session that ended.
 pub(crate) fn closed(session_id: &str) -> Refusal {
     Refusal::new(Reason::SessionClosed, format!("session {session_id:?} has ended")).with("session_id", session_id)
+}
+
+/// The refusal of a session whose tree is set aside.
+pub(crate) fn quarantined(session_id: &str) -> Refusal {
+    Refusal::new(
+        Reason::TreeQuarantined,
+        format!("the tree of session {session_id:?} is set aside: the store refused its entries"),
+    )
+    .with("session_id", session_id)
 }
 
 pub(crate) fn duration(ms: u64) -> prost_types::Duration {

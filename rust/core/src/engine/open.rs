@@ -9,6 +9,7 @@ use crate::error::{Quota, Reason, Refusal};
 use crate::gen_store::RequestMark;
 use crate::gen_v1 as v1;
 use crate::ids::{self, Uid};
+use parking_lot::MutexGuard;
 use prost::Message;
 use std::sync::Arc;
 
@@ -16,6 +17,20 @@ use std::sync::Arc;
 pub(crate) struct Site {
     pub(crate) tree: Arc<Tree>,
     pub(crate) parent: Option<u32>,
+    /// The parent's uid: indices are used again.
+    parent_uid: Option<Uid>,
+}
+
+impl Site {
+    /// The tree, locked, if it and the parent are still what they were.
+    pub(crate) fn enter(&self) -> Option<MutexGuard<'_, TreeState>> {
+        let state = self.tree.state.lock();
+        let same = match self.parent {
+            Some(index) => state.line(index).map(|l| l.uid) == self.parent_uid,
+            None => true,
+        };
+        (same && !state.dropped).then_some(state)
+    }
 }
 
 impl Engine {
@@ -49,7 +64,7 @@ impl Engine {
         if !line.born {
             // A BeginTurn waits to make it, perhaps elsewhere. This call makes it now, where it says; the wait goes on
             // in what it made, at its old place.
-            let waiter = self.take_waiter(tree, state, index, now);
+            let waiter = self.take_waiter(tree, state, index, work, now);
             self.drop_unborn(tree, state, index, now);
             work.calls.push_back(call);
             if let Some((place, mut waiting)) = waiter.and_then(|w| Some((w.place, w.call?))) {
@@ -79,7 +94,7 @@ impl Engine {
     fn open_new(&self, call: Pending, id: &str, work: &mut Work, now: &mut Moment) {
         let Call::Open(open) = &call.call else { return };
         if open.validate_only && open.options.parent.is_empty() {
-            let session = preview(open, "/root".to_owned(), now);
+            let session = preview(open, &open.session_id, "/root".to_owned(), now);
             let reply = v1::OpenSessionResponse { session: Some(session), created: false };
             work.answers.push(super::Answer {
                 ticket: call.ticket,
@@ -91,18 +106,17 @@ impl Engine {
         }
         let Some((call, site)) = self.site(call, work, now) else { return };
         let Call::Open(open) = &call.call else { return };
-        let mut state = site.tree.state.lock();
-        if state.dropped {
-            drop(state);
+        let Some(mut state) = site.enter() else {
             work.calls.push_back(call);
             return;
-        }
+        };
         if let Err(refusal) = self.check_birth(&state, site.parent, &open.options.name) {
             return self.reply(call.ticket, Err(refusal), &site.tree, &state, work);
         }
         if open.validate_only {
             let path = site.parent.map_or_else(String::new, |p| state.path(p));
-            let session = preview(open, path + "/" + &name_or_made(&open.options.name, id), now);
+            let root = state.line(0).map(|l| l.session_id.to_string()).unwrap_or_default();
+            let session = preview(open, &root, path + "/" + &name_or_made(&open.options.name, id), now);
             let reply = v1::OpenSessionResponse { session: Some(session), created: false }.encode_to_vec();
             return self.reply(call.ticket, Ok(reply), &site.tree, &state, work);
         }
@@ -144,7 +158,7 @@ impl Engine {
         if parent.is_empty() {
             let uid = Uid::v7(now.wall_ms, now.draw());
             let tree = Arc::new(self.new_tree(uid, call.tenant.clone()));
-            return Some((call, Site { tree, parent: None }));
+            return Some((call, Site { tree, parent: None, parent_uid: None }));
         }
         match self.locate(call, &parent, work) {
             Located::Gone => None,
@@ -171,8 +185,9 @@ impl Engine {
                     self.reply(call.ticket, Err(refusal), &tree, &state, work);
                     return None;
                 }
+                let parent_uid = Some(line.uid);
                 drop(state);
-                Some((call, Site { tree, parent: Some(index) }))
+                Some((call, Site { tree, parent: Some(index), parent_uid }))
             }
         }
     }
@@ -195,8 +210,7 @@ impl Engine {
             return Err(cap(Reason::TreeSessions, "max_sessions_per_tree", limit, used));
         }
         if !name.is_empty() && state.name_taken(parent_index, name) {
-            let path = format!("{}/{name}", state.path(parent_index));
-            return Err(Refusal::new(Reason::PathCollision, format!("an open session is at {path}")).with("path", path));
+            return Err(Refusal::new(Reason::PathCollision, "an open sibling has this name").with("name", name));
         }
         Ok(())
     }
@@ -247,9 +261,10 @@ impl Engine {
         let id = state.line(index).map(|l| l.session_id.clone()).unwrap_or_default();
         let mut name = name_or_made(&options.name, &id);
         if let Some(parent) = parent {
-            // A made name gives way: nobody asked for it.
-            if options.name.is_empty() && state.name_taken(parent, &name) {
-                name = format!("{name}-{:06x}", uid.0 & 0xFF_FFFF);
+            // A made name gives way until it is free: nobody asked for it.
+            let made = name.clone();
+            while options.name.is_empty() && state.name_taken(parent, &name) {
+                name = format!("{made}-{:06x}", now.draw() & 0xFF_FFFF);
             }
         }
         if let Some(line) = state.line_mut(index) {
@@ -363,12 +378,11 @@ fn name_or_made(name: &str, session_id: &str) -> String {
 }
 
 /// A session as it would be.
-fn preview(open: &Open, path: String, now: &Moment) -> v1::Session {
-    let root = if open.options.parent.is_empty() { open.session_id.clone() } else { String::new() };
+fn preview(open: &Open, root: &str, path: String, now: &Moment) -> v1::Session {
     v1::Session {
         session_id: open.session_id.clone(),
         parent_session_id: open.options.parent.clone(),
-        root_session_id: root,
+        root_session_id: root.to_owned(),
         path,
         state: v1::SessionState::Open as i32,
         activity: v1::Activity::Idle as i32,

@@ -187,23 +187,6 @@ impl Engine {
     pub fn describe(&self, tenant: &str, row: &super::SessionRow) -> Result<Vec<u8>, Refusal> {
         Ok(self.row_view(&self.tenant(tenant), row)?.to_proto().encode_to_vec())
     }
-
-    /// The uids of resident sessions, and of those with a waiting call: what list filters ask for.
-    pub fn uids_in_memory(&self, tenant: &str) -> (Vec<Uid>, Vec<Uid>) {
-        let (mut resident, mut waiting) = (Vec::new(), Vec::new());
-        for tree in self.tenant(tenant).directory.trees() {
-            let state = tree.state.lock();
-            for (_, line) in state.iter().filter(|(_, l)| l.is_open()) {
-                if line.resident.is_some() {
-                    resident.push(line.uid);
-                }
-                if line.waits() {
-                    waiting.push(line.uid);
-                }
-            }
-        }
-        (resident, waiting)
-    }
 }
 
 fn activity(running: Option<&Lease>, waits: bool) -> v1::Activity {

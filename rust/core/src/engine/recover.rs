@@ -4,7 +4,7 @@ use super::{Answer, Call, Engine, Moment, Space, Timer, Work, count};
 use crate::error::{Reason, Refusal};
 use crate::ids::Uid;
 use crate::journal::{Held, Released};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -12,11 +12,25 @@ use std::sync::atomic::Ordering;
 pub(crate) struct Recovery {
     /// Trees whose headers are being re-read: until none is left nothing is admitted.
     reading: HashSet<Uid>,
+    /// How often the re-reading of a header failed.
+    failures: HashMap<Uid, u32>,
     /// Trees that the store refused alone, set aside until a restart.
     pub(crate) quarantined: HashSet<Uid>,
 }
 
 impl Recovery {
+    /// The re-reading of a header failed. True if it is worth another try; else its tree is set aside, so that the others
+    /// are served.
+    pub(crate) fn failed(&mut self, root: Uid) -> bool {
+        let failures = self.failures.entry(root).or_default();
+        *failures += 1;
+        if *failures < 10 {
+            return true;
+        }
+        self.quarantined.insert(root);
+        false
+    }
+
     /// Whether the header of this tree is still to be re-read.
     pub(crate) fn awaits(&self, root: Uid) -> bool {
         self.reading.contains(&root)
@@ -47,6 +61,7 @@ impl Engine {
         }
         {
             let _alone = self.world.write();
+            self.losses.fetch_add(1, Ordering::Release);
             let released = match outcome {
                 Appended::Stored { quarantine } => {
                     count(&self.counters.batches_stored);
@@ -88,14 +103,14 @@ impl Engine {
             match held {
                 Held::Answer(answer) => self.deliver(answer.ticket, Err(not_stored()), work),
                 Held::Effect(id) => self.lost_effect(id, work),
-                Held::Cleanup(_) => {}
+                Held::Cleanup(..) => {}
             }
         }
         for held in released.held {
             match held {
                 Held::Answer(answer) => self.deliver(answer.ticket, answer.result, work),
                 Held::Effect(id) => self.start_effect(id),
-                Held::Cleanup(tree) => self.clean_up(&tree, now),
+                Held::Cleanup(tree, closed) => self.clean_up(&tree, closed, now),
             }
         }
         if reread {
@@ -112,6 +127,7 @@ impl Engine {
     pub(crate) fn recovered(&self, root: Uid) {
         let mut recovery = self.recovery.lock();
         recovery.reading.remove(&root);
+        recovery.failures.remove(&root);
         if recovery.reading.is_empty() {
             self.recovering.store(false, Ordering::Release);
         }
@@ -124,7 +140,7 @@ impl Engine {
             return;
         }
         for index in 0..state.lines.len() as u32 {
-            let waiter = self.take_waiter(tree, &mut state, index, now);
+            let waiter = self.take_waiter(tree, &mut state, index, work, now);
             let Some(line) = state.line_mut(index) else { continue };
             if let Some(call) = waiter.and_then(|w| w.call) {
                 work.answers.push(Answer { ticket: call.ticket, result: Err(not_stored()), after: 0, root: None });
@@ -145,13 +161,13 @@ impl Engine {
     }
 
     /// A close is durable: its lines leave memory, the store answers for them from now on.
-    pub(crate) fn clean_up(&self, tree: &Arc<super::Tree>, now: &Moment) {
+    pub(crate) fn clean_up(&self, tree: &Arc<super::Tree>, closed: Vec<u32>, now: &Moment) {
         let mut state = tree.state.lock();
         if state.dropped {
             return;
         }
         let durable = self.journal.durable();
-        for index in 0..state.lines.len() as u32 {
+        for index in closed {
             let gone = state.line(index).is_some_and(|l| l.closed.is_some() && l.seq <= durable);
             if !gone {
                 continue;
@@ -182,6 +198,11 @@ impl Engine {
         let Some(line) = state.line_mut(index) else { return };
         let Some(lease) = line.lease.as_mut().filter(|l| l.running && l.fence == fence) else { return };
         let due = lease.deadline_ms <= now.mono_ms;
+        if due && self.admit_change().is_err() {
+            // While nothing can be written nothing may end.
+            lease.timer = self.timer(now.mono_ms + 200, Timer::Lease(tree.clone(), index, fence));
+            return;
+        }
         // The expiry may be refused, or its session's load may fail: until the turn has ended it comes back.
         let next = if due { now.mono_ms + 1_000 } else { lease.deadline_ms };
         lease.timer = self.timer(next, Timer::Lease(tree.clone(), index, fence));

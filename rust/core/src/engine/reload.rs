@@ -141,11 +141,7 @@ impl Engine {
                 Known::Absent => Located::Absent(call),
                 Known::Ended(uid) => Located::Ended(call, uid),
                 Known::Quarantined => {
-                    let refusal = Refusal::new(
-                        Reason::TreeQuarantined,
-                        format!("the tree of session {id:?} is set aside: the store refused its entries"),
-                    );
-                    self.refuse_part(call, refusal.with("session_id", id), work);
+                    self.refuse_part(call, super::quarantined(id), work);
                     Located::Gone
                 }
             };
@@ -247,7 +243,7 @@ impl Engine {
             // A load without tokens that is under way is of no use to who needs them: it is asked for again after it.
             Some(loading) => loading.calls.push(call),
             None => {
-                line.loading = Some(Box::new(Loading { with_tokens: tokens, calls: vec![call], ..Loading::default() }));
+                line.loading = Some(Box::new(Loading { calls: vec![call], ..Loading::default() }));
                 self.hold_header(state);
                 let purpose = Purpose::Load { tree: tree.clone(), index, uid };
                 self.ask(after, purpose, |id| Effect::Session { id, uid, with_tokens: tokens });
@@ -268,7 +264,7 @@ impl Engine {
         self.load(call, tree, state, index, tokens);
         if let Some(loading) = state.line_mut(index).and_then(|l| l.loading.as_mut()) {
             loading.granted = loading.calls.pop().map(Box::new);
-            loading.granted_after = self.counters.batches_refused.load(Ordering::Acquire);
+            loading.granted_after = self.losses.load(Ordering::Acquire);
         }
     }
 
@@ -487,6 +483,10 @@ impl Engine {
         work: &mut Work,
         now: &mut Moment,
     ) {
+        // Verified and folded before the tree is locked: a long history holds up nobody.
+        let made = loaded
+            .ok_or_else(|| Refusal::new(Reason::SessionCorrupt, "the store does not hold it"))
+            .and_then(|loaded| Reloaded::verify(&loaded).map(|made| (loaded, made)));
         let mut state = tree.state.lock();
         if state.dropped {
             // Who dropped the tree has run its calls again.
@@ -494,29 +494,19 @@ impl Engine {
         }
         let Some(line) = state.line_mut(index).filter(|l| l.uid == uid) else { return };
         let Some(mut loading) = line.loading.take() else { return };
-        let (closed, seq, last) = (line.closed.is_some(), line.seq, line.last);
-        let made =
-            match &loaded {
-                _ if closed => None,
-                None => Some(Err(Refusal::new(Reason::SessionCorrupt, "the store does not hold it")
-                    .with("session_id", &line.session_id))),
-                // The header changed while the store was read (it was made again, say): read again.
-                Some(l) if l.row.seq != seq => None,
-                Some(l) => Some(resident_parts(l, last).map_err(|r| r.with("session_id", &line.session_id))),
-            };
+        let (closed, seq) = (line.closed.is_some(), line.seq);
         match made {
-            None => self.rerun_load(&mut loading, tree, &state, index, work),
-            Some(Err(refusal)) => {
+            Err(refusal) if !closed => {
                 count(&self.counters.load_failures);
+                let refusal = refusal.with("session_id", &line.session_id);
                 for call in self.give_up_load(&mut loading, tree, &state, index, work) {
                     self.reply(call.ticket, Err(refusal.clone()), tree, &state, work);
                 }
             }
-            Some(Ok((facts, metas))) => {
-                let loaded = loaded.expect("it was just read");
-                self.make_resident(tree, &mut state, index, loaded, facts, &metas, loading.with_tokens, now);
+            Ok((loaded, made)) if !closed && loaded.row.seq == seq => {
+                self.make_resident(tree, &mut state, index, loaded, made, now);
                 if let Some(call) = self.take_granted(&mut loading) {
-                    let sound = loading.granted_after == self.counters.batches_refused.load(Ordering::Acquire);
+                    let sound = loading.granted_after == self.losses.load(Ordering::Acquire);
                     if sound && self.admit_begin().is_ok() && self.tickets.lock().contains_key(&call.ticket) {
                         let arrival = call.arrival;
                         self.begin_with_slots(call, tree, &mut state, index, arrival, work, now);
@@ -527,24 +517,22 @@ impl Engine {
                 }
                 work.calls.extend(loading.calls);
             }
+            // The session has ended, or changed while the store was read: its calls run again and see.
+            _ => self.rerun_load(&mut loading, tree, &state, index, work),
         }
         self.release_header(tree, &mut state, now);
     }
 
-    #[allow(clippy::too_many_arguments)]
     fn make_resident(
         &self,
         tree: &Arc<Tree>,
         state: &mut TreeState,
         index: u32,
         loaded: LoadedSession,
-        facts: SessionFacts,
-        metas: &[RecordMeta],
-        with_tokens: bool,
+        made: Reloaded,
         now: &Moment,
     ) {
-        let checkpoint =
-            (with_tokens && facts.checkpoint_tokens > 0).then(|| Box::new(Checkpoint::fold(&loaded.lines, metas)));
+        let Reloaded { facts, metas, checkpoint } = made;
         if let Some(resident) = state.line_mut(index).and_then(|l| l.resident.as_mut()) {
             // Only its checkpoint was missing; nothing was committed since, or the row would have moved.
             resident.checkpoint = resident.checkpoint.take().or(checkpoint);
@@ -608,28 +596,41 @@ impl Engine {
                     self.release_header(&tree, &mut state, &now);
                 }
             }
-            Some(Purpose::Records { call, .. } | Purpose::Read { call }) => {
-                self.refuse(call.ticket, refusal, &mut work);
-            }
+            Some(Purpose::Records { call, .. } | Purpose::Read { call }) => self.refuse_part(*call, refusal, &mut work),
             // Until it is re-read nothing is admitted: it is asked for again.
-            Some(Purpose::Recover { root }) => self.ask_header(root),
+            Some(Purpose::Recover { root }) => {
+                let again = self.recovery.lock().failed(root);
+                if again { self.ask_header(root) } else { self.recovered(root) }
+            }
             None => {}
         }
         self.finish(&mut work, &mut now);
     }
 }
 
-/// What a reload read, verified: the facts, and the metas of its records.
-fn resident_parts(loaded: &LoadedSession, last: Seq) -> Result<(SessionFacts, Vec<RecordMeta>), Refusal> {
-    let corrupt = |what: &str| Refusal::new(Reason::SessionCorrupt, what.to_owned());
-    let facts = SessionFacts::decode(&loaded.row.facts[..]).map_err(|_| corrupt("its facts do not decode"))?;
-    let metas = chain::verify(&loaded.lines, last, &facts.chain)?;
-    if facts.state_seq != 0 {
-        let setter = loaded.lines.iter().position(|l| l.seq == facts.state_seq as u64);
-        let digest = chain::digest(&[loaded.state.as_deref().unwrap_or_default()]);
-        if setter.is_none_or(|i| metas[i].state_digest != digest) {
-            return Err(corrupt("its state does not match its digest"));
+/// What a reload read, verified.
+struct Reloaded {
+    facts: SessionFacts,
+    /// Newest first.
+    metas: Vec<RecordMeta>,
+    /// If its tokens were read, and there are any.
+    checkpoint: Option<Box<Checkpoint>>,
+}
+
+impl Reloaded {
+    fn verify(loaded: &LoadedSession) -> Result<Self, Refusal> {
+        let corrupt = |what: &str| Refusal::new(Reason::SessionCorrupt, what.to_owned());
+        let facts = SessionFacts::decode(&loaded.row.facts[..]).map_err(|_| corrupt("its facts do not decode"))?;
+        let metas = chain::verify(&loaded.lines, loaded.row.last, &facts.chain)?;
+        if facts.state_seq != 0 {
+            let setter = loaded.lines.iter().position(|l| l.seq == facts.state_seq as u64);
+            let digest = chain::digest(&[loaded.state.as_deref().unwrap_or_default()]);
+            if setter.is_none_or(|i| metas[i].state_digest != digest) {
+                return Err(corrupt("its state does not match its digest"));
+            }
         }
+        let with_tokens = facts.checkpoint_tokens > 0 && loaded.lines.iter().any(|l| l.tokens.is_some());
+        let checkpoint = with_tokens.then(|| Box::new(Checkpoint::fold(&loaded.lines, &metas)));
+        Ok(Reloaded { facts, metas, checkpoint })
     }
-    Ok((facts, metas))
 }

@@ -137,8 +137,8 @@ pub(crate) struct Renew {
     pub(crate) results: Vec<v1::RenewalResult>,
     /// The entry that the refusals among them tell of.
     pub(crate) after: u64,
-    /// How many trees were set aside when they were last made anew.
-    pub(crate) quarantined: usize,
+    /// `Engine::losses` when they were made.
+    pub(crate) losses: u64,
 }
 
 /// One call to the engine.
@@ -385,12 +385,7 @@ impl Call {
                         .with("size", count)
                         .with("limit", 1_000));
                 }
-                Call::Renew(Renew {
-                    results: Vec::with_capacity(count),
-                    renewals: r.renewals,
-                    after: 0,
-                    quarantined: 0,
-                })
+                Call::Renew(Renew { results: Vec::with_capacity(count), renewals: r.renewals, after: 0, losses: 0 })
             }
             Method::CommitTurn => {
                 let mut r: v1::CommitTurnRequest = message(bytes)?;

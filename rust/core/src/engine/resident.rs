@@ -160,7 +160,9 @@ impl Engine {
     }
 
     /// Brings count and bytes below their limits as far as what may go suffices, a bounded number of steps at a time.
-    pub(crate) fn evict(&self, now: &Moment) {
+    ///
+    /// True if there is more to do.
+    pub(crate) fn evict(&self, now: &Moment) -> bool {
         const STEPS: usize = 64;
         const AT_ONCE: usize = 32;
         let over = |bytes: u64| bytes > self.limits.max_resident_bytes;
@@ -176,13 +178,15 @@ impl Engine {
                 continue;
             }
             if !crowded && !heavy {
-                return;
+                return false;
             }
             match self.residents.evict(STEPS, now.tick()) {
                 Evicted::Victim { aux, handle, .. } => self.evict_session(aux, handle, now),
-                _ => return,
+                Evicted::BudgetExhausted => return true,
+                Evicted::Nothing => return false,
             }
         }
+        true
     }
 
     fn evict_session(&self, owner: u32, handle: Handle, now: &Moment) {

@@ -272,7 +272,6 @@ impl Resident {
 
 #[derive(Debug, Default)]
 pub(crate) struct Loading {
-    pub(crate) with_tokens: bool,
     pub(crate) calls: Vec<Pending>,
     /// A BeginTurn that waited while its session was unloaded: it has its slots, so nobody overtakes it, and gets its
     /// grant when the session is in memory. From here on its turn counts as running (I1).
@@ -380,6 +379,10 @@ impl TreeState {
 
     /// The open descendants of `index`, parents before children, itself first.
     pub(crate) fn subtree(&self, index: u32) -> Vec<u32> {
+        let leaf = !self.iter().any(|(_, l)| l.parent == Some(index) && l.closed.is_none());
+        if leaf {
+            return vec![index];
+        }
         let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
         for (i, line) in self.iter().filter(|(_, l)| l.closed.is_none()) {
             if let Some(parent) = line.parent {
@@ -455,6 +458,7 @@ pub(crate) fn gate_refusal(tree: &Tree, state: &TreeState, gate: Gate, tree_cap:
             (Reason::TenantTurns, "max_turns_per_tenant", u64::from(cap), u64::from(used), Vec::new())
         }
     };
+    // One place is always kept for the root: below it the cap binds one earlier.
     Refusal::new(reason, format!("{used} turns run; {limit_name} is {limit}"))
         .quota(Quota { limit_name, limit, used, holders })
         .retry_after(1_000)

@@ -9,7 +9,7 @@ use super::tree::{Gate, Place, Tree, TreeState, Waiter, gate_refusal};
 use super::{Call, Engine, Moment, Pending, TicketState, Timer, Work, closed};
 use crate::error::{Reason, Refusal};
 use crate::slots::reserve;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -17,6 +17,8 @@ use std::sync::atomic::Ordering;
 #[derive(Default)]
 pub(crate) struct Waiting {
     total: usize,
+    /// Places that are kept for a repeat.
+    kept: usize,
     by_connection: HashMap<u64, u32>,
     arrivals: u64,
 }
@@ -121,11 +123,19 @@ impl Engine {
         tree: &Arc<Tree>,
         state: &mut TreeState,
         index: u32,
+        work: &mut Work,
         now: &Moment,
     ) -> Option<Box<Waiter>> {
         let waiter = state.line_mut(index)?.waiter.take()?;
         tree.queue(waiter.gate).remove(waiter.place);
         self.untimer(waiter.timer);
+        if waiter.gate == Gate::Tenant {
+            // It may be the one that stood for its tree at the tenant's gate.
+            work.gates.push((tree.clone(), Gate::Tree));
+        }
+        if waiter.call.is_none() {
+            self.waiting.lock().kept -= 1;
+        }
         if let Some(call) = &waiter.call {
             self.waiting.lock().leave(waiter.connection);
             if let Some(ticket) = self.tickets.lock().get_mut(&call.ticket) {
@@ -164,6 +174,8 @@ impl Engine {
                     }
                     tree.queue(full).put(place, tree.clone(), index);
                     work.gates.push((tree.clone(), full));
+                    // Those behind it would be refused there too; when it leaves that gate, this one is looked at again.
+                    return;
                 }
             }
         }
@@ -171,7 +183,7 @@ impl Engine {
 
     /// The slots of a waiter were just taken: checks again all that may have changed while it waited.
     fn grant_waiter(&self, tree: &Arc<Tree>, state: &mut TreeState, index: u32, work: &mut Work, now: &mut Moment) {
-        let Some(waiter) = self.take_waiter(tree, state, index, now) else { return };
+        let Some(waiter) = self.take_waiter(tree, state, index, work, now) else { return };
         let (since_ms, place) = (waiter.since_ms, waiter.place);
         let Some(call) = waiter.call else { return };
         if now.mono_ms >= waiter.deadline_ms && waiter.deadline_ms > since_ms {
@@ -187,7 +199,7 @@ impl Engine {
     pub(crate) fn return_slots(&self, tree: &Arc<Tree>, state: &TreeState, index: u32, work: &mut Work) {
         let Some(line) = state.line(index) else { return };
         let (nodes, gates) = tree.gates(line);
-        for ((node, n), gate) in nodes.iter().zip(gates).rev() {
+        for ((node, n), gate) in nodes.iter().zip(gates) {
             node.release(*n);
             work.gates.push((tree.clone(), *gate));
         }
@@ -206,7 +218,7 @@ impl Engine {
             return;
         }
         let gate = waiter.gate;
-        let Some(waiter) = self.take_waiter(tree, &mut state, index, now) else { return };
+        let Some(waiter) = self.take_waiter(tree, &mut state, index, work, now) else { return };
         if let Some(call) = waiter.call {
             let refusal = gate_refusal(tree, &state, gate, self.limits.max_turns_per_tree, now.wall_ms);
             let waited = now.mono_ms.saturating_sub(waiter.since_ms);
@@ -223,11 +235,16 @@ impl Engine {
         }
         let waits = |w: &&mut Box<Waiter>| w.place == place && w.call.is_some();
         let Some(waiter) = state.line_mut(index).and_then(|l| l.waiter.as_mut()).filter(waits) else { return };
-        if waiter.request.is_none() || self.limits.keep_place_ms == 0 {
-            self.take_waiter(tree, &mut state, index, now);
+        let crowded = {
+            let waiting = self.waiting.lock();
+            (waiting.total + waiting.kept) as u64 > self.limits.max_waiters
+        };
+        if waiter.request.is_none() || self.limits.keep_place_ms == 0 || crowded {
+            self.take_waiter(tree, &mut state, index, work, now);
             return self.drop_unborn(tree, &mut state, index, now);
         }
         waiter.call = None;
+        self.waiting.lock().kept += 1;
         waiter.deadline_ms = now.mono_ms + self.limits.keep_place_ms;
         let connection = waiter.connection;
         self.untimer(waiter.timer);
@@ -240,7 +257,7 @@ impl Engine {
 
     /// Ends the wait of a session whose close was just journaled.
     pub(crate) fn end_wait(&self, tree: &Arc<Tree>, state: &mut TreeState, index: u32, work: &mut Work, now: &Moment) {
-        let Some(waiter) = self.take_waiter(tree, state, index, now) else { return };
+        let Some(waiter) = self.take_waiter(tree, state, index, work, now) else { return };
         let (Some(call), Some(line)) = (waiter.call, state.line(index)) else { return };
         let refusal = closed(&line.session_id);
         self.reply(call.ticket, Err(refusal), tree, state, work);
@@ -252,16 +269,20 @@ impl Engine {
             return;
         }
         self.stalled.store(false, Ordering::Release);
+        let mut seen = HashSet::new();
         for state in self.tickets.lock().values() {
-            if let TicketState::Waiting(tree, ..) = state {
+            let TicketState::Waiting(tree, ..) = state else { continue };
+            if seen.insert(Arc::as_ptr(tree).cast::<()>()) {
                 work.gates.push((tree.clone(), Gate::Tree));
+            }
+            if seen.insert(Arc::as_ptr(&tree.tenant).cast::<()>()) {
                 work.gates.push((tree.clone(), Gate::Tenant));
             }
         }
     }
 
     /// Ends all waits: the server stops.
-    pub(crate) fn end_all_waits(&self, work: &mut Work) {
+    pub(crate) fn end_all_waits(&self, work: &mut Work, now: &Moment) {
         let waits: Vec<(u64, Arc<Tree>, u32, Place)> = self
             .tickets
             .lock()
@@ -276,10 +297,9 @@ impl Engine {
             if state.line(index).and_then(|l| l.waiter.as_ref()).is_none_or(|w| w.place != place) {
                 continue;
             }
-            let now = Moment::new(0, 0, [0; 32]);
-            self.take_waiter(&tree, &mut state, index, &now);
+            self.take_waiter(&tree, &mut state, index, work, now);
             self.refuse(ticket, Refusal::new(Reason::ShuttingDown, "the server is stopping").retry_after(1_000), work);
-            self.drop_unborn(&tree, &mut state, index, &now);
+            self.drop_unborn(&tree, &mut state, index, now);
         }
     }
 }
