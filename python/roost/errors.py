@@ -209,13 +209,6 @@ class RequestMismatch(RoostError):
     ADVICE = "Use a new request_id for a new request."
 
 
-class UnknownMethod(RoostError):
-    """UNKNOWN_METHOD: The server has no such method. Update the server or the client."""
-
-    REASON = "UNKNOWN_METHOD"
-    ADVICE = "Update the server or the client."
-
-
 class SessionNotFound(RoostError):
     """SESSION_NOT_FOUND: No session of this id is known. Open it first."""
 
@@ -298,11 +291,11 @@ class TreeTurns(RoostError):
 
 
 class TenantTurns(RoostError):
-    """TENANT_TURNS: The tenant runs as many turns as it may. Wait for a slot (`wait`), or end a turn that the
-    details name."""
+    """TENANT_TURNS: The tenant runs as many turns as it may. Wait for a slot (`wait`), or end a running turn (list
+    them by activity RUNNING)."""
 
     REASON = "TENANT_TURNS"
-    ADVICE = "Wait for a slot (`wait`), or end a turn that the details name."
+    ADVICE = "Wait for a slot (`wait`), or end a running turn (list them by activity RUNNING)."
 
 
 class TreeSessions(RoostError):
@@ -414,7 +407,6 @@ BY_REASON: dict[str, type[RoostError]] = {
     "BAD_PAGE_TOKEN": BadPageToken,
     "LEASE_MALFORMED": LeaseMalformed,
     "REQUEST_MISMATCH": RequestMismatch,
-    "UNKNOWN_METHOD": UnknownMethod,
     "SESSION_NOT_FOUND": SessionNotFound,
     "PARENT_NOT_FOUND": ParentNotFound,
     "SESSION_EXISTS": SessionExists,
