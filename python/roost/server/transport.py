@@ -88,6 +88,7 @@ class Transport:
         self._about = about
         self._fail = fail
         self._pending: dict[int, asyncio.Future[bytes | Refusal]] = {}
+        self._unclaimed: dict[int, bytes | Refusal] = {}  # answers whose calls were cancelled a moment ago
         self._connections = Connections()
         self._cold_running = 0
         self._tick: asyncio.TimerHandle | None = None
@@ -102,8 +103,14 @@ class Transport:
         """Hand finished tickets to their calls."""
         pending = self._pending
         for ticket, result in self._engine.completed():
-            future = pending.pop(ticket, None)
-            if future is not None and not future.done():
+            future = pending.get(ticket)
+            if future is None:
+                continue
+            if future.done():
+                # Its call was cancelled and has not run since: it gives the answer back when it does.
+                self._unclaimed[ticket] = result
+            else:
+                del pending[ticket]
                 future.set_result(result)
 
     def start_ticking(self) -> None:
@@ -206,10 +213,11 @@ class Transport:
             result: bytes | Refusal = await future
             return result
         except asyncio.CancelledError:
-            if future.cancelled():
-                self._pending.pop(ticket, None)
+            self._pending.pop(ticket, None)
+            reply = self._unclaimed.pop(ticket, None) if future.cancelled() else future.result()
+            if reply is None:
                 self._engine.cancel(ticket)
-            elif type(reply := future.result()) is bytes:
+            elif type(reply) is bytes:
                 # The answer was there, but this call was cancelled before it could be written.
                 self._engine.undelivered(method, request, reply, TENANT)
             self.drain()
