@@ -46,8 +46,6 @@ class Engine:
         """Encode a RecordRow tuple as roost.v1.Record; verifies its digests unless omitted. ValueError if corrupt."""
     def verify_chain(self, lines: Sequence[tuple[Any, ...]], facts: bytes) -> None:
         """Verify the hash chain of RecordLine tuples (newest first) against the facts. ValueError if it does not."""
-    def resident_uids(self, tenant: str) -> list[bytes]: ...
-    def waiting_uids(self, tenant: str) -> list[bytes]: ...
     def stats(self) -> dict[str, int]:
         """The counters and gauges of GetStats by name."""
     def begin_drain(self) -> None:
@@ -58,7 +56,7 @@ class Engine:
     # -- journal (writer thread)
     def next_batch(self, timeout_ms: int, linger_us: int) -> Batch | None: ...
     def appended(self, batch: Batch, outcome: str, quarantine: list[bytes]) -> bool:
-        """outcome: "stored", "full", "fenced" or "constraint". quarantine: roots of `batch` that failed alone while
+        """outcome: "stored", "full" or "constraint". quarantine: roots of `batch` that failed alone while
         the rest was stored. True when `completed` has something."""
     def set_space(self, space: str) -> bool:
         """ "ok", "low" or "full", from Store.probe_space. True when `completed` has something."""

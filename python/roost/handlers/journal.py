@@ -1,7 +1,7 @@
 """The one writer thread: takes batches from the engine, appends them, tells the engine what became of them.
 
 The order and the answers are the engine's; this thread only carries. An append whose outcome is unknown ends the
-process (`fail`), because neither "it happened" nor "it did not" may be said.
+process (`fail`), because neither "it happened" nor "it did not" may be said. So does one that finds another owner.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from roost.handlers.errors import failure
-from roost.store.base import Outcome, Store
+from roost.store.base import Outcome, Store, StoreFailed
 
 if TYPE_CHECKING:
     from roost._core import Batch, Engine
@@ -31,7 +31,7 @@ class JournalWriter:
     """Drains the journal on a thread of its own.
 
     `wake` is called, from that thread, once for each batch after which the engine has finished tickets.
-    `fail(message)` must not return: the store's state is unknown.
+    `fail(message)` must not return: the store's state is unknown, or it is another's.
     """
 
     def __init__(self, engine: Engine, store: Store, wake: Callable[[], None], fail: Callable[[str], None]) -> None:
@@ -83,10 +83,15 @@ class JournalWriter:
             self._wake()
         if outcome is not Outcome.STORED:
             log.warning("batch_refused", outcome=outcome.value, first_seq=batch.first_seq, last_seq=batch.last_seq)
-            self._probe()
+            # The engine takes the disk for full by itself then: it wants to hear what is true, the old news too.
+            self._probe(tell=outcome is Outcome.REFUSED_FULL)
 
     def _append(self, batch: Batch) -> Outcome:
-        return self._store.append(SHARD, self._store.epoch, batch.first_seq, batch)
+        """Append. Where another server owns the store by now, this one knows nothing any more and must end."""
+        outcome = self._store.append(SHARD, self._store.epoch, batch.first_seq, batch)
+        if outcome is Outcome.REFUSED_FENCED:
+            raise StoreFailed("another server has taken the store over")
+        return outcome
 
     def _tree_by_tree(self, batch: Batch) -> list[bytes]:
         """After a constraint error (our bug): store what can be stored; the roots of the trees that fail alone."""
@@ -104,11 +109,11 @@ class JournalWriter:
                 raise RuntimeError(f"the store refused a part of a batch as {outcome.value!r}")
         return failed
 
-    def _probe(self) -> None:
-        """Tell the engine when the room on disk changes."""
+    def _probe(self, tell: bool = False) -> None:
+        """Tell the engine of the room on disk when it changes, or anyway."""
         self._probed = time.monotonic()
         space = self._store.probe_space()
-        if space != self._space:
+        if space != self._space or tell:
             log.warning("space", was=self._space, now=space)
             self._space = space
             if self._engine.set_space(space):

@@ -14,6 +14,7 @@ from roost.handlers.journal import JournalWriter
 from roost.store.base import Outcome, StoreFailed
 
 STORED, CONSTRAINT, FULL = Outcome.STORED, Outcome.REFUSED_CONSTRAINT, Outcome.REFUSED_FULL
+FENCED = Outcome.REFUSED_FENCED
 
 
 class FakeBatch:
@@ -106,6 +107,26 @@ def test_a_full_disk_is_a_refusal_and_the_engine_learns_of_the_room() -> None:
     assert run(engine, FakeStore(lambda _: FULL, space="full")) == (1, [])
     assert engine.appends == [("full", [])]
     assert engine.spaces == ["full"]
+
+
+@pytest.mark.parametrize("space", ["ok", "low"])
+def test_after_a_refusal_the_engine_is_told_again_what_it_was_told_before(space: str) -> None:
+    """A refused batch makes the engine full by itself: told nothing, it would refuse everything for ever."""
+    outcomes = [STORED, FULL]
+    engine = FakeEngine(FakeBatch(b"a"), FakeBatch(b"a"))
+    assert run(engine, FakeStore(lambda _: outcomes.pop(0), space=space)) == (2, [])
+    assert engine.appends == [("stored", []), ("full", [])]
+    assert engine.spaces == ([space] if space == "ok" else [space, space])
+
+
+@pytest.mark.parametrize("outcomes", [[FENCED], [CONSTRAINT, STORED, FENCED]], ids=["batch", "part"])
+def test_a_server_that_is_no_longer_the_owner_ends(outcomes: list[Outcome]) -> None:
+    """Another one serves these sessions now: nothing that this one has in memory may be said again."""
+    left = list(outcomes)
+    engine = FakeEngine(FakeBatch(b"a", b"b"), FakeBatch(b"c"))
+    _, failures = run(engine, FakeStore(lambda _: left.pop(0)))
+    assert engine.appends == []
+    assert failures == ["the journal writer failed: another server has taken the store over"]
 
 
 @pytest.mark.parametrize("error", [StoreFailed("the disk is gone"), RuntimeError("secret content")])
