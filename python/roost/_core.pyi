@@ -25,7 +25,8 @@ class Batch:
 
 class Engine:
     def __init__(self, limits: dict[str, int], last_seq: int) -> None:
-        """limits: the integer settings of `roost.server.config` that the engine enforces; an unknown or missing key is a ValueError."""
+        """limits: the integer settings of `roost.server.config` that the engine enforces; an unknown or missing key
+        is a ValueError."""
 
     # -- transport (event-loop thread)
     def call(self, method: int, request: bytes, tenant: str, connection: int) -> bytes | int | Refusal:
@@ -65,7 +66,8 @@ class Engine:
     # -- reloads (reader thread)
     def next_effects(self, timeout_ms: int) -> list[tuple[Any, ...]]:
         """Reads the engine needs, in order:
-        ("find", id, tenant, session_id)  ("header", id, root)  ("session", id, uid, with_tokens)  ("read", id, tenant, session_id)"""
+        ("find", id, tenant, session_id)  ("header", id, root)  ("session", id, uid, with_tokens)
+        ("read", id, tenant, session_id)"""
     def found(self, effect: int, found: tuple[Any, ...] | None) -> bool: ...  # Found
     def header_loaded(self, effect: int, tenant: str, rows: Sequence[tuple[Any, ...]]) -> bool: ...  # HeaderRow
     def session_loaded(self, effect: int, loaded: tuple[Any, ...] | None) -> bool: ...  # LoadedSession

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, TypeVar
 
 import grpc
 import grpc.aio
@@ -46,6 +46,8 @@ log = structlog.get_logger("roost.transport")
 
 Context = Any  # grpc.aio.ServicerContext of bytes
 Handler = Callable[[bytes, Context], Awaitable[bytes]]
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Connections:
@@ -102,7 +104,7 @@ class Transport:
     def drain(self) -> None:
         """Hand finished tickets to their calls."""
         pending = self._pending
-        for ticket, result in self._engine.completed():
+        for ticket, result in self._ask(self._engine.completed):
             future = pending.get(ticket)
             if future is None:
                 continue
@@ -115,18 +117,22 @@ class Transport:
 
     def start_ticking(self) -> None:
         """Call the engine's tick whenever it is due."""
-        try:
-            delay = self._engine.tick()
-            self.drain()
-        except BaseException as error:
-            self._fail(failure("engine", error))
-            raise
+        delay = self._ask(self._engine.tick)
+        self.drain()
         self._tick = asyncio.get_running_loop().call_later(delay / 1_000, self.start_ticking)
 
     def stop_ticking(self) -> None:
         """No tick follows."""
         if self._tick is not None:
             self._tick.cancel()
+
+    def _ask(self, method: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run a method of the engine that refuses nothing: whatever it raises leaves the engine unusable."""
+        try:
+            return method(*args, **kwargs)
+        except BaseException as error:
+            self._fail(failure("engine", error))
+            raise
 
     # -- registration
 
@@ -216,10 +222,10 @@ class Transport:
             self._pending.pop(ticket, None)
             reply = self._unclaimed.pop(ticket, None) if future.cancelled() else future.result()
             if reply is None:
-                self._engine.cancel(ticket)
+                self._ask(self._engine.cancel, ticket)
             elif type(reply) is bytes:
                 # The answer was there, but this call was cancelled before it could be written.
-                self._engine.undelivered(method, request, reply, TENANT)
+                self._ask(self._engine.undelivered, method, request, reply, TENANT)
             self.drain()
             raise
 
@@ -243,7 +249,7 @@ class Transport:
     def _stream(
         self, handler: Callable[[bytes], Iterator[bytes]], reader: StoreReader
     ) -> Callable[[bytes, Context], AsyncIterator[bytes]]:
-        """A server-streaming RPC: each message is one read, made when the one before was taken by the transport."""
+        """A server-streaming RPC: each step is one read, made when the message before was taken by the transport."""
 
         async def handle(request: bytes, context: Context) -> AsyncIterator[bytes]:
             if len(request) > self._limit:
@@ -252,7 +258,8 @@ class Transport:
             self._cold_running += 1
             try:
                 while type(page := await reader.read(partial(next, pages, None))) is bytes:
-                    yield page
+                    if page:  # else NOTHING_YET
+                        yield page
             finally:
                 self._cold_running -= 1
             if page is not None:
