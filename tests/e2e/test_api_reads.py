@@ -129,11 +129,11 @@ def test_history_returns_what_was_stored_in_pages(api: Api) -> None:
 
 def test_history_of_many_small_records_comes_a_hundred_at_a_time(api: Api) -> None:
     name = api.open().session.session_id
-    for _ in range(130):
+    for _ in range(270):  # more than one page of their list
         api.turn(name, b"small")
     request = session_service_pb2.ReadHistoryRequest(session_id=name)
     sizes = [len(p.records) for p in api.sessions.ReadHistory(request, timeout=DEADLINE)]
-    assert (sum(sizes), max(sizes)) == (130, 100)
+    assert (sum(sizes), max(sizes)) == (270, 100)
 
 
 def test_history_refuses_what_it_cannot_read(api: Api) -> None:

@@ -2,12 +2,12 @@
 
 A cold handler runs on the reader thread. A unary one is a function from request bytes to reply bytes; a
 streaming one is a generator of reply bytes whose every step is one short read, so that many interleave and no
-read transaction outlives a page. Both raise `Refused`.
+read transaction outlives a page. A step that has nothing to send yet yields NOTHING_YET. Both raise `Refused`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 PAGE_BYTES: Final = 1 << 20  # a reply message is closed once it is this long
 PAGE_RECORDS: Final = 100
+NOTHING_YET: Final = b""
+PAGE_LINES: Final = 256  # of the list of a session's records; what one step reads of it
 READ_AHEAD: Final = 32  # records read at once; bounds memory where a page turns out longer than expected
 
 
@@ -38,19 +40,28 @@ class Cold:
             raise session_not_found(self.engine, session_id)
         return row
 
-    def lines(self, row: SessionRow) -> tuple[SessionRow, list[RecordLine]]:
-        """The session and the list of its records, newest first, in one snapshot."""
-        found = self.store.record_lines(row.uid)
+    def verified(self, row: SessionRow) -> Generator[bytes, None, tuple[SessionRow, list[RecordLine]]]:
+        """The session and the list of its records, newest first; SESSION_CORRUPT unless all of them are there as they
+        were appended, payloads apart (I23). In steps: `row, lines = yield from cold.verified(row)`.
+
+        The list is of one moment, that of the first step: only the status of a session's newest record ever changes.
+        """
+        found = self.store.record_lines(row.uid, PAGE_LINES)
         if found is None:  # purged since its row was read
             raise session_not_found(self.engine, row.session_id)
-        return found
-
-    def verify(self, row: SessionRow, lines: list[RecordLine]) -> None:
-        """SESSION_CORRUPT unless all records of a session are there as they were appended, payloads apart (I23)."""
+        row, page = found
+        lines = list(page)
+        while len(page) == PAGE_LINES:
+            yield NOTHING_YET
+            page = self.store.older_lines(row.uid, lines[-1], PAGE_LINES)
+            lines += page
         try:
             self.engine.verify_chain(lines, row.facts)
         except ValueError as error:
             raise self.corrupt(row.session_id, error) from error
+        if len(lines) > PAGE_LINES:
+            yield NOTHING_YET
+        return row, lines
 
     def corrupt(self, session_id: str, error: ValueError) -> Refused:
         """DATA_LOSS for a session that does not verify. The engine's message names sequences, never content."""

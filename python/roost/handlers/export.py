@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from roost.handlers.cold import Cold
+from roost.handlers.cold import NOTHING_YET, Cold
 from roost.handlers.errors import invalid, parse
 from roost.handlers.wire import field, repeated
 from roost.store.base import SessionFilter, SessionRow
@@ -25,11 +25,14 @@ def export_trajectories(cold: Cold, data: bytes) -> Iterator[bytes]:
     if request.include_superseded:
         statuses.add(types_pb2.RECORD_STATUS_SUPERSEDED)
     for row in _chosen(cold, request):
-        yield from _session(cold, row, frozenset(statuses))
+        if row is None:
+            yield NOTHING_YET
+        else:
+            yield from _session(cold, row, frozenset(statuses))
 
 
-def _chosen(cold: Cold, request: trajectory_service_pb2.ExportTrajectoriesRequest) -> Iterator[SessionRow]:
-    """The sessions to export, in order."""
+def _chosen(cold: Cold, request: trajectory_service_pb2.ExportTrajectoriesRequest) -> Iterator[SessionRow | None]:
+    """The sessions to export, in order; None where a step ends."""
     count = len(request.session_ids)
     if count > MAX_IDS:
         rule = f"{count} are given; at most {MAX_IDS} are allowed"
@@ -37,7 +40,12 @@ def _chosen(cold: Cold, request: trajectory_service_pb2.ExportTrajectoriesReques
     if count and request.root_session_id:
         raise invalid(cold.engine, "root_session_id", "cannot go together with session_ids")
     if count:
-        yield from [cold.session(session_id, "session_ids") for session_id in request.session_ids]
+        rows: list[SessionRow] = []
+        for session_id in request.session_ids:
+            rows.append(cold.session(session_id, "session_ids"))
+            if len(rows) % _PAGE == 0:
+                yield None
+        yield from rows
         return
     root = None
     if request.root_session_id:
@@ -51,14 +59,14 @@ def _chosen(cold: Cold, request: trajectory_service_pb2.ExportTrajectoriesReques
     where = SessionFilter(tenant=cold.tenant, root=root)
     after = b""
     while rows := cold.store.list_sessions(where, after, _PAGE):
+        yield None
         yield from (row for row in rows if row.create_ms <= started_ms)
         after = rows[-1].uid
 
 
 def _session(cold: Cold, row: SessionRow, statuses: frozenset[int]) -> Iterator[bytes]:
     """The parts of one session: the first bears the session, the last says so."""
-    row, lines = cold.lines(row)
-    cold.verify(row, lines)
+    row, lines = yield from cold.verified(row)
     try:
         described = cold.engine.describe([row])[0]
     except ValueError as error:

@@ -11,13 +11,12 @@ from roost.v1 import session_service_pb2, types_pb2
 
 
 def read_history(cold: Cold, data: bytes) -> Iterator[bytes]:
-    """Fix the list of records in one short read, then page their payloads. Works in every state."""
+    """Fix the list of records and verify it, then page their payloads. Works in every state."""
     request = parse(cold.engine, session_service_pb2.ReadHistoryRequest, data)
     for status in request.statuses:
         if status not in types_pb2.RecordStatus.values() or not status:
             raise invalid(cold.engine, "statuses", f"{status} is not a record status", value=status)
-    row, lines = cold.lines(cold.session(request.session_id))
-    cold.verify(row, lines)
+    row, lines = yield from cold.verified(cold.session(request.session_id))
     wanted = frozenset(request.statuses)
     chosen = [
         line for line in reversed(lines) if (not wanted or line.status in wanted) and line.turn >= request.from_turn

@@ -254,8 +254,11 @@ class Store(Protocol):
     def list_sessions(self, where: SessionFilter, after: bytes, limit: int) -> list[SessionRow]:
         """At most `limit` rows with uid > after, in order of uid."""
 
-    def record_lines(self, uid: bytes) -> tuple[SessionRow, list[RecordLine]] | None:
-        """The session row and its records newest first, without payloads, in one snapshot."""
+    def record_lines(self, uid: bytes, limit: int) -> tuple[SessionRow, list[RecordLine]] | None:
+        """The session row and its newest `limit` records, newest first, without payloads, in one snapshot."""
+
+    def older_lines(self, uid: bytes, line: RecordLine, limit: int) -> list[RecordLine]:
+        """The `limit` records before `line`, newest first, without payloads. Fewer: there are no more."""
 
     def read_records(self, seqs: Sequence[int]) -> list[RecordRow]:
         """Records in full, in the order asked for."""

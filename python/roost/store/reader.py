@@ -27,19 +27,21 @@ _SESSION = """
 _SESSION_BY_UID = _SESSION.format(source="session AS s") + "WHERE s.uid = ?1"
 _SESSION_BY_ID = _SESSION.format(source="session AS s") + "WHERE s.tenant = ?1 AND s.session_id = ?2"
 
-# One statement for the whole line, newest first. The condition on seq ends it on any data, a damaged cycle too;
-# the one on session keeps a damaged pointer from leading into another session.
+# One statement for a line, newest first. The condition on seq ends it on any data, a damaged cycle too; the one on
+# session keeps a damaged pointer from leading into another session. The limit -1 means all.
 _LINE = """
     WITH RECURSIVE line (seq, prev, status, turn, meta, chain, tokens) AS (
         SELECT seq, prev, status, turn, meta, chain, {tokens} FROM record WHERE seq = ?1 AND session = ?2
         UNION ALL
         SELECT r.seq, r.prev, r.status, r.turn, r.meta, r.chain, {r_tokens}
         FROM line JOIN record AS r ON r.seq = line.prev WHERE r.seq < line.seq AND r.session = ?2
+        LIMIT ?3
     )
     SELECT seq, prev, status, turn, meta, chain, tokens FROM line
 """
 _LINE_LIGHT = _LINE.format(tokens="NULL", r_tokens="NULL")
 _LINE_TOKENS = _LINE.format(tokens="tokens", r_tokens="r.tokens")
+_ALL = -1
 
 _RECORD = "SELECT seq, prev, status, turn, meta, chain, tokens, state, arrays, content FROM record WHERE seq IN ({})"
 
@@ -126,7 +128,7 @@ class Reader:
             row = _session(conn, uid)
             if row is None:
                 return None
-            records = _line(conn, row, _LINE_TOKENS if with_tokens else _LINE_LIGHT)
+            records = _line(conn, uid, row.last, _LINE_TOKENS if with_tokens else _LINE_LIGHT, _ALL)
             state: Any = None
             place = state_seq(row.facts)
             if place:
@@ -157,11 +159,18 @@ class Reader:
         with self._snapshot() as conn:
             return [SessionRow._make(row) for row in conn.execute(sql, bindings)]
 
-    def record_lines(self, uid: bytes) -> tuple[SessionRow, list[RecordLine]] | None:
+    def record_lines(self, uid: bytes, limit: int) -> tuple[SessionRow, list[RecordLine]] | None:
         """See base.Store."""
         with self._snapshot() as conn:
             row = _session(conn, uid)
-            return None if row is None else (row, _line(conn, row, _LINE_LIGHT))
+            return None if row is None else (row, _line(conn, uid, row.last, _LINE_LIGHT, limit))
+
+    def older_lines(self, uid: bytes, line: RecordLine, limit: int) -> list[RecordLine]:
+        """See base.Store."""
+        if line.prev >= line.seq:  # damaged: as within one statement, the walk ends here
+            return []
+        with self._snapshot() as conn:
+            return _line(conn, uid, line.prev, _LINE_LIGHT, limit)
 
     def read_records(self, seqs: Sequence[int]) -> list[RecordRow]:
         """See base.Store. Sequences that are not stored are left out."""
@@ -190,7 +199,7 @@ def _session(conn: apsw.Connection, uid: bytes) -> SessionRow | None:
     return None if row is None else SessionRow._make(row)
 
 
-def _line(conn: apsw.Connection, row: SessionRow, sql: str) -> list[RecordLine]:
-    if not row.last:
+def _line(conn: apsw.Connection, uid: bytes, newest: int, sql: str, limit: int) -> list[RecordLine]:
+    if not newest:
         return []
-    return [RecordLine._make(line) for line in conn.execute(sql, (row.last, row.uid)).fetchall()]
+    return [RecordLine._make(line) for line in conn.execute(sql, (newest, uid, limit)).fetchall()]

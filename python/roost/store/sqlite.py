@@ -184,9 +184,13 @@ class SqliteStore:
         """See base.Store."""
         return self._reader.list_sessions(where, after, limit)
 
-    def record_lines(self, uid: bytes) -> tuple[SessionRow, list[RecordLine]] | None:
+    def record_lines(self, uid: bytes, limit: int) -> tuple[SessionRow, list[RecordLine]] | None:
         """See base.Store."""
-        return self._reader.record_lines(uid)
+        return self._reader.record_lines(uid, limit)
+
+    def older_lines(self, uid: bytes, line: RecordLine, limit: int) -> list[RecordLine]:
+        """See base.Store."""
+        return self._reader.older_lines(uid, line, limit)
 
     def read_records(self, seqs: Sequence[int]) -> list[RecordRow]:
         """See base.Store."""

@@ -66,7 +66,7 @@ def test_rows_come_back_as_they_were_given(store: SqliteStore, maker: Maker) -> 
         for name in set(SessionUpsert._fields) - {"prev"}:
             assert getattr(found, name) == given[name], name
         assert found.receipt is None
-    lines = store.record_lines(uid_of(1))
+    lines = store.record_lines(uid_of(1), 10)
     assert lines is not None
     (record,) = store.read_records([lines[1][0].seq])
     assert (record.prev, record.status, record.turn) == (0, COMMITTED, 1)
@@ -105,7 +105,7 @@ def test_i8_a_new_record_supersedes_the_provisional(store: SqliteStore, put: Put
     maker.begin(3)
     maker.commit(3)
     take(put, maker)
-    lines = store.record_lines(uid_of(3))
+    lines = store.record_lines(uid_of(3), 10)
     assert lines is not None
     assert [(line.seq == provisional, line.status) for line in lines[1]] == [(False, COMMITTED), (True, SUPERSEDED)]
     assert lines[0].provisional == 0

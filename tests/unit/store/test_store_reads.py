@@ -63,7 +63,7 @@ def test_find_of_a_closed_or_unknown_id_or_another_tenants(store: SqliteStore, t
     assert store.load_header(uid_of(99)) == ("", [])
     assert store.read_session("u", "s20") is None
     assert store.load_session(uid_of(99), with_tokens=True) is None
-    assert store.record_lines(uid_of(99)) is None
+    assert store.record_lines(uid_of(99), 10) is None
 
 
 def test_running_roots_are_the_trees_with_a_turn(store: SqliteStore, put: Put, tree: Maker) -> None:
@@ -107,7 +107,37 @@ def test_load_session_walks_the_whole_line(store: SqliteStore, put: Put) -> None
     light = store.load_session(uid_of(1), with_tokens=False)
     assert light is not None
     assert {line.tokens for line in light.records} == {None}
-    assert store.record_lines(uid_of(1)) == (light.row, light.records)
+    assert store.record_lines(uid_of(1), 1_000) == (light.row, light.records)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7, 8, 100])
+def test_the_list_of_records_is_read_in_pages(store: SqliteStore, put: Put, limit: int) -> None:
+    """Pages join to what one statement reads, also when records are appended meanwhile."""
+    maker = Maker()
+    maker.open(1)
+    maker.open(2)
+    for _ in range(7):
+        for n in (1, 2):
+            maker.begin(n)
+            maker.commit(n)
+    assert put(maker.batch()) is Outcome.STORED
+    maker.taken()
+    whole = store.record_lines(uid_of(1), 1_000)
+    assert whole is not None
+    assert len(whole[1]) == 7
+    first = store.record_lines(uid_of(1), limit)
+    assert first is not None
+    row, page = first
+    lines = list(page)
+    while len(page) == limit:
+        maker.begin(1)
+        maker.commit(1)
+        assert put(maker.batch()) is Outcome.STORED
+        maker.taken()
+        page = store.older_lines(uid_of(1), lines[-1], limit)
+        assert len(page) <= limit
+        lines += page
+    assert (row, lines) == whole
 
 
 def test_a_new_session_has_no_records_and_no_state(store: SqliteStore, tree: Maker) -> None:
@@ -126,15 +156,16 @@ def test_a_damaged_pointer_ends_the_walk(store: SqliteStore, put: Put) -> None:
             maker.begin(n)
             maker.commit(n)
     assert put(maker.batch()) is Outcome.STORED
-    lines = store.record_lines(uid_of(1))
+    lines = store.record_lines(uid_of(1), 10)
     assert lines is not None
     newest, middle, _ = (line.seq for line in lines[1])
     store._conn.pragma("ignore_check_constraints", 1)
     for wrong in (newest, middle - 2):
         store._conn.execute("UPDATE record SET prev = ? WHERE seq = ?", (wrong, middle))
-        found = store.record_lines(uid_of(1))
+        found = store.record_lines(uid_of(1), 10)
         assert found is not None
         assert [line.seq for line in found[1]] == [newest, middle]
+        assert store.older_lines(uid_of(1), found[1][1], 10) == []
 
 
 def test_read_records_keeps_the_order_asked_for(store: SqliteStore, put: Put) -> None:
@@ -231,7 +262,9 @@ def _nulls(statement: str) -> Any:
     names = dict.fromkeys(("tenant", "after", "limit", "root", "state", "path", "below", "past"))
     if ":tenant" in statement:
         return names
-    return (None,) * (2 if "?2" in statement else 1 if "?1" in statement else statement.count("?"))
+    return (None,) * (
+        3 if "?3" in statement else 2 if "?2" in statement else 1 if "?1" in statement else statement.count("?")
+    )
 
 
 def test_lists_sort_nothing_but_the_running_ones(store: SqliteStore) -> None:
