@@ -74,7 +74,7 @@ class SessionServiceServicer(object):
     def OpenSession(self, request, context):
         """Makes a session. Errors: ALREADY_EXISTS SESSION_EXISTS (unless if_exists says RETURN) or
         PATH_COLLISION, NOT_FOUND PARENT_NOT_FOUND, FAILED_PRECONDITION SESSION_CLOSED (this id ended, or
-        the parent did), RESOURCE_EXHAUSTED TREE_SESSIONS, TREE_DEPTH or TENANT_SESSIONS.
+        the parent did), RESOURCE_EXHAUSTED TREE_SESSIONS or TREE_DEPTH.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

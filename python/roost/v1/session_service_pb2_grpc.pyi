@@ -36,7 +36,7 @@ class SessionServiceStub:
     OpenSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.OpenSessionRequest, _session_service_pb2.OpenSessionResponse]
     """Makes a session. Errors: ALREADY_EXISTS SESSION_EXISTS (unless if_exists says RETURN) or
     PATH_COLLISION, NOT_FOUND PARENT_NOT_FOUND, FAILED_PRECONDITION SESSION_CLOSED (this id ended, or
-    the parent did), RESOURCE_EXHAUSTED TREE_SESSIONS, TREE_DEPTH or TENANT_SESSIONS.
+    the parent did), RESOURCE_EXHAUSTED TREE_SESSIONS or TREE_DEPTH.
     """
     GetSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.GetSessionRequest, _session_service_pb2.GetSessionResponse]
     """Reads one session. Loads nothing and does not count as a use."""
@@ -59,7 +59,7 @@ class SessionServiceAsyncStub(SessionServiceStub):
     OpenSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.OpenSessionRequest, _session_service_pb2.OpenSessionResponse]  # type: ignore[assignment]
     """Makes a session. Errors: ALREADY_EXISTS SESSION_EXISTS (unless if_exists says RETURN) or
     PATH_COLLISION, NOT_FOUND PARENT_NOT_FOUND, FAILED_PRECONDITION SESSION_CLOSED (this id ended, or
-    the parent did), RESOURCE_EXHAUSTED TREE_SESSIONS, TREE_DEPTH or TENANT_SESSIONS.
+    the parent did), RESOURCE_EXHAUSTED TREE_SESSIONS or TREE_DEPTH.
     """
     GetSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.GetSessionRequest, _session_service_pb2.GetSessionResponse]  # type: ignore[assignment]
     """Reads one session. Loads nothing and does not count as a use."""
@@ -85,7 +85,7 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_session_service_pb2.OpenSessionResponse, _abc.Awaitable[_session_service_pb2.OpenSessionResponse]]:
         """Makes a session. Errors: ALREADY_EXISTS SESSION_EXISTS (unless if_exists says RETURN) or
         PATH_COLLISION, NOT_FOUND PARENT_NOT_FOUND, FAILED_PRECONDITION SESSION_CLOSED (this id ended, or
-        the parent did), RESOURCE_EXHAUSTED TREE_SESSIONS, TREE_DEPTH or TENANT_SESSIONS.
+        the parent did), RESOURCE_EXHAUSTED TREE_SESSIONS or TREE_DEPTH.
         """
 
     @_abc_1.abstractmethod

@@ -22,15 +22,16 @@ pub struct Limit {
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct GetStatsResponse {
     /// Counts that only grow while the server runs, by name: turns_begun, turns_committed, turns_aborted,
-    /// turns_expired, turns_released, sessions_opened, sessions_closed, evictions, reloads, header_loads,
-    /// load_failures, refusals, batches_stored, entries_stored, batches_refused.
+    /// turns_expired, turns_released, sessions_opened, sessions_closed, evictions, header_evictions, reloads,
+    /// header_loads, load_failures, refusals, batches_stored, entries_stored, batches_refused.
     #[prost(btree_map = "string, int64", tag = "1")]
     pub counters: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
         i64,
     >,
     /// What is true now, by name: slots_held, turns_running, waiting, resident_sessions, resident_bytes,
-    /// tree_headers, journal_entries, journal_bytes, store_low, quarantined_trees, calls_in_flight.
+    /// tree_headers, journal_entries, journal_bytes, store_low, quarantined_trees, calls_in_flight, store_bytes,
+    /// wal_bytes, reserve_bytes.
     #[prost(btree_map = "string, int64", tag = "2")]
     pub gauges: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
@@ -904,7 +905,8 @@ pub struct Renewal {
 /// What became of one renewal.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RenewalResult {
-    /// Set when it was refused (LEASE_LOST, SESSION_CLOSED, SESSION_NOT_FOUND); the other leases go on.
+    /// Set when it was refused (INVALID_FIELD, LEASE_MALFORMED, LEASE_LOST, SESSION_CLOSED, SESSION_NOT_FOUND,
+    /// LOAD_FAILED, TREE_QUARANTINED); the other leases go on.
     #[prost(message, optional, tag = "1")]
     pub refusal: ::core::option::Option<Refusal>,
     /// The new end of the lease, by the server's wall clock.
@@ -1007,7 +1009,8 @@ pub struct AbortTurnResponse {
     /// Which try it was.
     #[prost(uint32, tag = "2")]
     pub attempt: u32,
-    /// What the record is now.
+    /// What the record is now: PROVISIONAL; to a repeat also SUPERSEDED (a later turn took its place) or
+    /// ABORTED (the session was closed).
     #[prost(enumeration = "RecordStatus", tag = "3")]
     pub status: i32,
     /// True if this is the answer to a repeat.
