@@ -12,8 +12,9 @@ from collections.abc import Callable
 
 import apsw
 
-# The thread copies whenever this many new pages are in the log (4 MiB).
-COPY_FRAMES = 1024
+# The thread copies whenever this many new pages are in the log (16 MiB): a page that changed many times since is copied
+# once.
+COPY_FRAMES = 4096
 # The writer itself copies the rest, between two commits, when the log has this many pages (64 MiB).
 LIMIT_FRAMES = 16384
 
