@@ -20,10 +20,12 @@ Exit codes:
    1  the server refused the call
    2  wrong usage
    3  the server cannot be reached, or gave no answer in time
+   4  what the server kept is not what was played (replay --verify, demo)
+   6  the server gave wrong answers (load)
   69  the address, the data directory or the output cannot be used
-  70  the store failed while serving
+  70  the store failed while serving, or belongs to another server now
   78  wrong configuration
- 130, 143  ended by a second SIGINT or SIGTERM
+ 130, 143  ended by SIGINT or SIGTERM; the server by a second one
 
 Examples:
  $ roost serve --listen 127.0.0.1:7117 --data-dir ./roost-data
