@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -16,6 +17,9 @@ PAGE_BYTES = 4096
 # A store up to this size is checked page by page at start; a bigger one by `roost doctor` and the daily scrub.
 QUICK_CHECK_BYTES = 32 * 1024 * 1024
 
+
+# Room that a checkpoint at the start leaves for the start itself.
+SPARE_BYTES = 8 << 20
 
 # One for each number of rows of each kind of an append (statements.py), and those of the reads.
 STATEMENTS = 512
@@ -68,12 +72,16 @@ def check_pages(conn: apsw.Connection, path: Path) -> None:
     """StoreError CORRUPT if the file is visibly damaged. Bounded: well under a second whatever its size."""
     try:
         small = path.stat().st_size <= QUICK_CHECK_BYTES
-        try:
-            conn.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
-            # All pages are in the file now.
-            short = path.stat().st_size < pragma_int(conn, "page_count") * pragma_int(conn, "page_size")
-        except (apsw.FullError, apsw.BusyError):
-            short = False
+        short = False
+        # Copying the log may take as much room as the log has; a full disk would be left without the block that the
+        # start itself needs.
+        log = path.with_name(path.name + "-wal")
+        free = os.statvfs(path).f_bavail * os.statvfs(path).f_frsize
+        if free > (log.stat().st_size if log.exists() else 0) + SPARE_BYTES:
+            with contextlib.suppress(apsw.FullError, apsw.BusyError):
+                conn.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+                # All pages are in the file now.
+                short = path.stat().st_size < pragma_int(conn, "page_count") * pragma_int(conn, "page_size")
         if short:
             raise _corrupt(path, "it is shorter than its header says")
         checks = ("PRAGMA quick_check(1)",) if small else ("PRAGMA quick_check('meta')", "PRAGMA quick_check('shard')")
