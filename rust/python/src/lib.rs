@@ -254,7 +254,7 @@ impl Engine {
         let outcome = match outcome {
             "stored" => Appended::Stored { quarantine },
             "full" => Appended::RefusedFull,
-            "fenced" | "constraint" => Appended::Refused,
+            "constraint" => Appended::Refused,
             other => return Err(PyValueError::new_err(format!("no outcome is called {other:?}"))),
         };
         Ok(py.detach(|| {

@@ -99,8 +99,8 @@ impl Directory {
         }
     }
 
-    /// Puts a line in. False if the id has one already. Calls that wait for the store's answer about it keep waiting:
-    /// they are run when it comes, and find the line.
+    /// Puts a line in; an error if the id has one already. Returns the calls that waited for the store's answer about the
+    /// id, to be run again: they find the line.
     pub(crate) fn insert(&self, id: &Arc<str>, tree: &Arc<Tree>, index: u32) -> Result<Vec<Pending>, ()> {
         let mut shard = self.shard(id).write();
         match shard.get_mut(&**id) {

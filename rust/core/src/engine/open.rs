@@ -83,7 +83,7 @@ impl Engine {
         let result = match ids::repeats(resident.open_request.as_deref(), open.mark.as_ref()) {
             Err(refusal) => Err(refusal),
             Ok(repeat) if repeat || open.return_existing => {
-                let session = Some(self.line_view(tree, state, index).to_proto());
+                let session = Some(self.line_view(state, index).to_proto());
                 Ok(v1::OpenSessionResponse { session, created: false }.encode_to_vec())
             }
             Ok(_) => Err(exists()),
@@ -143,7 +143,7 @@ impl Engine {
             return self.drop_unborn(tree, state, index, now);
         }
         self.append(tree, state, index, now, |_, _, _| ());
-        let session = Some(self.line_view(tree, state, index).to_proto());
+        let session = Some(self.line_view(state, index).to_proto());
         let reply = v1::OpenSessionResponse { session, created: true }.encode_to_vec();
         self.reply(call.ticket, Ok(reply), tree, state, work);
         work.evict = true;
@@ -333,7 +333,7 @@ impl Engine {
                     resident.update_request = update.mark.map(Box::new).or(resident.update_request.take());
                     self.append(&tree, &mut state, index, now, |_, _, _| ());
                 }
-                let session = Some(self.line_view(&tree, &state, index).to_proto());
+                let session = Some(self.line_view(&state, index).to_proto());
                 let reply = v1::UpdateSessionResponse { session }.encode_to_vec();
                 self.reply(call.ticket, Ok(reply), &tree, &state, work);
             }

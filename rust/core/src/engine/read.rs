@@ -1,7 +1,7 @@
 //! What callers see: sessions and records as messages of the API, from memory or from the store alike (I11).
 
 use super::requests::Call;
-use super::tree::{Lease, Tenant, Tree, TreeState};
+use super::tree::{Lease, Tenant, TreeState};
 use super::{Engine, Pending, Work, duration, not_found, timestamp};
 use crate::chain::{self, digest};
 use crate::error::{Reason, Refusal};
@@ -10,7 +10,6 @@ use crate::gen_v1 as v1;
 use crate::ids::Uid;
 use prost::Message;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 /// A session as `roost.v1.Session` tells it.
 #[derive(Clone, Debug)]
@@ -100,14 +99,13 @@ impl Engine {
             let after = state.last_seq;
             self.ask_row(call, &id, after);
         } else {
-            let session = Some(self.line_view(&tree, &state, index).to_proto());
+            let session = Some(self.line_view(&state, index).to_proto());
             self.reply(call.ticket, Ok(v1::GetSessionResponse { session }.encode_to_vec()), &tree, &state, work);
         }
     }
 
     /// A resident session. The tree is locked.
-    pub(crate) fn line_view(&self, tree: &Arc<Tree>, state: &TreeState, index: u32) -> SessionView {
-        let _ = tree;
+    pub(crate) fn line_view(&self, state: &TreeState, index: u32) -> SessionView {
         let line = state.line(index).expect("the caller has just looked at it");
         let resident = line.resident.as_ref().expect("the caller has just seen it resident");
         let id_of = |i: Option<u32>| i.and_then(|i| state.line(i)).map(|l| l.session_id.to_string());

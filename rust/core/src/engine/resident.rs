@@ -32,7 +32,7 @@ impl Engine {
         resident.handle = handle;
     }
 
-    /// Makes a session resident, pinned once for each reason to hold it: `running` or not, it is unpinned by the caller.
+    /// Makes a session resident. One that runs is pinned once, for its turn; another may go as soon as it is idle.
     pub(crate) fn admit_resident(
         &self,
         tree: &Arc<Tree>,
@@ -207,7 +207,7 @@ impl Engine {
             return;
         }
         state.header = None;
-        if state.uses > 0 || state.last_seq > self.journal.durable() {
+        if state.last_seq > self.journal.durable() {
             self.file_header(&tree, &mut state, now);
             return;
         }
