@@ -21,6 +21,8 @@ PYTHON_CODE := python $(wildcard tests bench examples scripts)
 BENCH_ARGS ?=
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
+# Most tests wait for servers: two at once, a file at a time.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile
 # Model checkers want optimised code, not the best code: link-time optimisation would cost more than it saves.
 FAST_RELEASE := CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true
 LOOM := $(FAST_RELEASE) CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/loom RUSTFLAGS="--cfg roost_loom"
@@ -80,13 +82,13 @@ test-shuttle: $(VENV)
 	    $(SHUTTLE) cargo test --locked --release -p roost-core --features shuttle $(SHUTTLE_TESTS)
 
 test-python: $(EXT)
-	$(BIN)/pytest -m "not long" $(PYTEST_ARGS)
+	$(PYTEST) -m "not long" $(PYTEST_ARGS)
 
 .PHONY: test-long
 test-long: $(EXT) ## the long ones too: a million-operation runs, deeper models, crash loops (up to 90 minutes)
 	CARGO_PROFILE_TEST_OPT_LEVEL=2 cargo test --locked -p roost-core -- --include-ignored
 	LOOM_MAX_PREEMPTIONS=3 $(MAKE) --no-print-directory test-loom
-	$(BIN)/pytest --timeout 3600 $(PYTEST_ARGS)
+	$(PYTEST) --timeout 3600 $(PYTEST_ARGS)
 
 .PHONY: bench
 bench: $(EXT) ## ratios against the alternatives, exit 1 if a bar is missed; BENCH_ARGS=--quick for a short run

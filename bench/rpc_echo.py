@@ -239,7 +239,7 @@ def fill(data_dir: Path, count: int) -> None:
         def records(self) -> list[tuple[Any, ...]]:
             return []
 
-        statuses = closes = records
+        statuses = closes = rewards = finished = acks = records
 
         def split(self) -> list[Filling]:
             return [self]
@@ -257,7 +257,7 @@ def fill(data_dir: Path, count: int) -> None:
             rows.append(
                 SessionUpsert(
                     uid, "default", session_name(number), uid, b"", "/root", 0, now, 1, 0, 0, 0, 0, 0, 0, None, facts,
-                    seq + number - start, 0,
+                    0, seq + number - start, 0,
                 )
             )  # fmt: skip
         outcome = store.append(0, store.epoch, seq, Filling(seq, rows))

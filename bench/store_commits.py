@@ -78,8 +78,7 @@ class Rows:
     def statuses(self) -> list[tuple[Any, ...]]:
         return []
 
-    def closes(self) -> list[tuple[Any, ...]]:
-        return []
+    closes = rewards = finished = acks = statuses
 
     def split(self) -> list[Rows]:
         return [self]
@@ -104,7 +103,7 @@ class Load:
             uid = n.to_bytes(8, "big") + uid
             row = SessionUpsert(
                 uid, "tenant", f"session-{n:012}", uid, b"", "/root", 0, 1_700_000_000_000 + n, 1, 0, 0, 0, 0, 0,
-                0, None, b"f" * 200, self.seq, 0,
+                0, None, b"f" * 200, 0, self.seq, 0,
             )  # fmt: skip
             batch.session_rows.append(tuple(row))
             self.rows.append(row)

@@ -21,7 +21,23 @@ class Batch:
     def records(self) -> list[tuple[Any, ...]]: ...  # RecordInsert columns
     def statuses(self) -> list[tuple[Any, ...]]: ...  # StatusUpdate columns
     def closes(self) -> list[tuple[Any, ...]]: ...  # SessionClose columns
+    def rewards(self) -> list[tuple[Any, ...]]: ...  # RewardUpsert columns
+    def finished(self) -> list[tuple[Any, ...]]: ...  # TrajectoryInsert columns
+    def acks(self) -> list[tuple[Any, ...]]: ...  # TrajectoryAck columns
     def split(self) -> list[Batch]: ...
+
+class Rows:
+    """Builds the rows (encoded roost.v1.TrajectoryRow) of one trajectory. ValueError where a record is corrupt."""
+
+    def context(self, meta: bytes, tokens: bytes) -> None:
+        """A turn from before the trajectory, in order."""
+    def context_parts(self) -> list[bytes]:
+        """The tokens so far as encoded roost.v1.TokenSpan, in parts."""
+    def push(self, row: tuple[Any, ...], discounted_reward: float | None, train: bool) -> list[bytes]:
+        """The next RecordRow; returns the parts of the row that ends before it. Without `train` it is the ABORTED
+        tail."""
+    def finish(self) -> list[bytes]:
+        """The parts of the last row."""
 
 class Engine:
     def __init__(self, limits: dict[str, int], last_seq: int) -> None:
@@ -39,16 +55,35 @@ class Engine:
         """A reply that `completed` yielded could not be written: a grant in it is released."""
     def refuse(self, reason: str, message: str, metadata: dict[str, str]) -> Refusal:
         """Build a refusal from the table of reasons, for handlers written in Python."""
+    def skip_time(self, ms: int) -> None:
+        """Move the service clock and the wall clock forward. For tests: leases and delays end without a wait."""
     def tick(self) -> int:
         """Do what is due (leases, waits, evictions); returns the ms until the next call is useful (at most 100)."""
     def describe(self, rows: Sequence[tuple[Any, ...]]) -> list[bytes]:
         """Encode SessionRow tuples as roost.v1.Session, with activity and residency from memory."""
-    def describe_record(self, row: tuple[Any, ...], omit_payload: bool) -> bytes:
-        """Encode a RecordRow tuple as roost.v1.Record; verifies its digests unless omitted. ValueError if corrupt."""
-    def verify_chain(self, lines: Sequence[tuple[Any, ...]], facts: bytes) -> None:
-        """Verify the hash chain of RecordLine tuples (newest first) against the facts. ValueError if it does not."""
+    def describe_record(
+        self,
+        row: tuple[Any, ...],
+        omit_payload: bool,
+        masked: bool = False,
+        reward: float | None = None,
+        discounted_reward: float | None = None,
+    ) -> bytes:
+        """Encode a RecordRow tuple as roost.v1.Record; verifies its digests unless omitted. ValueError if corrupt. With
+        `masked` nothing of it is to be trained on."""
+    def verify_chain(self, lines: Sequence[tuple[Any, ...]], facts: bytes) -> list[int]:
+        """Verify the hash chain of RecordLine tuples (newest first) against the facts. ValueError if it does not.
+        Returns their statuses as of the newest, in the same order: a rewind may have changed the stored ones
+        meanwhile."""
     def stats(self) -> dict[str, int]:
         """The counters and gauges of GetStats by name."""
+    def ready_sequence(self) -> int:
+        """The largest sequence of a trajectory that became READY, durably, while this server has run; 0: none has."""
+    def set_logging(self, on: bool) -> None:
+        """Whether turns and closes leave events."""
+    def events(self) -> tuple[list[tuple[str, int, dict[str, Any]]], int]:
+        """The events since the last call, (name, wall-clock ms, fields), and how many were dropped because there were
+        too many."""
     def begin_drain(self) -> None:
         """Refuse new turns and end waits with UNAVAILABLE SHUTTING_DOWN; commits, aborts, renewals go on."""
     def flushed(self) -> bool:
@@ -66,11 +101,15 @@ class Engine:
     # -- reloads (reader thread)
     def next_effects(self, timeout_ms: int) -> list[tuple[Any, ...]]:
         """Reads the engine needs, in order:
-        ("find", id, tenant, session_id)  ("header", id, root)  ("session", id, uid, with_tokens)
-        ("read", id, tenant, session_id)"""
+        ("find", id, tenant, session_id)  ("header", id, root)  ("read", id, tenant, session_id)
+        ("session", id, uid, with_tokens, with_provisional, state_turn)
+        ("trajectories", id, [(uid, number)])  ("due", id, until_ms, (finish_due, uid) | None, limit)"""
     def found(self, effect: int, found: tuple[Any, ...] | None) -> bool: ...  # Found
     def header_loaded(self, effect: int, tenant: str, rows: Sequence[tuple[Any, ...]]) -> bool: ...  # HeaderRow
     def session_loaded(self, effect: int, loaded: tuple[Any, ...] | None) -> bool: ...  # LoadedSession
     def session_read(self, effect: int, row: tuple[Any, ...] | None) -> bool: ...  # SessionRow
+    def trajectories_found(self, effect: int, found: Sequence[tuple[str, bytes, str, int] | None]) -> bool:
+        """found: (tenant, root, root's session id, acknowledged) or None, in the order asked for."""
+    def due_found(self, effect: int, found: Sequence[tuple[Any, ...]], next_ms: int | None) -> bool: ...  # DueRow
     def load_failed(self, effect: int, message: str) -> bool: ...
     def wake_reader(self) -> None: ...

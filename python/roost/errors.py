@@ -223,6 +223,20 @@ class ParentNotFound(RoostError):
     ADVICE = "Open the parent first."
 
 
+class TurnNotFound(RoostError):
+    """TURN_NOT_FOUND: The session's live line has no turn of this number. Read the session's history."""
+
+    REASON = "TURN_NOT_FOUND"
+    ADVICE = "Read the session's history."
+
+
+class TrajectoryNotFound(RoostError):
+    """TRAJECTORY_NOT_FOUND: No finished trajectory of this id is known. Export what is READY; the ids are there."""
+
+    REASON = "TRAJECTORY_NOT_FOUND"
+    ADVICE = "Export what is READY; the ids are there."
+
+
 class SessionExists(RoostError):
     """SESSION_EXISTS: A session of this id is open. Use it, choose another id, or say if_exists RETURN."""
 
@@ -266,6 +280,14 @@ class TurnEnded(RoostError):
     ADVICE = "Begin a new turn with a new request_id."
 
 
+class TurnInterrupted(RoostError):
+    """TURN_INTERRUPTED: InterruptSession ended the wait, or asked the turn to end. Begin again when the session is
+    to go on."""
+
+    REASON = "TURN_INTERRUPTED"
+    ADVICE = "Begin again when the session is to go on."
+
+
 class LeaseLost(RoostError):
     """LEASE_LOST: The lease is not the session's latest grant, or its turn has ended. Nothing was written. Begin
     the turn again."""
@@ -280,6 +302,30 @@ class TokenPrefixMismatch(RoostError):
 
     REASON = "TOKEN_PREFIX_MISMATCH"
     ADVICE = "Send the right offset, raise max_trim, or set new_segment."
+
+
+class RewindRefused(RoostError):
+    """REWIND_REFUSED: `base_turn` is not a turn that the session may go back to. Nothing was written. Go back by
+    at most max_rewind turns, and not into a finished trajectory."""
+
+    REASON = "REWIND_REFUSED"
+    ADVICE = "Go back by at most max_rewind turns, and not into a finished trajectory."
+
+
+class TrajectoryEmpty(RoostError):
+    """TRAJECTORY_EMPTY: The active trajectory has nothing to finish, or no committed turn to reward. Run a turn
+    first."""
+
+    REASON = "TRAJECTORY_EMPTY"
+    ADVICE = "Run a turn first."
+
+
+class TrajectoryFinished(RoostError):
+    """TRAJECTORY_FINISHED: The turn belongs to a trajectory that is finished: its rewards are fixed. Set rewards
+    before the trajectory is finished."""
+
+    REASON = "TRAJECTORY_FINISHED"
+    ADVICE = "Set rewards before the trajectory is finished."
 
 
 class TreeTurns(RoostError):
@@ -409,14 +455,20 @@ BY_REASON: dict[str, type[RoostError]] = {
     "REQUEST_MISMATCH": RequestMismatch,
     "SESSION_NOT_FOUND": SessionNotFound,
     "PARENT_NOT_FOUND": ParentNotFound,
+    "TURN_NOT_FOUND": TurnNotFound,
+    "TRAJECTORY_NOT_FOUND": TrajectoryNotFound,
     "SESSION_EXISTS": SessionExists,
     "PATH_COLLISION": PathCollision,
     "SESSION_CLOSED": SessionClosed,
     "TURN_IN_PROGRESS": TurnInProgress,
     "TURN_MISMATCH": TurnMismatch,
     "TURN_ENDED": TurnEnded,
+    "TURN_INTERRUPTED": TurnInterrupted,
     "LEASE_LOST": LeaseLost,
     "TOKEN_PREFIX_MISMATCH": TokenPrefixMismatch,
+    "REWIND_REFUSED": RewindRefused,
+    "TRAJECTORY_EMPTY": TrajectoryEmpty,
+    "TRAJECTORY_FINISHED": TrajectoryFinished,
     "TREE_TURNS": TreeTurns,
     "TENANT_TURNS": TenantTurns,
     "TREE_SESSIONS": TreeSessions,

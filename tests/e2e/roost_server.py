@@ -183,7 +183,8 @@ class Api:
         return [record for page in self.sessions.ReadHistory(request, timeout=DEADLINE) for record in page.records]
 
     def export(self, **fields: Any) -> dict[str, list[Any]]:
-        """Records by session id; checks the shape of the stream."""
+        """Records by session id, of every trajectory; checks the shape of the stream."""
+        fields.setdefault("selection", trajectory_service_pb2.TRAJECTORY_SELECTION_ALL)
         request = trajectory_service_pb2.ExportTrajectoriesRequest(**fields)
         found: dict[str, list[Any]] = {}
         ended = True

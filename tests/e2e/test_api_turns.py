@@ -152,7 +152,7 @@ def test_then_continue_keeps_the_slot_and_then_close_ends_the_session(api: Api) 
 
 def test_renewals_are_answered_one_by_one(api: Api) -> None:
     name = api.open().session.session_id
-    lease = api.begin(name, lease=5).grant.lease
+    lease = api.begin(name, lease=3600).grant.lease
     request = turn_service_pb2.RenewTurnsRequest(
         renewals=[
             turn_service_pb2.Renewal(session_id=name, lease=lease, tokens=5),

@@ -279,8 +279,11 @@ def test_i25_what_callers_send_is_not_logged(start: Start) -> None:
     server, canary = start("--log-level", "debug"), "canary-7f3a"
     with server.api() as api:
         name = api.open(labels={"k": canary}).session.session_id
-        lease = api.begin(name, owner=canary).grant.lease
-        api.commit(name, lease, record=record_input(canary.encode()), state=canary.encode())
+        lease = api.begin(name, owner="host-1").grant.lease
+        attachment = types_pb2.Attachment(name="a", uri=f"s3://{canary}")
+        record = record_input(canary.encode(), labels={"k": canary}, attachments=[attachment], finish_reason=canary)
+        api.commit(name, lease, record=record, state=canary.encode())
+        api.abort(name, api.begin(name).grant.lease, canary.encode(), final=True)
         with refused(INVALID, "INVALID_FIELD"):
             api.open(f"{canary} with spaces")
         for method in METHODS:
@@ -289,3 +292,5 @@ def test_i25_what_callers_send_is_not_logged(start: Start) -> None:
         assert api.history(name)[0].record.content == canary.encode()
     assert server.terminate() == 0
     assert canary not in server.logged
+    assert lease.hex() not in server.logged
+    assert '"owner": "host-1"' in server.logged  # turns are logged, by the names that hosts give themselves

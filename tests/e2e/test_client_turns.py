@@ -124,7 +124,7 @@ def test_the_blocking_client_does_the_same(shared: Server) -> None:
             types.RECORD_STATUS_SUPERSEDED,
             types.RECORD_STATUS_COMMITTED,
         ]
-        exported = list(client.export_trajectories([name]))
+        exported = list(client.export_trajectories([name], selection="all"))
         assert [record.record.content for part in exported for record in part.records] == [b"one", b"two"]
         assert client.close_session(name).closed
         with pytest.raises(SessionClosed):
@@ -190,6 +190,7 @@ async def test_a_full_server_is_waited_for_and_a_waiter_may_leave(start: object)
             await until(client, "waiting", 2)
             leaver.cancel()
             await asyncio.gather(leaver, return_exceptions=True)
+            await until(client, "waiting", 1)  # the server has heard of it
             await turn.commit("done")
         begun = await waiter
         assert begun.grant.turn == 1

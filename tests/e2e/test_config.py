@@ -46,6 +46,8 @@ def test_defaults_are_those_of_the_design() -> None:
         "default_stale_ms": 3_600_000,
         "max_turn_bytes": 1 << 20,
         "max_state_bytes": 65_536,
+        "max_rewind": 8,
+        "reward_finish_delay_ms": 0,
         "max_inline_checkpoint_bytes": 1 << 20,
         "journal_queue_bytes": 64 << 20,
         "keep_place_ms": 30_000,

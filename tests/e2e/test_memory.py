@@ -142,6 +142,9 @@ def _settled(engine: Engine) -> list[tuple[int, bytes]]:
     """Answer what the engine asks its store (which holds nothing), store what it writes; the calls that ended."""
     while effects := engine.next_effects(timeout_ms=0):
         for kind, number, *_ in effects:
+            if kind == "due":
+                engine.due_found(number, [], None)
+                continue
             assert kind == "find"
             engine.found(number, None)
     while (batch := engine.next_batch(timeout_ms=0, linger_us=0)) is not None:

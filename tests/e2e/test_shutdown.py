@@ -76,7 +76,8 @@ def test_the_second_signal_ends_it_at_once(start: Start) -> None:
 def export_all() -> Message:
     from roost.v1 import trajectory_service_pb2
 
-    return trajectory_service_pb2.ExportTrajectoriesRequest()
+    everything = trajectory_service_pb2.TRAJECTORY_SELECTION_ALL
+    return trajectory_service_pb2.ExportTrajectoriesRequest(selection=everything)
 
 
 def test_i5_what_was_acknowledged_survives_kill_9(start: Start) -> None:

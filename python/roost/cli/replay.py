@@ -31,7 +31,8 @@ turn was refused - 2 wrong usage or file - 3 the server was away for longer than
 Examples:\n
 $ roost replay sessions.jsonl --target 127.0.0.1:7117 --verify\n
 $ roost replay sessions.jsonl --run-id monday --concurrency 64 -o json\n
-$ roost replay sessions.jsonl --run-id monday --resume --verify
+$ roost replay sessions.jsonl --run-id monday --resume --verify\n
+$ roost replay sessions.jsonl --abort-rate 0.1 --give-up-rate 0.02 --verify
 """
 
 
@@ -49,9 +50,17 @@ def replay(
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N conversations.", metavar="N")] = None,
     close: Annotated[bool, typer.Option("--close", help="Close the sessions at the end.")] = False,
     patience: Annotated[float, typer.Option(min=0.1, help="Seconds for which the server may be away.")] = 120.0,
+    abort_rate: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of turns that are aborted once and tried again.")
+    ] = 0.0,
+    give_up_rate: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of turns that are given up; they end their conversations.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(help="Which turns those are.")] = 1,
     output: Output = Format.TABLE,
 ) -> None:
     """Play recorded conversations, many at once, and verify what the server kept."""
+    from roost.workload.fates import Fates
     from roost.workload.replay import ReplayOptions, ReplayRefused
     from roost.workload.transcripts import TranscriptError, read
 
@@ -63,7 +72,10 @@ def replay(
         raise Failure(str(error), 2) from None
     run = run_id if run_id is not None else time.strftime("%Y%m%d-%H%M%S")
     prefix = f"{run}:" if run else ""
-    options = ReplayOptions(prefix=prefix, concurrency=concurrency, resume=resume, patience=patience)
+    if abort_rate + give_up_rate > 1:
+        raise typer.BadParameter("--abort-rate and --give-up-rate are more than 1 together")
+    fates = Fates(abort_rate, give_up_rate, seed)
+    options = ReplayOptions(prefix, concurrency, resume, patience, fates=fates)
     try:
         report, verdict = run_loop(_run(target, conversations, options, verify, close))
     except ReplayRefused as error:
@@ -94,7 +106,7 @@ async def _run(
         played = [(player.session_id(c), c) for c in conversations]
         if verify:
             with progress("verified", len(played)) as advance:
-                verdict = await verify_export(client, played, lambda: advance(1))
+                verdict = await verify_export(client, played, lambda: advance(1), options.fates)
         if close:
             with progress("closed", len(played)) as advance:
                 for session_id, _ in played:
@@ -134,6 +146,8 @@ def as_values(run: str, report: ReplayReport, verdict: Verdict | None) -> dict[s
         "turns": report.turns,
         "played": report.played,
         "already_played": report.already,
+        "aborted": report.aborted,
+        "given_up": report.given_up,
         "retried": report.retried,
         "seconds": round(report.seconds, 3),
         "turns_per_second": round(report.played / report.seconds, 1) if report.seconds else 0.0,

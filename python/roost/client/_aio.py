@@ -15,9 +15,11 @@ from roost.client import _convert as convert
 from roost.client._retry import RetryPolicy
 from roost.client._transport import Option, Response, Transport
 from roost.client._turn import AsyncTurn, Renewals
+from roost.client.training import Assembler, Exported
+from roost.errors import CallTimeout, ConnectionFailed, ShuttingDown
 from roost.v1 import admin_service_pb2 as admin
 from roost.v1 import session_service_pb2 as sessions
-from roost.v1 import trajectory_service_pb2 as trajectories
+from roost.v1 import trajectory_service_pb2 as trajectory
 from roost.v1 import turn_service_pb2 as turns
 from roost.v1 import types_pb2 as types
 
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     import grpc
     from google.protobuf.message import Message
 
-    from roost.client._convert import CloseReason, IfExists, Seconds, State, Then
+    from roost.client._convert import CloseReason, IfExists, IfRunning, Seconds, Selection, State, Style, Then
 
 log = logging.getLogger("roost.client")
 
@@ -211,6 +213,16 @@ class AsyncClient:
         )
         return await self._call(SESSION + "CloseSession", request, sessions.CloseSessionResponse, timeout)
 
+    async def interrupt_session(
+        self, session_id: str, *, force: bool = False, request_id: str | None = None, timeout: float | None = None
+    ) -> sessions.InterruptSessionResponse:
+        """Ask the running turn of one session to end (its holder learns it with the next renewal), or end its wait.
+        `force`: end the turn at once. Raises SessionNotFound, SessionClosed."""
+        request = sessions.InterruptSessionRequest(
+            session_id=session_id, request_id=_request_id(request_id), force=force
+        )
+        return await self._call(SESSION + "InterruptSession", request, sessions.InterruptSessionResponse, timeout)
+
     # -- turns
 
     def turn(
@@ -225,6 +237,8 @@ class AsyncClient:
         lease: Seconds | None = None,
         owner: str | None = None,
         priority: int = 0,
+        if_running: IfRunning = "refuse",
+        want_provisional: bool = False,
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> AsyncTurn:
@@ -246,6 +260,8 @@ class AsyncClient:
                 lease=lease,
                 owner=owner,
                 priority=priority,
+                if_running=if_running,
+                want_provisional=want_provisional,
                 request_id=request_id,
                 timeout=timeout,
             )
@@ -264,6 +280,8 @@ class AsyncClient:
         lease: Seconds | None = None,
         owner: str | None = None,
         priority: int = 0,
+        if_running: IfRunning = "refuse",
+        want_provisional: bool = False,
         validate_only: bool = False,
         request_id: str | None = None,
         timeout: float | None = None,
@@ -271,9 +289,11 @@ class AsyncClient:
         """Take a slot and a lease. Nothing renews it: see `renew_turns`, or use `turn`.
 
         `open`: make the session if its id never existed (True: with default options). `wait`: seconds to queue for a
-        slot. `lease`: seconds it lives without renewal (5 s to 1 h, default 60 s). A repeat with the same request_id
-        returns the same lease while the turn runs. Raises TurnInProgress, TurnMismatch, TurnEnded, SessionNotFound,
-        SessionClosed, TreeTurns, TenantTurns.
+        slot. `lease`: seconds it lives without renewal (5 s to 1 h, default 60 s). `if_running="takeover"`: end a turn
+        that runs as if its lease had run out, and take its slot. `want_provisional`: return what the last attempt at
+        this turn left. A repeat with the same request_id returns the same lease while the turn runs. Raises
+        TurnInProgress, TurnMismatch, TurnEnded, TurnInterrupted, SessionNotFound, SessionClosed, TreeTurns,
+        TenantTurns.
         """
         options = types.OpenOptions() if open is True else open or None
         queue = convert.duration(wait) if wait else None
@@ -289,6 +309,8 @@ class AsyncClient:
             lease_duration=convert.duration(lease),
             owner=self.owner if owner is None else owner,
             priority=priority,
+            if_running=convert.IF_RUNNING[if_running],
+            want_provisional=want_provisional,
             validate_only=validate_only,
         )
         if timeout is None and queue is not None:
@@ -313,11 +335,14 @@ class AsyncClient:
         new_segment: bool = False,
         then: Then = "idle",
         completed: bool = False,
+        base_turn: int | None = None,
+        timings: Mapping[str, float] | None = None,
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> turns.CommitTurnResponse:
-        """Commit a turn; the answer comes when it is durable. `record`: see `roost.client.record_input`. Idempotent by
-        lease. Raises LeaseLost, SessionClosed, TokenPrefixMismatch."""
+        """Commit a turn; the answer comes when it is durable. `record`: see `roost.client.record_input`. `base_turn`:
+        build on that turn and supersede what was committed after it. `timings`: ms by name, for the server's log.
+        Idempotent by lease. Raises LeaseLost, SessionClosed, TokenPrefixMismatch, RewindRefused."""
         request = turns.CommitTurnRequest(
             session_id=session_id,
             lease=lease,
@@ -328,6 +353,8 @@ class AsyncClient:
             new_segment=new_segment,
             then=convert.THEN[then],
             completed=completed,
+            base_turn=base_turn,
+            timings=timings,
         )
         return await self._commit(request, timeout)
 
@@ -337,40 +364,172 @@ class AsyncClient:
         lease: bytes,
         record: types.RecordInput | None = None,
         *,
+        final: bool = False,
+        timings: Mapping[str, float] | None = None,
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> turns.AbortTurnResponse:
-        """Abort a turn: `record` stays as PROVISIONAL, head and checkpoint do not move. Idempotent by lease. Raises
-        LeaseLost, SessionClosed."""
+        """Abort a turn: `record` stays as PROVISIONAL, head and checkpoint do not move; with `final` it is ABORTED for
+        good. Idempotent by lease. Raises LeaseLost, SessionClosed."""
         request = turns.AbortTurnRequest(
-            session_id=session_id, lease=lease, request_id=_request_id(request_id), record=record
+            session_id=session_id,
+            lease=lease,
+            request_id=_request_id(request_id),
+            record=record,
+            final=final,
+            timings=timings,
         )
         return await self._abort(request, timeout)
 
+    async def get_checkpoint(
+        self,
+        session_id: str,
+        lease: bytes,
+        *,
+        known_head_version: int | None = None,
+        from_offset: int | None = None,
+        timeout: float | None = None,
+    ) -> AsyncIterator[turns.Checkpoint]:
+        """Iterate over the parts of the checkpoint that a lease starts from. `turn` does it by itself where the grant
+        left the tokens out. Raises LeaseLost, SessionClosed, SessionNotFound."""
+        request = turns.GetCheckpointRequest(
+            session_id=session_id, lease=lease, known_head_version=known_head_version, from_offset=from_offset
+        )
+        parts = self._stream(TURN + "GetCheckpoint", request, turns.GetCheckpointResponse, timeout)
+        async for part in parts:
+            yield part.checkpoint
+
     # -- trajectories, operation
+
+    async def set_reward(
+        self,
+        session_id: str,
+        reward: float,
+        *,
+        turn: int = 0,
+        finish_after: Seconds | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> trajectory.SetRewardResponse:
+        """Reward a turn of the active trajectory (0: the last one). `finish_after`: seconds after which the trajectory
+        becomes READY by itself; 0: now, or when the running turn has ended. Raises TurnNotFound, TrajectoryEmpty,
+        TrajectoryFinished, SessionNotFound, SessionClosed."""
+        request = trajectory.SetRewardRequest(
+            session_id=session_id,
+            request_id=_request_id(request_id),
+            turn=turn,
+            reward=reward,
+            finish_after=convert.duration(finish_after),
+        )
+        return await self._call(TRAJECTORY + "SetReward", request, trajectory.SetRewardResponse, timeout)
+
+    async def finish_trajectory(
+        self,
+        session_id: str,
+        *,
+        reward: float | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> trajectory.FinishTrajectoryResponse:
+        """Make the active trajectory READY; the next one starts. `reward`: of its last turn. Raises TurnInProgress,
+        TrajectoryEmpty, SessionNotFound, SessionClosed."""
+        request = trajectory.FinishTrajectoryRequest(
+            session_id=session_id, request_id=_request_id(request_id), reward=reward
+        )
+        return await self._call(TRAJECTORY + "FinishTrajectory", request, trajectory.FinishTrajectoryResponse, timeout)
+
+    async def ack_trajectories(
+        self, trajectory_ids: Iterable[str], *, timeout: float | None = None
+    ) -> Sequence[trajectory.AckResult]:
+        """Say that up to 1,000 READY trajectories have been taken. One result each, in order; a refused one bears
+        `refusal`."""
+        request = trajectory.AckTrajectoriesRequest(trajectory_ids=trajectory_ids)
+        answer = await self._call(TRAJECTORY + "AckTrajectories", request, trajectory.AckTrajectoriesResponse, timeout)
+        return answer.results
+
+    async def trajectories(
+        self,
+        session_ids: Iterable[str] = (),
+        *,
+        root: str = "",
+        trajectory_ids: Iterable[str] = (),
+        selection: Selection = "ready",
+        style: Style = "individual",
+        discount: float | None = None,
+        follow: bool = False,
+        after_sequence: int = 0,
+        limit: int = 0,
+        include_provisional: bool = False,
+        include_superseded: bool = False,
+        omit_payload: bool = False,
+        timeout: float | None = None,
+    ) -> AsyncIterator[Exported]:
+        """Iterate over whole trajectories: see `roost.client.training` for what to make of them.
+
+        Those that are READY and not acknowledged, in that order; `selection="all"`: every one, acknowledged and
+        unfinished ones too. `follow`: wait for the next ones for ever; a stream that breaks is taken up again where
+        it broke. `discount`: 0 to 1, of rewards, backward through each trajectory; None is 1. `timeout`: of each
+        stream. Raises SessionCorrupt, SessionNotFound, TrajectoryNotFound.
+        """
+        named = list(trajectory_ids)
+        request = trajectory.ExportTrajectoriesRequest(
+            session_ids=session_ids,
+            root_session_id=root,
+            trajectory_ids=named,
+            selection=None if named else convert.SELECTION[selection],
+            style=convert.STYLE[style],
+            discount=discount,
+            follow=follow,
+            after_sequence=after_sequence,
+            limit=limit,
+            include_provisional=include_provisional,
+            include_superseded=include_superseded,
+            omit_payload=omit_payload,
+        )
+        left = limit
+        while True:
+            whole = Assembler()
+            try:
+                async for part in self._export(request, timeout):
+                    done = whole.add(part)
+                    if done is None:
+                        continue
+                    if follow:
+                        request.after_sequence, request.limit = done.trajectory.ready_sequence, max(left - 1, 0)
+                    yield done
+                    left -= 1
+                    if left == 0:
+                        return
+                return
+            except (ConnectionFailed, CallTimeout, ShuttingDown):
+                # A follower outlives connections, their age limits and restarts. What came whole is not asked for
+                # again.
+                if not follow:
+                    raise
+                await asyncio.sleep(self._transport.retry.initial)
 
     async def export_trajectories(
         self,
         session_ids: Iterable[str] = (),
         *,
         root: str = "",
+        selection: Selection = "ready",
         include_provisional: bool = False,
         include_superseded: bool = False,
         timeout: float | None = None,
-    ) -> AsyncIterator[trajectories.ExportTrajectoriesResponse]:
-        """Iterate over parts of sessions' trajectories: parts of a session follow each other, the first bears
-        `session`, the last says `last`. At most 1,000 ids; none: all sessions. Raises SessionCorrupt, SessionNotFound.
+    ) -> AsyncIterator[trajectory.ExportTrajectoriesResponse]:
+        """Iterate over parts of trajectories, for those too large to be held whole (else see `trajectories`): parts
+        of one follow each other, the first bears `session` and `trajectory`, the last says `last`. At most 1,000 ids;
+        none: all sessions. Raises SessionCorrupt, SessionNotFound.
         """
-        request = trajectories.ExportTrajectoriesRequest(
+        request = trajectory.ExportTrajectoriesRequest(
             session_ids=session_ids,
             root_session_id=root,
+            selection=convert.SELECTION[selection],
             include_provisional=include_provisional,
             include_superseded=include_superseded,
         )
-        parts = self._stream(
-            TRAJECTORY + "ExportTrajectories", request, trajectories.ExportTrajectoriesResponse, timeout
-        )
-        async for part in parts:
+        async for part in self._export(request, timeout):
             yield part
 
     async def get_stats(self, *, timeout: float | None = None) -> admin.GetStatsResponse:
@@ -397,6 +556,12 @@ class AsyncClient:
     ) -> AsyncIterator[Response]:
         limit = self.stream_timeout if timeout is None else timeout
         return self._transport.stream(method, request, response, timeout=limit)
+
+    def _export(
+        self, request: trajectory.ExportTrajectoriesRequest, timeout: float | None
+    ) -> AsyncIterator[trajectory.ExportTrajectoriesResponse]:
+        response = trajectory.ExportTrajectoriesResponse
+        return self._stream(TRAJECTORY + "ExportTrajectories", request, response, timeout)
 
     async def _commit(self, request: turns.CommitTurnRequest, timeout: float | None = None) -> turns.CommitTurnResponse:
         return await self._call(TURN + "CommitTurn", request, turns.CommitTurnResponse, timeout)

@@ -11,10 +11,13 @@ from typing import Any, Literal
 
 from google.protobuf import duration_pb2
 
-from roost.v1 import session_service_pb2, turn_service_pb2, types_pb2
+from roost.v1 import session_service_pb2, trajectory_service_pb2, turn_service_pb2, types_pb2
 
 Seconds = float | int | timedelta
 Then = Literal["idle", "continue", "close"]
+IfRunning = Literal["refuse", "takeover"]
+Selection = Literal["ready", "all"]
+Style = Literal["individual", "concat"]
 IfExists = Literal["refuse", "return"]
 CloseReason = Literal["quit", "admin", "error", "reload", "fork", "new", "resume"]
 State = Literal["open", "sealed", "closed"]
@@ -24,6 +27,18 @@ THEN: Mapping[Then, Any] = {
     "idle": turn_service_pb2.THEN_IDLE,
     "continue": turn_service_pb2.THEN_CONTINUE,
     "close": turn_service_pb2.THEN_CLOSE,
+}
+IF_RUNNING: Mapping[IfRunning, Any] = {
+    "refuse": turn_service_pb2.IF_RUNNING_REFUSE,
+    "takeover": turn_service_pb2.IF_RUNNING_TAKEOVER,
+}
+SELECTION: Mapping[Selection, Any] = {
+    "ready": trajectory_service_pb2.TRAJECTORY_SELECTION_READY,
+    "all": trajectory_service_pb2.TRAJECTORY_SELECTION_ALL,
+}
+STYLE: Mapping[Style, Any] = {
+    "individual": trajectory_service_pb2.EXPORT_STYLE_INDIVIDUAL,
+    "concat": trajectory_service_pb2.EXPORT_STYLE_CONCAT,
 }
 IF_EXISTS: Mapping[IfExists, Any] = {
     "refuse": session_service_pb2.IF_EXISTS_REFUSE,
@@ -106,6 +121,7 @@ def record_input(
     usage: types_pb2.Usage | None = None,
     finish_reason: str = "",
     labels: Mapping[str, str] | None = None,
+    attachments: Iterable[types_pb2.Attachment] = (),
 ) -> types_pb2.RecordInput:
     """Build a RecordInput. Text becomes UTF-8. `offset` is used where `tokens` is a plain sequence of ids."""
     if isinstance(content, str):
@@ -120,4 +136,5 @@ def record_input(
         usage=usage,
         finish_reason=finish_reason,
         labels=labels,
+        attachments=attachments,
     )

@@ -16,14 +16,15 @@ import grpc
 
 from roost.client._aio import AsyncClient
 from roost.client._bridge import Bridge
-from roost.client._convert import CloseReason, IfExists, Seconds, State, Then, Tokens
+from roost.client._convert import CloseReason, IfExists, IfRunning, Seconds, Selection, State, Style, Then, Tokens
 from roost.client._retry import RetryPolicy
 from roost.client._transport import Option
 from roost.client._turn import AsyncTurn
+from roost.client.training import Exported
 from roost.errors import RoostError
 from roost.v1 import admin_service_pb2 as admin
 from roost.v1 import session_service_pb2 as sessions
-from roost.v1 import trajectory_service_pb2 as trajectories
+from roost.v1 import trajectory_service_pb2 as trajectory
 from roost.v1 import turn_service_pb2 as turns
 from roost.v1 import types_pb2 as types
 
@@ -187,6 +188,20 @@ class Client:
             self._inner.close_session(session_id, reason=reason, request_id=request_id, timeout=timeout)
         )
 
+    def interrupt_session(
+        self,
+        session_id: str,
+        *,
+        force: bool = False,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> sessions.InterruptSessionResponse:
+        """Ask the running turn of one session to end (its holder learns it with the next renewal), or end its wait.
+        `force`: end the turn at once. Raises SessionNotFound, SessionClosed."""
+        return self._bridge.run(
+            self._inner.interrupt_session(session_id, force=force, request_id=request_id, timeout=timeout)
+        )
+
     def turn(
         self,
         session_id: str,
@@ -199,6 +214,8 @@ class Client:
         lease: Seconds | None = None,
         owner: str | None = None,
         priority: int = 0,
+        if_running: IfRunning = "refuse",
+        want_provisional: bool = False,
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> Turn:
@@ -218,6 +235,8 @@ class Client:
                 lease=lease,
                 owner=owner,
                 priority=priority,
+                if_running=if_running,
+                want_provisional=want_provisional,
                 request_id=request_id,
                 timeout=timeout,
             ),
@@ -235,6 +254,8 @@ class Client:
         lease: Seconds | None = None,
         owner: str | None = None,
         priority: int = 0,
+        if_running: IfRunning = "refuse",
+        want_provisional: bool = False,
         validate_only: bool = False,
         request_id: str | None = None,
         timeout: float | None = None,
@@ -242,9 +263,11 @@ class Client:
         """Take a slot and a lease. Nothing renews it: see `renew_turns`, or use `turn`.
 
         `open`: make the session if its id never existed (True: with default options). `wait`: seconds to queue for a
-        slot. `lease`: seconds it lives without renewal (5 s to 1 h, default 60 s). A repeat with the same request_id
-        returns the same lease while the turn runs. Raises TurnInProgress, TurnMismatch, TurnEnded, SessionNotFound,
-        SessionClosed, TreeTurns, TenantTurns."""
+        slot. `lease`: seconds it lives without renewal (5 s to 1 h, default 60 s). `if_running="takeover"`: end a turn
+        that runs as if its lease had run out, and take its slot. `want_provisional`: return what the last attempt at
+        this turn left. A repeat with the same request_id returns the same lease while the turn runs. Raises
+        TurnInProgress, TurnMismatch, TurnEnded, TurnInterrupted, SessionNotFound, SessionClosed, TreeTurns,
+        TenantTurns."""
         return self._bridge.run(
             self._inner.begin_turn(
                 session_id,
@@ -256,6 +279,8 @@ class Client:
                 lease=lease,
                 owner=owner,
                 priority=priority,
+                if_running=if_running,
+                want_provisional=want_provisional,
                 validate_only=validate_only,
                 request_id=request_id,
                 timeout=timeout,
@@ -282,11 +307,14 @@ class Client:
         new_segment: bool = False,
         then: Then = "idle",
         completed: bool = False,
+        base_turn: int | None = None,
+        timings: Mapping[str, float] | None = None,
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> turns.CommitTurnResponse:
-        """Commit a turn; the answer comes when it is durable. `record`: see `roost.client.record_input`. Idempotent by
-        lease. Raises LeaseLost, SessionClosed, TokenPrefixMismatch."""
+        """Commit a turn; the answer comes when it is durable. `record`: see `roost.client.record_input`. `base_turn`:
+        build on that turn and supersede what was committed after it. `timings`: ms by name, for the server's log.
+        Idempotent by lease. Raises LeaseLost, SessionClosed, TokenPrefixMismatch, RewindRefused."""
         return self._bridge.run(
             self._inner.commit_turn(
                 session_id,
@@ -297,6 +325,8 @@ class Client:
                 new_segment=new_segment,
                 then=then,
                 completed=completed,
+                base_turn=base_turn,
+                timings=timings,
                 request_id=request_id,
                 timeout=timeout,
             )
@@ -308,13 +338,118 @@ class Client:
         lease: bytes,
         record: types.RecordInput | None = None,
         *,
+        final: bool = False,
+        timings: Mapping[str, float] | None = None,
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> turns.AbortTurnResponse:
-        """Abort a turn: `record` stays as PROVISIONAL, head and checkpoint do not move. Idempotent by lease. Raises
-        LeaseLost, SessionClosed."""
+        """Abort a turn: `record` stays as PROVISIONAL, head and checkpoint do not move; with `final` it is ABORTED for
+        good. Idempotent by lease. Raises LeaseLost, SessionClosed."""
         return self._bridge.run(
-            self._inner.abort_turn(session_id, lease, record, request_id=request_id, timeout=timeout)
+            self._inner.abort_turn(
+                session_id, lease, record, final=final, timings=timings, request_id=request_id, timeout=timeout
+            )
+        )
+
+    def get_checkpoint(
+        self,
+        session_id: str,
+        lease: bytes,
+        *,
+        known_head_version: int | None = None,
+        from_offset: int | None = None,
+        timeout: float | None = None,
+    ) -> Iterator[turns.Checkpoint]:
+        """Iterate over the parts of the checkpoint that a lease starts from. `turn` does it by itself where the grant
+        left the tokens out. Raises LeaseLost, SessionClosed, SessionNotFound."""
+        yield from self._bridge.iterate(
+            self._inner.get_checkpoint(
+                session_id, lease, known_head_version=known_head_version, from_offset=from_offset, timeout=timeout
+            )
+        )
+
+    def set_reward(
+        self,
+        session_id: str,
+        reward: float,
+        *,
+        turn: int = 0,
+        finish_after: Seconds | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> trajectory.SetRewardResponse:
+        """Reward a turn of the active trajectory (0: the last one). `finish_after`: seconds after which the trajectory
+        becomes READY by itself; 0: now, or when the running turn has ended. Raises TurnNotFound, TrajectoryEmpty,
+        TrajectoryFinished, SessionNotFound, SessionClosed."""
+        return self._bridge.run(
+            self._inner.set_reward(
+                session_id, reward, turn=turn, finish_after=finish_after, request_id=request_id, timeout=timeout
+            )
+        )
+
+    def finish_trajectory(
+        self,
+        session_id: str,
+        *,
+        reward: float | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> trajectory.FinishTrajectoryResponse:
+        """Make the active trajectory READY; the next one starts. `reward`: of its last turn. Raises TurnInProgress,
+        TrajectoryEmpty, SessionNotFound, SessionClosed."""
+        return self._bridge.run(
+            self._inner.finish_trajectory(session_id, reward=reward, request_id=request_id, timeout=timeout)
+        )
+
+    def ack_trajectories(
+        self,
+        trajectory_ids: Iterable[str],
+        *,
+        timeout: float | None = None,
+    ) -> Sequence[trajectory.AckResult]:
+        """Say that up to 1,000 READY trajectories have been taken. One result each, in order; a refused one bears
+        `refusal`."""
+        return self._bridge.run(self._inner.ack_trajectories(trajectory_ids, timeout=timeout))
+
+    def trajectories(
+        self,
+        session_ids: Iterable[str] = (),
+        *,
+        root: str = "",
+        trajectory_ids: Iterable[str] = (),
+        selection: Selection = "ready",
+        style: Style = "individual",
+        discount: float | None = None,
+        follow: bool = False,
+        after_sequence: int = 0,
+        limit: int = 0,
+        include_provisional: bool = False,
+        include_superseded: bool = False,
+        omit_payload: bool = False,
+        timeout: float | None = None,
+    ) -> Iterator[Exported]:
+        """Iterate over whole trajectories: see `roost.client.training` for what to make of them.
+
+        Those that are READY and not acknowledged, in that order; `selection="all"`: every one, acknowledged and
+        unfinished ones too. `follow`: wait for the next ones for ever; a stream that breaks is taken up again where
+        it broke. `discount`: 0 to 1, of rewards, backward through each trajectory; None is 1. `timeout`: of each
+        stream. Raises SessionCorrupt, SessionNotFound, TrajectoryNotFound."""
+        yield from self._bridge.iterate(
+            self._inner.trajectories(
+                session_ids,
+                root=root,
+                trajectory_ids=trajectory_ids,
+                selection=selection,
+                style=style,
+                discount=discount,
+                follow=follow,
+                after_sequence=after_sequence,
+                limit=limit,
+                include_provisional=include_provisional,
+                include_superseded=include_superseded,
+                omit_payload=omit_payload,
+                timeout=timeout,
+            )
         )
 
     def export_trajectories(
@@ -322,17 +457,19 @@ class Client:
         session_ids: Iterable[str] = (),
         *,
         root: str = "",
+        selection: Selection = "ready",
         include_provisional: bool = False,
         include_superseded: bool = False,
         timeout: float | None = None,
-    ) -> Iterator[trajectories.ExportTrajectoriesResponse]:
-        """Iterate over parts of sessions' trajectories: parts of a session follow each other, the first bears
-        `session`, the last says `last`. At most 1,000 ids; none: all sessions. Raises SessionCorrupt, SessionNotFound.
-        """
+    ) -> Iterator[trajectory.ExportTrajectoriesResponse]:
+        """Iterate over parts of trajectories, for those too large to be held whole (else see `trajectories`): parts
+        of one follow each other, the first bears `session` and `trajectory`, the last says `last`. At most 1,000 ids;
+        none: all sessions. Raises SessionCorrupt, SessionNotFound."""
         yield from self._bridge.iterate(
             self._inner.export_trajectories(
                 session_ids,
                 root=root,
+                selection=selection,
                 include_provisional=include_provisional,
                 include_superseded=include_superseded,
                 timeout=timeout,
@@ -447,6 +584,11 @@ class Turn:
         return self._inner.checkpoint
 
     @property
+    def provisional(self) -> types.Record | None:
+        """What the last attempt at this turn left, if `want_provisional` asked for it and there is one."""
+        return self._inner.provisional
+
+    @property
     def checkpoint_tokens(self) -> array.array[int]:
         """The checkpoint's token ids from its offset on."""
         return self._inner.checkpoint_tokens
@@ -460,14 +602,19 @@ class Turn:
         usage: types.Usage | None = None,
         finish_reason: str = "",
         labels: Mapping[str, str] | None = None,
+        attachments: Iterable[types.Attachment] = (),
         state: bytes | None = None,
         max_trim: int = 0,
         new_segment: bool = False,
         then: Then = "idle",
         completed: bool = False,
+        base_turn: int | None = None,
+        timings: Mapping[str, float] | None = None,
     ) -> None:
         """Set what the end of the block commits (or, after an exception, leaves as PROVISIONAL). Replaces what an
-        earlier call set. `tokens`: a TokenSpan, or token ids that continue the checkpoint."""
+        earlier call set. `tokens`: a TokenSpan, or token ids that continue the checkpoint. `base_turn`: build on that
+        turn and supersede what was committed after it; `tokens` is then a TokenSpan with an offset of its own.
+        `timings`: ms by name, for the server's log."""
         self._inner.record(
             content,
             content_type=content_type,
@@ -475,11 +622,14 @@ class Turn:
             usage=usage,
             finish_reason=finish_reason,
             labels=labels,
+            attachments=attachments,
             state=state,
             max_trim=max_trim,
             new_segment=new_segment,
             then=then,
             completed=completed,
+            base_turn=base_turn,
+            timings=timings,
         )
 
     def commit(
@@ -491,17 +641,20 @@ class Turn:
         usage: types.Usage | None = None,
         finish_reason: str = "",
         labels: Mapping[str, str] | None = None,
+        attachments: Iterable[types.Attachment] = (),
         state: bytes | None = None,
         max_trim: int = 0,
         new_segment: bool = False,
         then: Then = "idle",
         completed: bool = False,
+        base_turn: int | None = None,
+        timings: Mapping[str, float] | None = None,
     ) -> turns.CommitTurnResponse:
         """Commit now. Parameters as in `record`.
 
         With `then="continue"` this object becomes the next turn (number, checkpoint, lease); where the server kept no
-        slot, `next_refused` says why and the turn is finished. Raises LeaseLost, SessionClosed, TokenPrefixMismatch.
-        """
+        slot, `next_refused` says why and the turn is finished. Raises LeaseLost, SessionClosed, TokenPrefixMismatch,
+        RewindRefused."""
         return self._bridge.run(
             self._inner.commit(
                 content,
@@ -510,14 +663,18 @@ class Turn:
                 usage=usage,
                 finish_reason=finish_reason,
                 labels=labels,
+                attachments=attachments,
                 state=state,
                 max_trim=max_trim,
                 new_segment=new_segment,
                 then=then,
                 completed=completed,
+                base_turn=base_turn,
+                timings=timings,
             )
         )
 
-    def abort(self) -> turns.AbortTurnResponse:
-        """Abort now; what `record` set stays as a PROVISIONAL record. The block goes on without a turn."""
-        return self._bridge.run(self._inner.abort())
+    def abort(self, *, final: bool = False) -> turns.AbortTurnResponse:
+        """Abort now; what `record` set stays as a PROVISIONAL record. The block goes on without a turn. `final`: give
+        the turn up; the record is ABORTED, and no retry supersedes it."""
+        return self._bridge.run(self._inner.abort(final=final))

@@ -8,13 +8,21 @@ import uuid
 from typing import TYPE_CHECKING, Any, Self
 
 from roost.client._convert import THEN, Then, Tokens, record_input, seconds, unpack_u32
-from roost.errors import LeaseLost, RoostError, SessionClosed, SessionNotFound, from_refusal
+from roost.errors import (
+    CallTimeout,
+    ConnectionFailed,
+    LeaseLost,
+    RoostError,
+    SessionClosed,
+    SessionNotFound,
+    from_refusal,
+)
 from roost.v1 import turn_service_pb2 as turns
 from roost.v1 import types_pb2 as types
 
 if TYPE_CHECKING:
     import array
-    from collections.abc import Callable, Coroutine, Mapping
+    from collections.abc import Callable, Coroutine, Iterable, Mapping
     from types import TracebackType
 
     from roost.client._aio import AsyncClient
@@ -91,6 +99,11 @@ class AsyncTurn:
         return self._grant.checkpoint
 
     @property
+    def provisional(self) -> types.Record | None:
+        """What the last attempt at this turn left, if `want_provisional` asked for it and there is one."""
+        return self._grant.provisional if self._grant.HasField("provisional") else None
+
+    @property
     def checkpoint_tokens(self) -> array.array[int]:
         """The checkpoint's token ids from its offset on."""
         return unpack_u32(self._grant.checkpoint.token_ids)
@@ -109,14 +122,19 @@ class AsyncTurn:
         usage: types.Usage | None = None,
         finish_reason: str = "",
         labels: Mapping[str, str] | None = None,
+        attachments: Iterable[types.Attachment] = (),
         state: bytes | None = None,
         max_trim: int = 0,
         new_segment: bool = False,
         then: Then = "idle",
         completed: bool = False,
+        base_turn: int | None = None,
+        timings: Mapping[str, float] | None = None,
     ) -> None:
         """Set what the end of the block commits (or, after an exception, leaves as PROVISIONAL). Replaces what an
-        earlier call set. `tokens`: a TokenSpan, or token ids that continue the checkpoint."""
+        earlier call set. `tokens`: a TokenSpan, or token ids that continue the checkpoint. `base_turn`: build on that
+        turn and supersede what was committed after it; `tokens` is then a TokenSpan with an offset of its own.
+        `timings`: ms by name, for the server's log."""
         self._request = turns.CommitTurnRequest(
             session_id=self.session_id,
             lease=self._grant.lease,
@@ -129,12 +147,15 @@ class AsyncTurn:
                 usage=usage,
                 finish_reason=finish_reason,
                 labels=labels,
+                attachments=attachments,
             ),
             state=state,
             max_trim=max_trim,
             new_segment=new_segment,
             then=THEN[then],
             completed=completed,
+            base_turn=base_turn,
+            timings=timings,
         )
 
     async def commit(
@@ -146,16 +167,20 @@ class AsyncTurn:
         usage: types.Usage | None = None,
         finish_reason: str = "",
         labels: Mapping[str, str] | None = None,
+        attachments: Iterable[types.Attachment] = (),
         state: bytes | None = None,
         max_trim: int = 0,
         new_segment: bool = False,
         then: Then = "idle",
         completed: bool = False,
+        base_turn: int | None = None,
+        timings: Mapping[str, float] | None = None,
     ) -> turns.CommitTurnResponse:
         """Commit now. Parameters as in `record`.
 
         With `then="continue"` this object becomes the next turn (number, checkpoint, lease); where the server kept no
-        slot, `next_refused` says why and the turn is finished. Raises LeaseLost, SessionClosed, TokenPrefixMismatch.
+        slot, `next_refused` says why and the turn is finished. Raises LeaseLost, SessionClosed, TokenPrefixMismatch,
+        RewindRefused.
         """
         self._check_open()
         self.record(
@@ -165,18 +190,22 @@ class AsyncTurn:
             usage=usage,
             finish_reason=finish_reason,
             labels=labels,
+            attachments=attachments,
             state=state,
             max_trim=max_trim,
             new_segment=new_segment,
             then=then,
             completed=completed,
+            base_turn=base_turn,
+            timings=timings,
         )
         return await self._client._protect(self._commit())
 
-    async def abort(self) -> turns.AbortTurnResponse:
-        """Abort now; what `record` set stays as a PROVISIONAL record. The block goes on without a turn."""
+    async def abort(self, *, final: bool = False) -> turns.AbortTurnResponse:
+        """Abort now; what `record` set stays as a PROVISIONAL record. The block goes on without a turn. `final`: give
+        the turn up; the record is ABORTED, and no retry supersedes it."""
         self._check_open()
-        return await self._client._protect(self._abort())
+        return await self._client._protect(self._abort(final))
 
     # -- what the context manager and the sync client are made of
 
@@ -187,7 +216,26 @@ class AsyncTurn:
         self.uid, self.created = response.uid, response.created
         self._granted(response.grant, asked)
         self._client._renewals.add(self)
+        if response.grant.checkpoint.omitted:
+            try:
+                await self._fetch_checkpoint()
+            except BaseException:
+                await self._client._protect(self._abort())
+                raise
         return self
+
+    async def _fetch_checkpoint(self) -> None:
+        """Read the tokens that were too long for the grant. A stream that breaks is taken up again where it broke."""
+        checkpoint = self._grant.checkpoint
+        got = bytearray()
+        while (at := checkpoint.offset + len(got) // 4) < checkpoint.length:
+            try:
+                async for part in self._client.get_checkpoint(self.session_id, self._grant.lease, from_offset=at):
+                    got += part.token_ids
+            except (ConnectionFailed, CallTimeout):
+                if at == checkpoint.offset + len(got) // 4:
+                    raise
+        checkpoint.token_ids, checkpoint.omitted = bytes(got), False
 
     async def _finish(self, failed: bool) -> None:
         """End the turn if the block has not: abort after a failure, else commit. Raises what the commit raises."""
@@ -282,13 +330,14 @@ class AsyncTurn:
             self._end()
         return response
 
-    async def _abort(self) -> turns.AbortTurnResponse:
+    async def _abort(self, final: bool = False) -> turns.AbortTurnResponse:
         self._client._renewals.remove(self)
         request = turns.AbortTurnRequest(
-            session_id=self.session_id, lease=self._grant.lease, request_id=str(uuid.uuid4())
+            session_id=self.session_id, lease=self._grant.lease, request_id=str(uuid.uuid4()), final=final
         )
         if self._request is not None:
             request.record.CopyFrom(self._request.record)
+            request.timings.update(self._request.timings)
         try:
             response = await self._client._abort(request)
         except ENDED:

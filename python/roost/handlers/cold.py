@@ -2,17 +2,19 @@
 
 A cold handler runs on the reader thread. A unary one is a function from request bytes to reply bytes; a
 streaming one is a generator of reply bytes whose every step is one short read, so that many interleave and no
-read transaction outlives a page. A step that has nothing to send yet yields NOTHING_YET. Both raise `Refused`.
+read transaction outlives a page. A step that has nothing to send yet yields NOTHING_YET; one that has nothing to do
+before another trajectory is READY yields a Follow. Both raise `Refused`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from roost.handlers.errors import Refused, check_id, refused, session_not_found
-from roost.store.base import RecordLine, RecordRow, SessionRow, Store
+from roost.store.base import FINISHED, RecordLine, RecordRow, SessionRow, Store
+from roost.v1 import types_pb2
 
 if TYPE_CHECKING:
     from roost._core import Engine
@@ -22,6 +24,26 @@ PAGE_RECORDS: Final = 100
 NOTHING_YET: Final = b""
 PAGE_LINES: Final = 256  # of the list of a session's records; what one step reads of it
 READ_AHEAD: Final = 32  # records read at once; bounds memory where a page turns out longer than expected
+
+
+@dataclass(frozen=True)
+class Follow:
+    """A stream waits until the engine's `ready_sequence` is above this."""
+
+    seen: int
+
+
+Step = bytes | Follow
+
+
+@dataclass(frozen=True)
+class Dress:
+    """What records show beside what their rows hold. Rewards by sequence of the record."""
+
+    omit_payload: bool = False
+    rewards: Mapping[int, float] = field(default_factory=dict)
+    discounted: Mapping[int, float] = field(default_factory=dict)
+    mask_failed: bool = False  # what is not COMMITTED is not to be trained on
 
 
 @dataclass(frozen=True)
@@ -40,11 +62,12 @@ class Cold:
             raise session_not_found(self.engine, session_id)
         return row
 
-    def verified(self, row: SessionRow) -> Generator[bytes, None, tuple[SessionRow, list[RecordLine]]]:
+    def verified(self, row: SessionRow) -> Generator[Step, None, tuple[SessionRow, list[RecordLine]]]:
         """The session and the list of its records, newest first; SESSION_CORRUPT unless all of them are there as they
         were appended, payloads apart (I23). In steps: `row, lines = yield from cold.verified(row)`.
 
-        The list is of one moment, that of the first step: only the status of a session's newest record ever changes.
+        The list is of one moment, that of the first step, statuses included: only a session's newest record can change
+        its status without a rewind, and what a rewind since then has superseded follows from the records.
         """
         found = self.store.record_lines(row.uid, PAGE_LINES)
         if found is None:  # purged since its row was read
@@ -56,19 +79,27 @@ class Cold:
             page = self.store.older_lines(row.uid, lines[-1], PAGE_LINES)
             lines += page
         try:
-            self.engine.verify_chain(lines, row.facts)
+            statuses = self.engine.verify_chain(lines, row.facts)
         except ValueError as error:
             raise self.corrupt(row.session_id, error) from error
+        lines = [
+            line if line.status == status else line._replace(status=status)
+            for line, status in zip(lines, statuses, strict=True)
+        ]
         if len(lines) > PAGE_LINES:
             yield NOTHING_YET
         return row, lines
+
+    def records(self, lines: list[RecordLine]) -> list[RecordLine]:
+        """The records of verified lines, oldest first, without the events among them."""
+        return [line for line in reversed(lines) if line.status != FINISHED]
 
     def corrupt(self, session_id: str, error: ValueError) -> Refused:
         """DATA_LOSS for a session that does not verify. The engine's message names sequences, never content."""
         message = f"session {session_id!r} does not verify: {error}"
         return refused(self.engine, "SESSION_CORRUPT", message, session_id=session_id, detail=error)
 
-    def pages(self, session_id: str, lines: list[RecordLine], omit_payload: bool) -> Iterator[list[bytes]]:
+    def pages(self, session_id: str, lines: list[RecordLine], dress: Dress) -> Iterator[list[bytes]]:
         """Encoded roost.v1.Record, at most PAGE_RECORDS or about PAGE_BYTES a page, one page a step.
 
         Statuses are those of `lines`, so that a long read tells of one moment.
@@ -78,7 +109,7 @@ class Cold:
         while at < len(lines):
             part = lines[at : at + ahead]
             at += len(part)
-            for encoded in self._records(session_id, part, omit_payload):
+            for encoded in self._records(session_id, part, dress):
                 if page and size + len(encoded) > PAGE_BYTES:
                     yield page
                     page, size = [], 0
@@ -92,16 +123,27 @@ class Cold:
         if page:
             yield page
 
-    def _records(self, session_id: str, lines: list[RecordLine], omit_payload: bool) -> list[bytes]:
+    def rows(self, lines: list[RecordLine]) -> list[RecordRow]:
+        """The records of these lines in full, with the lines' statuses."""
+        rows = self.store.read_records([line.seq for line in lines])
+        return [row._replace(status=line.status) for row, line in zip(rows, lines, strict=True)]
+
+    def _records(self, session_id: str, lines: list[RecordLine], dress: Dress) -> list[bytes]:
         """Encode records; what does not match its digest is SESSION_CORRUPT."""
-        if omit_payload:
-            rows = [RecordRow(*line[:6], None, None, None, None) for line in lines]
-        else:
-            rows = self.store.read_records([line.seq for line in lines])
         try:
+            if dress.omit_payload:
+                rows = [RecordRow(*line[:6], None, None, None, None) for line in lines]
+            else:
+                rows = self.rows(lines)
             return [
-                self.engine.describe_record(row._replace(status=line.status), omit_payload)
-                for row, line in zip(rows, lines, strict=True)
+                self.engine.describe_record(
+                    row,
+                    dress.omit_payload,
+                    dress.mask_failed and row.status != types_pb2.RECORD_STATUS_COMMITTED,
+                    dress.rewards.get(row.seq),
+                    dress.discounted.get(row.seq),
+                )
+                for row in rows
             ]
         except ValueError as error:
             raise self.corrupt(session_id, error) from error

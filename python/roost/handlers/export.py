@@ -1,84 +1,378 @@
-"""ExportTrajectories: sessions one after the other, each verified, in parts."""
+"""ExportTrajectories: trajectories one after the other, each verified, in parts, as records or as rows of tokens.
+
+What a trajectory holds is fixed in one short read when it is reached; payloads are paged after that.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from math import isfinite
 from typing import Final
 
-from roost.handlers.cold import NOTHING_YET, Cold
-from roost.handlers.errors import invalid, parse
+from roost._core import Rows
+from roost.handlers.cold import NOTHING_YET, PAGE_BYTES, READ_AHEAD, Cold, Dress, Follow, Step
+from roost.handlers.errors import Refused, invalid, parse, refused
 from roost.handlers.wire import field, repeated
-from roost.store.base import SessionFilter, SessionRow
-from roost.v1 import trajectory_service_pb2, types_pb2
+from roost.store.base import ReadyFilter, RecordLine, SessionFilter, SessionRow, TrajectoryRow
+from roost.v1 import trajectory_service_pb2 as pb
+from roost.v1 import types_pb2
 
 MAX_IDS: Final = 1_000
-_PAGE = 100
+_PAGE: Final = 100
+_LAST: Final = b"\x20\x01"  # ExportTrajectoriesResponse.last = true
+_COMMITTED: Final = types_pb2.RECORD_STATUS_COMMITTED
+_ABORTED: Final = types_pb2.RECORD_STATUS_ABORTED
+_SUPERSEDED: Final = types_pb2.RECORD_STATUS_SUPERSEDED
+
+Request = pb.ExportTrajectoriesRequest
 
 
-def export_trajectories(cold: Cold, data: bytes) -> Iterator[bytes]:
-    """Stream trajectories. Which ids exist is checked before the first part; records are fixed session by session."""
-    request = parse(cold.engine, trajectory_service_pb2.ExportTrajectoriesRequest, data)
-    statuses = {types_pb2.RECORD_STATUS_COMMITTED}
-    if request.include_provisional:
-        statuses |= {types_pb2.RECORD_STATUS_PROVISIONAL, types_pb2.RECORD_STATUS_ABORTED}
-    if request.include_superseded:
-        statuses.add(types_pb2.RECORD_STATUS_SUPERSEDED)
-    for row in _chosen(cold, request):
-        if row is None:
+@dataclass(frozen=True)
+class Part:
+    """One trajectory to export: the records of a session with after < seq <= upto, finished or not."""
+
+    row: SessionRow
+    lines: list[RecordLine]  # of the whole session, oldest first
+    number: int
+    after: int
+    upto: int | None
+    finished: TrajectoryRow | None
+    first_turn: int
+
+
+class Sessions:
+    """Verified sessions. The last one is kept: its trajectories often follow each other."""
+
+    def __init__(self, cold: Cold) -> None:
+        self._cold = cold
+        self._last: tuple[SessionRow, list[RecordLine], int] | None = None
+
+    def of(self, row: SessionRow) -> Generator[Step, None, tuple[SessionRow, list[RecordLine]]]:
+        """A session as it is now, its records oldest first."""
+        row, lines = yield from self._cold.verified(row)
+        newest = lines[0].seq if lines else 0
+        self._last = row, self._cold.records(lines), newest
+        return row, self._last[1]
+
+    def at(self, trajectory: TrajectoryRow) -> Generator[Step, None, tuple[SessionRow, list[RecordLine]] | None]:
+        """The session of a finished trajectory, at least as new as that; None if it was purged."""
+        if self._last is not None and self._last[0].uid == trajectory.session and self._last[2] >= trajectory.ready_seq:
+            return self._last[0], self._last[1]
+        found = self._cold.store.record_lines(trajectory.session, 0)
+        if found is None:
+            return None
+        return (yield from self.of(found[0]))
+
+
+def export_trajectories(cold: Cold, data: bytes) -> Iterator[Step]:
+    """Stream trajectories. What the request names is checked before the first part."""
+    request = parse(cold.engine, Request, data)
+    _check(cold, request)
+    if request.trajectory_ids:
+        parts = _named(cold, request)
+    elif request.selection == pb.TRAJECTORY_SELECTION_ALL:
+        parts = _all(cold, request)
+    else:
+        parts = _ready(cold, request)
+    sent = 0
+    for part in parts:
+        if not isinstance(part, Part):
+            yield part
+            continue
+        yield from _concat(cold, request, part) if _wants_rows(request) else _individual(cold, request, part)
+        sent += 1
+        if sent == request.limit:
+            return
+
+
+def _wants_rows(request: Request) -> bool:
+    return request.style == pb.EXPORT_STYLE_CONCAT
+
+
+def _check(cold: Cold, request: Request) -> None:
+    """Rules that need no look at the store."""
+    engine = cold.engine
+    for name in ("session_ids", "trajectory_ids"):
+        count = len(getattr(request, name))
+        if count > MAX_IDS:
+            rule = f"{count} are given; at most {MAX_IDS} are allowed"
+            raise invalid(engine, name, rule, size=count, limit=MAX_IDS)
+    for name, values in (("selection", pb.TrajectorySelection.values()), ("style", pb.ExportStyle.values())):
+        if getattr(request, name) not in values:
+            rule = f"{getattr(request, name)} is not a value of this enum"
+            raise invalid(engine, name, rule, value=getattr(request, name))
+    apart = [("session_ids", "root_session_id")]
+    apart += [("trajectory_ids", name) for name in ("session_ids", "root_session_id", "selection", "follow")]
+    apart += [("trajectory_ids", "after_sequence")]
+    for one, other in apart:
+        if getattr(request, one) and getattr(request, other):
+            raise invalid(engine, other, f"cannot go together with {one}")
+    if request.selection == pb.TRAJECTORY_SELECTION_ALL:
+        for name in ("follow", "after_sequence"):
+            if getattr(request, name):
+                raise invalid(engine, name, "cannot go together with the selection ALL")
+    if request.omit_payload and _wants_rows(request):
+        raise invalid(engine, "omit_payload", "rows are payload: it cannot go together with the style CONCAT")
+    if not (isfinite(_discount(request)) and 0 <= _discount(request) <= 1):
+        raise invalid(engine, "discount", "must be from 0 to 1")
+
+
+def _discount(request: Request) -> float:
+    return request.discount if request.HasField("discount") else 1.0
+
+
+# -- which trajectories
+
+
+def _root(cold: Cold, request: Request) -> bytes | None:
+    """The uid of the tree that the request names."""
+    if not request.root_session_id:
+        return None
+    row = cold.session(request.root_session_id, "root_session_id")
+    if row.root != row.uid:
+        rule = f"{row.session_id!r} is not the root of its tree"
+        raise invalid(cold.engine, "root_session_id", rule, session_id=row.session_id)
+    return row.uid
+
+
+def _sessions(cold: Cold, request: Request) -> Generator[Step, None, list[SessionRow]]:
+    """The sessions that the request names, in its order."""
+    rows: list[SessionRow] = []
+    for session_id in request.session_ids:
+        rows.append(cold.session(session_id, "session_ids"))
+        if len(rows) % _PAGE == 0:
             yield NOTHING_YET
+    return rows
+
+
+def _ready(cold: Cold, request: Request) -> Iterator[Part | Step]:
+    """What is READY and not acknowledged, in that order; what becomes READY meanwhile only to who follows."""
+    rows = yield from _sessions(cold, request)
+    sessions = tuple(row.uid for row in rows) if request.session_ids else None
+    where = ReadyFilter(cold.tenant, _root(cold, request), sessions)
+    verified = Sessions(cold)
+    after = request.after_sequence
+    newest = cold.store.last_ready(cold.tenant)
+    while True:
+        # Before the read, so that what becomes READY during it is not waited for in vain.
+        seen = cold.engine.ready_sequence()
+        page = cold.store.ready_trajectories(where, after, _PAGE)
+        for trajectory in page:
+            after = trajectory.ready_seq
+            if after > newest and not request.follow:
+                return
+            part = yield from _finished(verified, trajectory)
+            if part is not None:
+                yield part
+        if len(page) == _PAGE:
+            yield NOTHING_YET
+        elif request.follow:
+            yield Follow(seen)
         else:
-            yield from _session(cold, row, frozenset(statuses))
+            return
 
 
-def _chosen(cold: Cold, request: trajectory_service_pb2.ExportTrajectoriesRequest) -> Iterator[SessionRow | None]:
-    """The sessions to export, in order; None where a step ends."""
-    count = len(request.session_ids)
-    if count > MAX_IDS:
-        rule = f"{count} are given; at most {MAX_IDS} are allowed"
-        raise invalid(cold.engine, "session_ids", rule, size=count, limit=MAX_IDS)
-    if count and request.root_session_id:
-        raise invalid(cold.engine, "root_session_id", "cannot go together with session_ids")
-    if count:
-        rows: list[SessionRow] = []
-        for session_id in request.session_ids:
-            rows.append(cold.session(session_id, "session_ids"))
-            if len(rows) % _PAGE == 0:
-                yield None
-        yield from rows
+def _named(cold: Cold, request: Request) -> Iterator[Part | Step]:
+    """The trajectories of these ids, in their order."""
+    keys = [_key(cold, trajectory_id) for trajectory_id in request.trajectory_ids]
+    found = cold.store.read_trajectories(keys)
+    for trajectory_id, row in zip(request.trajectory_ids, found, strict=True):
+        if row is None or row.tenant != cold.tenant:
+            raise _not_found(cold, trajectory_id)
+    yield NOTHING_YET
+    verified = Sessions(cold)
+    for row in found:
+        assert row is not None
+        part = yield from _finished(verified, row)
+        if part is None:
+            raise _not_found(cold, _id(row.session, row.number))
+        yield part
+
+
+def _all(cold: Cold, request: Request) -> Iterator[Part | Step]:
+    """Every trajectory of each session, the active one last."""
+    verified = Sessions(cold)
+    for row in _every(cold, request):
+        if not isinstance(row, SessionRow):
+            yield row
+            continue
+        row, lines = yield from verified.of(row)
+        newest = lines[-1].seq if lines else 0
+        # What was finished since the list of records was read is not finished in this export.
+        done = [t for t in cold.store.session_trajectories(row.uid) if t.ready_seq <= max(newest, row.last)]
+        yield from (_part(row, lines, trajectory) for trajectory in done)
+        after = done[-1].ready_seq if done else 0
+        if newest > after or not done:
+            turns = done[-1].first_turn + done[-1].turn_count - 1 if done else 0
+            yield Part(row, lines, len(done) + 1, after, None, None, turns + 1)
+
+
+def _every(cold: Cold, request: Request) -> Iterator[SessionRow | Step]:
+    """The sessions to export, in order."""
+    if request.session_ids:
+        yield from (yield from _sessions(cold, request))
         return
-    root = None
-    if request.root_session_id:
-        row = cold.session(request.root_session_id, "root_session_id")
-        if row.root != row.uid:
-            rule = f"{row.session_id!r} is not the root of its tree"
-            raise invalid(cold.engine, "root_session_id", rule, session_id=row.session_id)
-        root = row.uid
     # What is opened while the export runs is not part of it; else a busy server would never finish one.
     started_ms = time.time_ns() // 1_000_000
-    where = SessionFilter(tenant=cold.tenant, root=root)
+    where = SessionFilter(tenant=cold.tenant, root=_root(cold, request))
     after = b""
     while rows := cold.store.list_sessions(where, after, _PAGE):
-        yield None
+        yield NOTHING_YET
         yield from (row for row in rows if row.create_ms <= started_ms)
         after = rows[-1].uid
 
 
-def _session(cold: Cold, row: SessionRow, statuses: frozenset[int]) -> Iterator[bytes]:
-    """The parts of one session: the first bears the session, the last says so."""
-    row, lines = yield from cold.verified(row)
+def _finished(verified: Sessions, trajectory: TrajectoryRow) -> Generator[Step, None, Part | None]:
+    found = yield from verified.at(trajectory)
+    return None if found is None else _part(*found, trajectory)
+
+
+def _part(row: SessionRow, lines: list[RecordLine], t: TrajectoryRow) -> Part:
+    return Part(row, lines, t.number, t.after_seq, t.ready_seq, t, t.first_turn)
+
+
+def _id(uid: bytes, number: int) -> str:
+    return f"{uuid.UUID(bytes=uid)}-{number}"
+
+
+def _key(cold: Cold, trajectory_id: str) -> tuple[bytes, int]:
+    """The session and number that an id names; Refused INVALID_FIELD if it names none."""
+    uid, _, number = trajectory_id.rpartition("-")
     try:
-        described = cold.engine.describe([row])[0]
+        key = uuid.UUID(uid).bytes, int(number)
+    except ValueError:
+        key = b"", 0
+    if not 0 < key[1] < 1 << 32 or _id(*key) != trajectory_id:
+        raise invalid(cold.engine, "trajectory_ids", "is not the id of a trajectory")
+    return key
+
+
+def _not_found(cold: Cold, trajectory_id: str) -> Refused:
+    message = f"no finished trajectory {trajectory_id} is known"
+    return refused(cold.engine, "TRAJECTORY_NOT_FOUND", message, trajectory_id=trajectory_id)
+
+
+# -- what of each
+
+
+def _chosen(part: Part, statuses: frozenset[int]) -> list[RecordLine]:
+    """The records of a trajectory with one of these statuses, and the ABORTED one at its tail."""
+    upto = part.upto
+    records = [line for line in part.lines if line.seq > part.after and (upto is None or line.seq <= upto)]
+    live = [line for line in records if line.status != _SUPERSEDED]
+    tail = live[-1].seq if live and live[-1].status == _ABORTED else 0
+    return [line for line in records if line.status in statuses or line.seq == tail]
+
+
+def _discounted(lines: list[RecordLine], rewards: dict[int, float], discount: float) -> dict[int, float]:
+    """r[i] += discount * r[i+1], backward once through the COMMITTED records."""
+    found: dict[int, float] = {}
+    after = 0.0
+    for line in reversed(lines):
+        if line.status == _COMMITTED:
+            after = found[line.seq] = rewards.get(line.seq, 0.0) + discount * after
+    return found
+
+
+def _head(cold: Cold, part: Part) -> bytes:
+    """The fields that a trajectory's first part alone bears."""
+    try:
+        session = cold.engine.describe([part.row])[0]
     except ValueError as error:
-        raise cold.corrupt(row.session_id, error) from error
-    chosen = [line for line in reversed(lines) if line.status in statuses]
-    head = field(1, described)
-    name = field(2, row.session_id.encode())
-    last = b"\x20\x01"  # field 4 = true
+        raise cold.corrupt(part.row.session_id, error) from error
+    trajectory = pb.Trajectory(
+        trajectory_id=_id(part.row.uid, part.number),
+        session_id=part.row.session_id,
+        number=part.number,
+        state=pb.TRAJECTORY_STATE_ACTIVE,
+        first_turn=part.first_turn,
+        turn_count=sum(line.status == _COMMITTED for line in _chosen(part, frozenset((_COMMITTED,)))),
+    )
+    if part.finished is not None:
+        acknowledged = part.finished.ack_ms > 0
+        trajectory.state = pb.TRAJECTORY_STATE_ACKNOWLEDGED if acknowledged else pb.TRAJECTORY_STATE_READY
+        trajectory.ready_sequence = part.finished.ready_seq
+        trajectory.ready_time.FromMilliseconds(part.finished.ready_ms)
+    return field(1, session) + field(5, trajectory.SerializeToString())
+
+
+def _send(head: bytes, name: bytes, bodies: Iterator[bytes | None]) -> Iterator[Step]:
+    """Parts from bodies: the first bears the head, the last says so. None where a step ends without a body."""
     held: bytes | None = None  # a part is sent once it is known whether another follows
-    for page in cold.pages(row.session_id, chosen, omit_payload=False):
+    for body in bodies:
+        if body is None:
+            yield NOTHING_YET
+            continue
         if held is not None:
             yield held
-        held = head + name + repeated(3, page)
+        held = head + name + body
         head = b""
-    yield (head + name if held is None else held) + last
+    yield (head + name if held is None else held) + _LAST
+
+
+def _individual(cold: Cold, request: Request, part: Part) -> Iterator[Step]:
+    """The parts of a trajectory as records."""
+    statuses = {_COMMITTED}
+    if request.include_provisional:
+        statuses |= {types_pb2.RECORD_STATUS_PROVISIONAL, _ABORTED}
+    if request.include_superseded:
+        statuses.add(_SUPERSEDED)
+    lines = _chosen(part, frozenset(statuses))
+    rewards = cold.store.read_rewards(part.row.uid)
+    dress = Dress(request.omit_payload, rewards, _discounted(lines, rewards, _discount(request)), mask_failed=True)
+
+    def bodies() -> Iterator[bytes | None]:
+        if part.after and not request.omit_payload:
+            rows = Rows()
+            yield from _context(cold, part, rows)
+            yield from (field(7, span) for span in rows.context_parts())
+        for page in cold.pages(part.row.session_id, lines, dress):
+            yield repeated(3, page)
+
+    yield from _send(_head(cold, part), field(2, part.row.session_id.encode()), bodies())
+
+
+def _concat(cold: Cold, request: Request, part: Part) -> Iterator[Step]:
+    """The parts of a trajectory as rows of tokens."""
+    lines = _chosen(part, frozenset((_COMMITTED,)))
+    rewards = cold.store.read_rewards(part.row.uid)
+    discounted = _discounted(lines, rewards, _discount(request))
+
+    def bodies() -> Iterator[bytes | None]:
+        rows = Rows()
+        yield from _context(cold, part, rows)
+        ahead = 4
+        at = size = 0
+        while at < len(lines):
+            page = cold.rows(lines[at : at + ahead])
+            at += len(page)
+            ended: list[bytes] = []
+            try:
+                for row in page:
+                    ended += rows.push(row, discounted.get(row.seq), row.status == _COMMITTED)
+                    size += sum(len(column) for column in row[6:] if column is not None)
+            except ValueError as error:
+                raise cold.corrupt(part.row.session_id, error) from error
+            ahead = max(1, min(READ_AHEAD, PAGE_BYTES * at // size)) if size else READ_AHEAD
+            yield None
+            yield from (field(6, one) for one in ended)
+        yield from (field(6, one) for one in rows.finish())
+
+    yield from _send(_head(cold, part), field(2, part.row.session_id.encode()), bodies())
+
+
+def _context(cold: Cold, part: Part, rows: Rows) -> Iterator[None]:
+    """Bring what the trajectory builds on into `rows`, a few records a step."""
+    before = [line for line in part.lines if line.seq <= part.after and line.status == _COMMITTED]
+    for start in range(0, len(before), READ_AHEAD):
+        lines = before[start : start + READ_AHEAD]
+        found = cold.store.read_tokens([line.seq for line in lines])
+        try:
+            for line, (_, tokens) in zip(lines, found, strict=True):
+                rows.context(line.meta, tokens or b"")
+        except ValueError as error:
+            raise cold.corrupt(part.row.session_id, error) from error
+        yield None

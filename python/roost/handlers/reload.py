@@ -18,12 +18,12 @@ from roost.handlers.errors import Refused, failure, refused
 from roost.store.base import Store, StoreFailed
 
 if TYPE_CHECKING:
-    from roost._core import Engine, Refusal
+    from roost._core import Engine
 
 _IDLE_MS: Final = 500
 COLD_A_ROUND: Final = 4  # cold pages answered with one wake-up of the loop while the engine asks for nothing
 
-Answer = Any  # bytes, None (a stream ended) or a Refusal
+Answer = Any  # bytes, a Follow, None (a stream ended) or a Refusal
 Job = tuple[Callable[[], Answer], "asyncio.Future[Answer]"]
 
 log = structlog.get_logger("roost.reload")
@@ -130,12 +130,18 @@ class StoreReader:
             return engine.session_read(number, store.read_session(*arguments))
         if kind == "header":
             return engine.header_loaded(number, *store.load_header(*arguments))
+        if kind == "trajectories":
+            rows = store.read_trajectories(*arguments)
+            found = [row and (row.tenant, row.root, row.root_session_id, int(row.ack_ms > 0)) for row in rows]
+            return engine.trajectories_found(number, found)
+        if kind == "due":
+            return engine.due_found(number, *store.due(*arguments))
         raise ValueError(f"the engine asked for an unknown effect {kind!r}")
 
-    def _answer(self, job: Callable[[], Answer]) -> bytes | Refusal | None:
+    def _answer(self, job: Callable[[], Answer]) -> Answer:
         """Run a cold page. A bug in a handler fails its own call, without a word of content."""
         try:
-            answer: bytes | Refusal | None = job()
+            answer: Answer = job()
         except Refused as error:
             return error.refusal
         except StoreFailed:

@@ -22,7 +22,8 @@ USED_BY: Final = {
 # Engine numbers that only grow; all others are gauges.
 COUNTERS: Final = frozenset(
     (
-        "turns_begun turns_committed turns_aborted turns_expired turns_released sessions_opened sessions_closed "
+        "turns_begun turns_committed turns_rewound turns_aborted turns_expired turns_taken_over turns_interrupted "
+        "turns_released trajectories_finished trajectories_acknowledged sessions_opened sessions_closed "
         "evictions header_evictions reloads header_loads load_failures refusals batches_stored entries_stored "
         "batches_refused"
     ).split()

@@ -28,6 +28,7 @@ from roost.handlers.stats import About
 from roost.server import address, logs
 from roost.server.config import Configuration
 from roost.server.door import Door
+from roost.server.narrator import Narrator
 from roost.server.transport import TENANT, Transport
 from roost.store.base import Store
 
@@ -66,6 +67,9 @@ class Process:
         sources = {name: (value, config.sources[name]) for name, value in limits.items()}
         about = About(sources, time.monotonic())
         self._transport = Transport(self._engine, settings.max_request_bytes, about, self._fail)
+        info = settings.log_level in ("debug", "info")
+        self._engine.set_logging(info and settings.turn_log)
+        self._narrator = Narrator(self._engine, lambda: self._transport.requests, settings.heartbeat_ms if info else 0)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._door: Door | None = None
         self._stop = asyncio.Event()
@@ -92,6 +96,7 @@ class Process:
             raise address.AddressError(message, EXIT_UNUSABLE) from error
         writer.start()
         reader.start()
+        self._narrator.start()
         self._transport.start_ticking()
         await door.set_health(live=True, ready=True)
         await door.server.start()
@@ -105,6 +110,7 @@ class Process:
         reader.stop()
         writer.stop()
         self._transport.stop_ticking()
+        self._narrator.stop()
         self._store.close()
         address.released(self._where)
         log.info("stopped")
@@ -125,6 +131,7 @@ class Process:
         await door.set_health(live=True, ready=False)
         self._engine.begin_drain()
         self._transport.drain()
+        self._transport.stop_following()
         deadline = time.monotonic() + seconds
         stopping = asyncio.ensure_future(door.server.stop(grace=seconds))
         # Streams that never end by themselves (health watches) must not hold the stop up: only Roost's calls count.

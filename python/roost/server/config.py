@@ -82,6 +82,10 @@ class Limits(BaseModel):
     max_turn_bytes: Size = Field(_MIB, ge=1, le=64 * _MIB, description="inline payload of one record")
     max_state_bytes: Size = Field(64 * _KIB, ge=0, le=_MIB, description="the client's own state")
     max_inline_checkpoint_bytes: Size = Field(_MIB, ge=0, le=64 * _MIB, description="checkpoint tokens in a grant")
+    max_rewind: Count = Field(8, ge=0, le=1_000_000, description="turns that a commit may go back (`base_turn`)")
+    reward_finish_delay_ms: Millis = Field(
+        0, ge=0, le=30 * _DAY, description="a trajectory finishes this long after its latest reward; 0: not by itself"
+    )
     journal_queue_bytes: Size = Field(64 * _MIB, ge=64 * _KIB, le=16 * _GIB, description="entries not yet on disk")
     keep_place_ms: Millis = Field(30 * _SECOND, ge=0, le=10 * _MINUTE, description="place kept for a cancelled wait")
     max_batch_entries: Count = Field(4_096, ge=1, le=65_536, description="journal entries in one transaction")
@@ -96,8 +100,10 @@ class Settings(Limits):
     introspection: Literal["auto", "on", "off"] = Field(
         "auto", description="reflection and channelz; auto: on loopback and Unix sockets only"
     )
-    log_format: Literal["json", "logfmt"] = Field("json", description="how lifecycle lines are written to stderr")
+    log_format: Literal["json", "logfmt"] = Field("json", description="how log lines are written to stderr")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least level logged")
+    turn_log: bool = Field(True, description="log a line for the start and the end of each turn, at level info")
+    heartbeat_ms: Millis = Field(30 * _SECOND, ge=0, le=_DAY, description="time between heartbeat lines; 0: none")
     drain_timeout_ms: Millis = Field(30 * _SECOND, ge=0, le=_HOUR, description="time running calls get at SIGTERM")
     max_request_bytes: Size = Field(4 * _MIB, ge=64 * _KIB, le=256 * _MIB, description="one request message")
     max_concurrent_streams: Count = Field(1_024, ge=1, le=1_000_000, description="calls at once on one connection")

@@ -16,7 +16,7 @@ import grpc.aio
 import structlog
 
 from roost._core import METHODS
-from roost.handlers.cold import Cold
+from roost.handlers.cold import Cold, Follow, Step
 from roost.handlers.errors import failure
 from roost.handlers.export import export_trajectories
 from roost.handlers.history import read_history
@@ -39,6 +39,7 @@ SERVICES: Final = tuple(
     )
 )
 _BEGIN: Final = "/roost.v1.TurnService/BeginTurn"
+_CHECKPOINT: Final = "/roost.v1.TurnService/GetCheckpoint"
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 _DETAILS: Final = "grpc-status-details-bin"
 
@@ -94,6 +95,10 @@ class Transport:
         self._connections = Connections()
         self._cold_running = 0
         self._tick: asyncio.TimerHandle | None = None
+        self._ready = 0  # the engine's ready_sequence when it was last looked at
+        self._followers: set[asyncio.Future[None]] = set()
+        self._stopping = False
+        self.requests = 0  # RPCs received
 
     def in_flight(self) -> int:
         """Calls that wait for the engine or for a cold read."""
@@ -114,6 +119,30 @@ class Transport:
             else:
                 del pending[ticket]
                 future.set_result(result)
+        ready = self._engine.ready_sequence()
+        if ready != self._ready:
+            self._ready = ready
+            self._wake_followers()
+
+    def stop_following(self) -> None:
+        """End the streams that wait for trajectories: the server stops."""
+        self._stopping = True
+        self._wake_followers()
+
+    def _wake_followers(self) -> None:
+        for follower in self._followers:
+            if not follower.done():
+                follower.set_result(None)
+
+    async def _follow(self, seen: int) -> None:
+        """Wait until a trajectory is READY that came after `seen`, or the server stops."""
+        while self._engine.ready_sequence() <= seen and not self._stopping:
+            future = asyncio.get_running_loop().create_future()
+            self._followers.add(future)
+            try:
+                await future
+            finally:
+                self._followers.discard(future)
 
     def start_ticking(self) -> None:
         """Call the engine's tick whenever it is due."""
@@ -142,7 +171,7 @@ class Transport:
             "/roost.v1.SessionService/ListSessions": list_sessions,
             "/roost.v1.AdminService/GetStats": partial(get_stats, about=self._about),
         }
-        streams: dict[str, Callable[[Cold, bytes], Iterator[bytes]]] = {
+        streams: dict[str, Callable[[Cold, bytes], Iterator[Step]]] = {
             "/roost.v1.SessionService/ReadHistory": read_history,
             "/roost.v1.TrajectoryService/ExportTrajectories": export_trajectories,
         }
@@ -155,6 +184,9 @@ class Transport:
                     handlers[method.name] = grpc.unary_stream_rpc_method_handler(
                         self._stream(partial(streams[path], cold), reader)
                     )
+                    continue
+                if path == _CHECKPOINT:
+                    handlers[method.name] = grpc.unary_stream_rpc_method_handler(self._checkpoint(METHODS[path]))
                     continue
                 if path in unary:
                     handler = self._cold(partial(unary[path], cold), reader)
@@ -170,6 +202,7 @@ class Transport:
         call, limit, wait = self._call, self._limit, self._wait
 
         async def handle(request: bytes, context: Context) -> bytes:
+            self.requests += 1
             if len(request) > limit:
                 await self._too_large(context, len(request))
             result: Any = call(method, request, 0)
@@ -186,6 +219,7 @@ class Transport:
         call, limit, wait, connections = self._call, self._limit, self._wait, self._connections
 
         async def handle(request: bytes, context: Context) -> bytes:
+            self.requests += 1
             if len(request) > limit:
                 await self._too_large(context, len(request))
             peer = context.peer()
@@ -233,6 +267,7 @@ class Transport:
         """A unary RPC of the reader thread."""
 
         async def handle(request: bytes, context: Context) -> bytes:
+            self.requests += 1
             if len(request) > self._limit:
                 await self._too_large(context, len(request))
             self._cold_running += 1
@@ -247,23 +282,54 @@ class Transport:
         return handle
 
     def _stream(
-        self, handler: Callable[[bytes], Iterator[bytes]], reader: StoreReader
+        self, handler: Callable[[bytes], Iterator[Step]], reader: StoreReader
     ) -> Callable[[bytes, Context], AsyncIterator[bytes]]:
         """A server-streaming RPC: each step is one read, made when the message before was taken by the transport."""
 
         async def handle(request: bytes, context: Context) -> AsyncIterator[bytes]:
+            self.requests += 1
             if len(request) > self._limit:
                 await self._too_large(context, len(request))
             pages = handler(request)
             self._cold_running += 1
             try:
-                while type(page := await reader.read(partial(next, pages, None))) is bytes:
-                    if page:  # else NOTHING_YET
+                while (page := await reader.read(partial(next, pages, None))) is not None:
+                    if type(page) is Follow:
+                        await self._follow(page.seen)
+                        if self._stopping:
+                            page = self._engine.refuse("SHUTTING_DOWN", "the server is stopping", {})
+                            break
+                    elif type(page) is not bytes:
+                        break
+                    elif page:  # else NOTHING_YET
                         yield page
             finally:
                 self._cold_running -= 1
             if page is not None:
                 await _refuse(context, page)
+
+        return handle
+
+    def _checkpoint(self, method: int) -> Callable[[bytes, Context], AsyncIterator[bytes]]:
+        """GetCheckpoint: the engine answers one part a call; the next is asked for from where that one ended."""
+
+        async def handle(request: bytes, context: Context) -> AsyncIterator[bytes]:
+            self.requests += 1
+            if len(request) > self._limit:
+                await self._too_large(context, len(request))
+            while True:
+                result: Any = self._call(method, request, 0)
+                if type(result) is int:
+                    result = await self._wait(method, request, result)
+                if type(result) is not bytes:
+                    await _refuse(context, result)
+                yield result
+                part = turn_service_pb2.GetCheckpointResponse.FromString(result)
+                if part.last:
+                    return
+                again = turn_service_pb2.GetCheckpointRequest.FromString(request)
+                again.from_offset = part.checkpoint.offset + len(part.checkpoint.token_ids) // 4
+                request = again.SerializeToString()
 
         return handle
 

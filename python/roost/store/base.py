@@ -40,17 +40,18 @@ class SessionUpsert(NamedTuple):
     running: int  # 1 while a turn holds a slot
     lease: bytes | None  # roost.store.v1.RunningGrant
     facts: bytes  # roost.store.v1.SessionFacts
+    finish_due: int  # wall-clock ms from which on the active trajectory finishes by itself, 0: never
     seq: int  # journal sequence of the entry that wrote this row
     prev: int
 
 
 class RecordInsert(NamedTuple):
-    """One record. `seq` is the rowid; `prev` the rowid of the session's record before it (0: the first)."""
+    """One record, or event. `seq` is the rowid; `prev` the rowid of the session's record before it (0: the first)."""
 
     seq: int
     session: bytes
     prev: int
-    status: int  # roost.v1.RecordStatus
+    status: int  # roost.v1.RecordStatus, or FINISHED
     turn: int
     meta: bytes  # roost.store.v1.RecordMeta
     chain: bytes  # 32 bytes: BLAKE3(chain of prev | meta)
@@ -58,6 +59,36 @@ class RecordInsert(NamedTuple):
     state: bytes | None  # the client's state where this record sets it
     arrays: bytes | None  # logprobs followed by loss mask
     content: bytes | None
+
+
+class TrajectoryInsert(NamedTuple):
+    """A trajectory that was finished: the records of its session with after_seq < seq <= ready_seq."""
+
+    session: bytes
+    number: int  # from 1
+    tenant: str
+    root: bytes
+    ready_seq: int  # journal sequence of the entry that finished it; the order in which trajectories became READY
+    after_seq: int
+    first_turn: int
+    turn_count: int
+    ready_ms: int
+
+
+class RewardUpsert(NamedTuple):
+    """The reward of a record, in place of an earlier one."""
+
+    session: bytes
+    seq: int
+    value: float
+
+
+class TrajectoryAck(NamedTuple):
+    """A trajectory was acknowledged; one that was so before keeps its time."""
+
+    session: bytes
+    number: int
+    ack_ms: int
 
 
 class StatusUpdate(NamedTuple):
@@ -68,7 +99,8 @@ class StatusUpdate(NamedTuple):
 
 
 class SessionClose(NamedTuple):
-    """Ends a session without its facts in memory: sets state and receipt, running 0, lease NULL, provisional 0.
+    """Ends a session without its facts in memory: sets state and receipt; running, provisional and finish_due 0, lease
+    NULL.
 
     `prev` is compared and set as in SessionUpsert. Applied after the batch's upserts.
     """
@@ -95,6 +127,9 @@ class Batch(Protocol):
     def records(self) -> list[tuple[Any, ...]]: ...
     def statuses(self) -> list[tuple[Any, ...]]: ...
     def closes(self) -> list[tuple[Any, ...]]: ...
+    def rewards(self) -> list[tuple[Any, ...]]: ...
+    def finished(self) -> list[tuple[Any, ...]]: ...
+    def acks(self) -> list[tuple[Any, ...]]: ...
     def split(self) -> Sequence[Batch]:
         """One batch a tree, in the order of their first entries."""
 
@@ -120,6 +155,10 @@ class StoreFailed(Exception):
     """An I/O or unknown error: what was in flight may or may not be stored. Fail-stop (exit code 70)."""
 
 
+# A status of the record table that is no roost.v1.RecordStatus: the event that finished a trajectory.
+FINISHED = 5
+
+
 class HeaderRow(NamedTuple):
     """One OPEN session of a tree, without its facts."""
 
@@ -135,6 +174,7 @@ class HeaderRow(NamedTuple):
     last: int
     running: int
     lease: bytes | None
+    finish_due: int
     seq: int
 
 
@@ -170,11 +210,12 @@ class SessionRow(NamedTuple):
     lease: bytes | None
     facts: bytes
     receipt: bytes | None
+    finish_due: int
     seq: int
 
 
 class RecordLine(NamedTuple):
-    """A record without content: what a reload folds. `tokens` and `state` are None unless asked for."""
+    """A record or event without content: what a reload folds. `tokens` is None unless asked for."""
 
     seq: int
     prev: int
@@ -183,15 +224,6 @@ class RecordLine(NamedTuple):
     meta: bytes
     chain: bytes
     tokens: bytes | None
-
-
-class LoadedSession(NamedTuple):
-    """What a reload reads. `records` are newest first, all of them, linked by `prev`; `state` is the client's state
-    (the state column of the record at facts.state_seq), None if there is none."""
-
-    row: SessionRow
-    records: list[RecordLine]
-    state: bytes | None
 
 
 class RecordRow(NamedTuple):
@@ -207,6 +239,52 @@ class RecordRow(NamedTuple):
     state: bytes | None
     arrays: bytes | None
     content: bytes | None
+
+
+class LoadedSession(NamedTuple):
+    """What a reload reads. `records` are newest first, all of them, linked by `prev`; `state` is the client's state and
+    `state_seq` the record that set it (None and 0 if none did); `provisional` the live provisional, if it was asked
+    for and there is one."""
+
+    row: SessionRow
+    records: list[RecordLine]
+    state_seq: int
+    state: bytes | None
+    provisional: RecordRow | None
+
+
+class TrajectoryRow(NamedTuple):
+    """One finished trajectory."""
+
+    session: bytes
+    number: int
+    tenant: str
+    root: bytes
+    ready_seq: int
+    after_seq: int
+    first_turn: int
+    turn_count: int
+    ready_ms: int
+    ack_ms: int  # 0: not acknowledged
+    root_session_id: str
+
+
+class DueRow(NamedTuple):
+    """An OPEN session whose active trajectory finishes by itself."""
+
+    finish_due: int
+    uid: bytes
+    tenant: str
+    session_id: str
+
+
+@dataclass(frozen=True)
+class ReadyFilter:
+    """Filters of a list of trajectories that are not acknowledged; all must match."""
+
+    tenant: str
+    root: bytes | None = None
+    sessions: tuple[bytes, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -245,8 +323,10 @@ class Store(Protocol):
     def load_header(self, root: bytes) -> tuple[str, list[HeaderRow]]:
         """The tenant and the OPEN sessions of a tree, parents before children."""
 
-    def load_session(self, uid: bytes, with_tokens: bool) -> LoadedSession | None:
-        """Read one session for a reload, in one snapshot."""
+    def load_session(
+        self, uid: bytes, with_tokens: bool, with_provisional: bool = False, state_turn: int | None = None
+    ) -> LoadedSession | None:
+        """Read one session for a reload, in one snapshot. The state is the newest, or that after turn `state_turn`."""
 
     def read_session(self, tenant: str, session_id: str) -> SessionRow | None:
         """Read one session row."""
@@ -262,6 +342,29 @@ class Store(Protocol):
 
     def read_records(self, seqs: Sequence[int]) -> list[RecordRow]:
         """Records in full, in the order asked for."""
+
+    def read_tokens(self, seqs: Sequence[int]) -> list[tuple[int, bytes | None]]:
+        """Sequence and tokens of records, in the order asked for."""
+
+    def read_rewards(self, uid: bytes) -> dict[int, float]:
+        """The rewards of a session's records, by sequence."""
+
+    def read_trajectories(self, ids: Sequence[tuple[bytes, int]]) -> list[TrajectoryRow | None]:
+        """The finished trajectories of these sessions and numbers, in the order asked for; None for one there is
+        not."""
+
+    def session_trajectories(self, uid: bytes) -> list[TrajectoryRow]:
+        """All finished trajectories of a session, in order of number."""
+
+    def last_ready(self, tenant: str) -> int:
+        """The largest ready_seq of a tenant's trajectories that are not acknowledged, 0 if there are none."""
+
+    def ready_trajectories(self, where: ReadyFilter, after_seq: int, limit: int) -> list[TrajectoryRow]:
+        """At most `limit` that are not acknowledged, with ready_seq > after_seq, in order of ready_seq."""
+
+    def due(self, until_ms: int, after: tuple[int, bytes] | None, limit: int) -> tuple[list[DueRow], int | None]:
+        """At most `limit` sessions whose finish is due by then, in order of (time, uid), behind `after`; and the time
+        of the next one after them."""
 
     def sizes(self) -> dict[str, int]:
         """Bytes of the store's files, by name ("store_bytes", "wal_bytes", "reserve_bytes")."""

@@ -8,20 +8,33 @@ from typing import Any
 
 import apsw
 
-from .base import Found, HeaderRow, LoadedSession, RecordLine, RecordRow, SessionFilter, SessionRow, StoreFailed
+from .base import (
+    DueRow,
+    Found,
+    HeaderRow,
+    LoadedSession,
+    ReadyFilter,
+    RecordLine,
+    RecordRow,
+    SessionFilter,
+    SessionRow,
+    StoreFailed,
+    TrajectoryRow,
+)
 from .facts import state_seq
 from .statements import MAX_ROWS, OPEN_STATE
 
 # Tuples come from SQLite in the order of the fields of base's NamedTuples.
 _HEADER = """
-    SELECT uid, session_id, parent, path, depth, head, head_version, fence, provisional, last, running, lease, seq
+    SELECT uid, session_id, parent, path, depth, head, head_version, fence, provisional, last, running, lease,
+           finish_due, seq
     FROM session WHERE root = ?1 AND state = 1 ORDER BY depth, path
 """
 
 _SESSION = """
     SELECT s.uid, s.tenant, s.session_id, s.root, s.parent, coalesce(p.session_id, ''), coalesce(r.session_id, ''),
            s.path, s.depth, s.create_ms, s.state, s.head, s.head_version, s.fence, s.provisional, s.last, s.running,
-           s.lease, s.facts, s.receipt, s.seq
+           s.lease, s.facts, s.receipt, s.finish_due, s.seq
     FROM {source} LEFT JOIN session AS p ON p.uid = s.parent LEFT JOIN session AS r ON r.uid = s.root
 """
 _SESSION_BY_UID = _SESSION.format(source="session AS s") + "WHERE s.uid = ?1"
@@ -42,6 +55,19 @@ _LINE = """
 _LINE_LIGHT = _LINE.format(tokens="NULL", r_tokens="NULL")
 _LINE_TOKENS = _LINE.format(tokens="tokens", r_tokens="r.tokens")
 _ALL = -1
+
+_TRAJECTORY = """
+    SELECT t.session, t.number, t.tenant, t.root, t.ready_seq, t.after_seq, t.first_turn, t.turn_count, t.ready_ms,
+           t.ack_ms, coalesce(r.session_id, '')
+    FROM trajectory AS t {} LEFT JOIN session AS r ON r.uid = t.root
+"""
+_READY = " WHERE {} AND t.ack_ms = 0 AND t.ready_seq > :after ORDER BY t.ready_seq LIMIT :limit"
+
+_DUE = """
+    SELECT finish_due, uid, tenant, session_id FROM session INDEXED BY session_finish
+    WHERE finish_due > 0 AND (finish_due, uid) > (?1, ?2) ORDER BY finish_due, uid LIMIT ?3
+"""
+_COMMITTED = 1  # roost.v1.RECORD_STATUS_COMMITTED
 
 _RECORD = "SELECT seq, prev, status, turn, meta, chain, tokens, state, arrays, content FROM record WHERE seq IN ({})"
 
@@ -122,18 +148,21 @@ class Reader:
             tenant: Any = conn.execute("SELECT tenant FROM session WHERE uid = ?1", (root,)).get
             return tenant or "", _header(conn, root)
 
-    def load_session(self, uid: bytes, with_tokens: bool) -> LoadedSession | None:
+    def load_session(
+        self, uid: bytes, with_tokens: bool, with_provisional: bool = False, state_turn: int | None = None
+    ) -> LoadedSession | None:
         """See base.Store."""
         with self._snapshot() as conn:
             row = _session(conn, uid)
             if row is None:
                 return None
             records = _line(conn, uid, row.last, _LINE_TOKENS if with_tokens else _LINE_LIGHT, _ALL)
-            state: Any = None
-            place = state_seq(row.facts)
-            if place:
-                state = conn.execute("SELECT state FROM record WHERE seq = ?1 AND session = ?2", (place, uid)).get
-            return LoadedSession(row, records, state)
+            place, state = _state(conn, row) if state_turn is None else _state_after(conn, records, state_turn)
+            provisional = None
+            if with_provisional and row.provisional:
+                found = conn.execute(_RECORD.format("?"), (row.provisional,)).fetchone()
+                provisional = None if found is None else RecordRow._make(found)
+            return LoadedSession(row, records, place, state, provisional)
 
     def read_session(self, tenant: str, session_id: str) -> SessionRow | None:
         """See base.Store."""
@@ -176,12 +205,70 @@ class Reader:
         """See base.Store. Sequences that are not stored are left out."""
         found: dict[int, RecordRow] = {}
         with self._snapshot() as conn:
-            for start in range(0, len(seqs), MAX_ROWS):
-                part = tuple(seqs[start : start + MAX_ROWS])
-                for row in conn.execute(_RECORD.format(",".join("?" * len(part))), part):
+            for part, marks in _parts(seqs):
+                for row in conn.execute(_RECORD.format(marks), part):
                     record = RecordRow._make(row)
                     found[record.seq] = record
         return [found[seq] for seq in seqs if seq in found]
+
+    def read_tokens(self, seqs: Sequence[int]) -> list[tuple[int, bytes | None]]:
+        """See base.Store. Sequences that are not stored are left out."""
+        found: dict[int, Any] = {}
+        with self._snapshot() as conn:
+            for part, marks in _parts(seqs):
+                rows: Any = conn.execute(f"SELECT seq, tokens FROM record WHERE seq IN ({marks})", part).fetchall()
+                found.update(rows)
+        return [(seq, found[seq]) for seq in seqs if seq in found]
+
+    def read_rewards(self, uid: bytes) -> dict[int, float]:
+        """See base.Store."""
+        with self._snapshot() as conn:
+            rows: Any = conn.execute("SELECT seq, value FROM reward WHERE session = ?1", (uid,)).fetchall()
+            return dict(rows)
+
+    def read_trajectories(self, ids: Sequence[tuple[bytes, int]]) -> list[TrajectoryRow | None]:
+        """See base.Store."""
+        sql = _TRAJECTORY.format("") + " WHERE t.session = ?1 AND t.number = ?2"
+        with self._snapshot() as conn:
+            rows = [conn.execute(sql, key).fetchone() for key in ids]
+        return [None if row is None else TrajectoryRow._make(row) for row in rows]
+
+    def session_trajectories(self, uid: bytes) -> list[TrajectoryRow]:
+        """See base.Store."""
+        sql = _TRAJECTORY.format("") + " WHERE t.session = ?1 ORDER BY t.number"
+        with self._snapshot() as conn:
+            return [TrajectoryRow._make(row) for row in conn.execute(sql, (uid,))]
+
+    def last_ready(self, tenant: str) -> int:
+        """See base.Store."""
+        sql = "SELECT max(ready_seq) FROM trajectory INDEXED BY trajectory_ready WHERE tenant = ?1 AND ack_ms = 0"
+        with self._snapshot() as conn:
+            newest: Any = conn.execute(sql, (tenant,)).get
+            return newest or 0
+
+    def ready_trajectories(self, where: ReadyFilter, after_seq: int, limit: int) -> list[TrajectoryRow]:
+        """See base.Store."""
+        bindings: dict[str, Any] = {"tenant": where.tenant, "root": where.root, "after": after_seq, "limit": limit}
+        if where.sessions is not None:
+            names = [f"s{n}" for n in range(len(where.sessions))]
+            bindings |= dict(zip(names, where.sessions, strict=True))
+            source, condition = "", f"t.tenant = :tenant AND t.session IN ({', '.join(':' + n for n in names)})"
+        elif where.root is not None:
+            source, condition = "INDEXED BY trajectory_ready_root", "t.root = :root AND t.tenant = :tenant"
+        else:
+            source, condition = "INDEXED BY trajectory_ready", "t.tenant = :tenant"
+        sql = _TRAJECTORY.format(source) + _READY.format(condition)
+        with self._snapshot() as conn:
+            return [TrajectoryRow._make(row) for row in conn.execute(sql, bindings)]
+
+    def due(self, until_ms: int, after: tuple[int, bytes] | None, limit: int) -> tuple[list[DueRow], int | None]:
+        """See base.Store."""
+        place = after or (0, b"")
+        with self._snapshot() as conn:
+            rows = [DueRow._make(row) for row in conn.execute(_DUE, (*place, limit + 1))]
+        now = [row for row in rows[:limit] if row.finish_due <= until_ms]
+        later = rows[len(now) :]
+        return now, later[0].finish_due if later else None
 
     def close(self) -> None:
         """Close the connection. The next read would open another."""
@@ -203,3 +290,31 @@ def _line(conn: apsw.Connection, uid: bytes, newest: int, sql: str, limit: int) 
     if not newest:
         return []
     return [RecordLine._make(line) for line in conn.execute(sql, (newest, uid, limit)).fetchall()]
+
+
+def _parts(seqs: Sequence[int]) -> Iterator[tuple[tuple[int, ...], str]]:
+    """Sequences in parts that one statement takes, each with its placeholders."""
+    for start in range(0, len(seqs), MAX_ROWS):
+        part = tuple(seqs[start : start + MAX_ROWS])
+        yield part, ",".join("?" * len(part))
+
+
+def _state(conn: apsw.Connection, row: SessionRow) -> tuple[int, bytes | None]:
+    """The client's newest state, and the record that set it."""
+    place = state_seq(row.facts)
+    if not place:
+        return 0, None
+    state: Any = conn.execute("SELECT state FROM record WHERE seq = ?1 AND session = ?2", (place, row.uid)).get
+    return place, state
+
+
+def _state_after(conn: apsw.Connection, records: list[RecordLine], turn: int) -> tuple[int, bytes | None]:
+    """The client's state after a turn of the live line, and the record that set it."""
+    seqs = [line.seq for line in records if line.status == _COMMITTED and line.turn <= turn]  # newest first
+    for part, marks in _parts(seqs):
+        sql = f"SELECT seq, state FROM record WHERE seq IN ({marks}) AND state IS NOT NULL ORDER BY seq DESC LIMIT 1"
+        found: Any = conn.execute(sql, part).fetchone()
+        if found is not None:
+            place, state = found
+            return place, state
+    return 0, None

@@ -13,16 +13,19 @@ import apsw
 from . import claim, connect, schema
 from .base import (
     Batch,
+    DueRow,
     Found,
     HeaderRow,
     LoadedSession,
     Outcome,
+    ReadyFilter,
     RecordLine,
     RecordRow,
     SessionFilter,
     SessionRow,
     StoreError,
     StoreFailed,
+    TrajectoryRow,
 )
 from .checkpoint import Checkpointer
 from .reader import Reader
@@ -172,9 +175,11 @@ class SqliteStore:
         """See base.Store."""
         return self._reader.load_header(root)
 
-    def load_session(self, uid: bytes, with_tokens: bool) -> LoadedSession | None:
+    def load_session(
+        self, uid: bytes, with_tokens: bool, with_provisional: bool = False, state_turn: int | None = None
+    ) -> LoadedSession | None:
         """See base.Store."""
-        return self._reader.load_session(uid, with_tokens)
+        return self._reader.load_session(uid, with_tokens, with_provisional, state_turn)
 
     def read_session(self, tenant: str, session_id: str) -> SessionRow | None:
         """See base.Store."""
@@ -195,6 +200,34 @@ class SqliteStore:
     def read_records(self, seqs: Sequence[int]) -> list[RecordRow]:
         """See base.Store."""
         return self._reader.read_records(seqs)
+
+    def read_tokens(self, seqs: Sequence[int]) -> list[tuple[int, bytes | None]]:
+        """See base.Store."""
+        return self._reader.read_tokens(seqs)
+
+    def read_rewards(self, uid: bytes) -> dict[int, float]:
+        """See base.Store."""
+        return self._reader.read_rewards(uid)
+
+    def read_trajectories(self, ids: Sequence[tuple[bytes, int]]) -> list[TrajectoryRow | None]:
+        """See base.Store."""
+        return self._reader.read_trajectories(ids)
+
+    def session_trajectories(self, uid: bytes) -> list[TrajectoryRow]:
+        """See base.Store."""
+        return self._reader.session_trajectories(uid)
+
+    def last_ready(self, tenant: str) -> int:
+        """See base.Store."""
+        return self._reader.last_ready(tenant)
+
+    def ready_trajectories(self, where: ReadyFilter, after_seq: int, limit: int) -> list[TrajectoryRow]:
+        """See base.Store."""
+        return self._reader.ready_trajectories(where, after_seq, limit)
+
+    def due(self, until_ms: int, after: tuple[int, bytes] | None, limit: int) -> tuple[list[DueRow], int | None]:
+        """See base.Store."""
+        return self._reader.due(until_ms, after, limit)
 
     def sizes(self) -> dict[str, int]:
         """See base.Store."""

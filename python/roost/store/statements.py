@@ -12,7 +12,7 @@ from functools import cache
 from itertools import chain
 from typing import Any
 
-from .base import Batch, RecordInsert, SessionClose, SessionUpsert
+from .base import Batch, RecordInsert, RewardUpsert, SessionClose, SessionUpsert, TrajectoryInsert
 
 MAX_ROWS = 64
 OPEN_STATE = 1  # roost.v1.SESSION_STATE_OPEN
@@ -25,6 +25,7 @@ _STATE = _FIELDS.index("state")
 _PROVISIONAL = _FIELDS.index("provisional")
 _RUNNING = _FIELDS.index("running")
 _LEASE = _FIELDS.index("lease")
+_FINISH_DUE = _FIELDS.index("finish_due")
 _SEQ = _FIELDS.index("seq")
 _PREV = _FIELDS.index("prev")
 _CLOSE_PREV = SessionClose._fields.index("prev")
@@ -36,28 +37,28 @@ _CLOSE_RECEIPT = SessionClose._fields.index("receipt")
 # changed or not. So the update of a session that stays open, which is nearly every one, does not name it.
 _SETS = (
     "head = v.column3, head_version = v.column4, fence = v.column5, provisional = v.column6, last = v.column7, "
-    "running = v.column8, lease = v.column9, facts = v.column10, seq = v.column11"
+    "running = v.column8, lease = v.column9, facts = v.column10, finish_due = v.column11, seq = v.column12"
 )
 
-_CLOSED = "running = 0, lease = NULL, provisional = 0"
+_CLOSED = "running = 0, lease = NULL, provisional = 0, finish_due = 0"
 
 # Each kind: (values a row, SQL around the list of placeholders). The WHERE of an update is the compare-and-set:
 # a row that does not have the expected seq is not changed, and the count of changed rows tells.
 _KINDS: dict[str, tuple[int, str, str]] = {
     "insert_session": (
-        19,
+        20,
         f"INSERT INTO session ({', '.join(_FIELDS[:_PREV])}, receipt) VALUES ",
         "",
     ),
     "keep_open": (
-        12,
+        13,
         f"UPDATE session SET {_SETS} FROM (VALUES ",
-        ") AS v WHERE session.uid = v.column1 AND session.seq = v.column12 AND session.state = v.column2",
+        ") AS v WHERE session.uid = v.column1 AND session.seq = v.column13 AND session.state = v.column2",
     ),
     "update_session": (
-        13,
-        f"UPDATE session SET state = v.column2, {_SETS}, receipt = coalesce(v.column13, receipt) FROM (VALUES ",
-        ") AS v WHERE session.uid = v.column1 AND session.seq = v.column12",
+        14,
+        f"UPDATE session SET state = v.column2, {_SETS}, receipt = coalesce(v.column14, receipt) FROM (VALUES ",
+        ") AS v WHERE session.uid = v.column1 AND session.seq = v.column13",
     ),
     "close_session": (
         5,
@@ -73,6 +74,21 @@ _KINDS: dict[str, tuple[int, str, str]] = {
         2,
         "UPDATE record SET status = v.column2 FROM (VALUES ",
         ") AS v WHERE record.seq = v.column1",
+    ),
+    "set_reward": (
+        3,
+        f"INSERT INTO reward ({', '.join(RewardUpsert._fields)}) VALUES ",
+        " ON CONFLICT (session, seq) DO UPDATE SET value = excluded.value",
+    ),
+    "insert_trajectory": (
+        10,
+        f"INSERT INTO trajectory ({', '.join(TrajectoryInsert._fields)}, ack_ms) VALUES ",
+        "",
+    ),
+    "acknowledge": (
+        3,
+        "UPDATE trajectory SET ack_ms = iif(ack_ms = 0, v.column3, ack_ms) FROM (VALUES ",
+        ") AS v WHERE trajectory.session = v.column1 AND trajectory.number = v.column2",
     ),
 }
 
@@ -138,6 +154,9 @@ class Plan:
         self._opened = opened
         self._records = batch.records()
         self._statuses = batch.statuses()
+        self._rewards = batch.rewards()
+        self._finished = [(*row, 0) for row in batch.finished()]
+        self._acks = batch.acks()
         self.may_reopen = len(staying) > 0
 
     def statements(self, reopen: bool) -> Iterator[tuple[str, Row, int]]:
@@ -151,6 +170,9 @@ class Plan:
         yield from chunks("insert_session", self._opened)
         yield from chunks("insert_record", self._records)
         yield from chunks("set_status", self._statuses)
+        yield from chunks("set_reward", self._rewards)
+        yield from chunks("insert_trajectory", self._finished)
+        yield from chunks("acknowledge", self._acks)
 
 
 def _closed(row: Row, close: Row) -> tuple[Row, bytes]:
@@ -162,5 +184,6 @@ def _closed(row: Row, close: Row) -> tuple[Row, bytes]:
     values[_RUNNING] = 0
     values[_LEASE] = None
     values[_PROVISIONAL] = 0
+    values[_FINISH_DUE] = 0
     values[_SEQ] = close[_CLOSE_SEQ]
     return tuple(values), close[_CLOSE_RECEIPT]

@@ -147,3 +147,23 @@ class CloseSessionResponse(_message.Message):
     closed: bool
     receipt: _types_pb2.CloseReceipt
     def __init__(self, closed: bool = ..., receipt: _Optional[_Union[_types_pb2.CloseReceipt, _Mapping]] = ...) -> None: ...
+
+class InterruptSessionRequest(_message.Message):
+    __slots__ = ("session_id", "request_id", "force")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    FORCE_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    request_id: str
+    force: bool
+    def __init__(self, session_id: _Optional[str] = ..., request_id: _Optional[str] = ..., force: bool = ...) -> None: ...
+
+class InterruptSessionResponse(_message.Message):
+    __slots__ = ("previous_activity", "turn", "repeated")
+    PREVIOUS_ACTIVITY_FIELD_NUMBER: _ClassVar[int]
+    TURN_FIELD_NUMBER: _ClassVar[int]
+    REPEATED_FIELD_NUMBER: _ClassVar[int]
+    previous_activity: _types_pb2.Activity
+    turn: int
+    repeated: bool
+    def __init__(self, previous_activity: _Optional[_Union[_types_pb2.Activity, str]] = ..., turn: _Optional[int] = ..., repeated: bool = ...) -> None: ...

@@ -65,6 +65,11 @@ class SessionServiceStub(object):
                 request_serializer=roost_dot_v1_dot_session__service__pb2.CloseSessionRequest.SerializeToString,
                 response_deserializer=roost_dot_v1_dot_session__service__pb2.CloseSessionResponse.FromString,
                 _registered_method=True)
+        self.InterruptSession = channel.unary_unary(
+                '/roost.v1.SessionService/InterruptSession',
+                request_serializer=roost_dot_v1_dot_session__service__pb2.InterruptSessionRequest.SerializeToString,
+                response_deserializer=roost_dot_v1_dot_session__service__pb2.InterruptSessionResponse.FromString,
+                _registered_method=True)
 
 
 class SessionServiceServicer(object):
@@ -116,6 +121,14 @@ class SessionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def InterruptSession(self, request, context):
+        """Asks the running turn of one session to end, and ends its wait if it waits; never one of another session. The
+        session stays open. A commit that arrives still wins. Errors: SESSION_NOT_FOUND, SESSION_CLOSED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SessionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -148,6 +161,11 @@ def add_SessionServiceServicer_to_server(servicer, server):
                     servicer.CloseSession,
                     request_deserializer=roost_dot_v1_dot_session__service__pb2.CloseSessionRequest.FromString,
                     response_serializer=roost_dot_v1_dot_session__service__pb2.CloseSessionResponse.SerializeToString,
+            ),
+            'InterruptSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.InterruptSession,
+                    request_deserializer=roost_dot_v1_dot_session__service__pb2.InterruptSessionRequest.FromString,
+                    response_serializer=roost_dot_v1_dot_session__service__pb2.InterruptSessionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -313,6 +331,33 @@ class SessionService(object):
             '/roost.v1.SessionService/CloseSession',
             roost_dot_v1_dot_session__service__pb2.CloseSessionRequest.SerializeToString,
             roost_dot_v1_dot_session__service__pb2.CloseSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def InterruptSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/roost.v1.SessionService/InterruptSession',
+            roost_dot_v1_dot_session__service__pb2.InterruptSessionRequest.SerializeToString,
+            roost_dot_v1_dot_session__service__pb2.InterruptSessionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -50,6 +50,10 @@ class SessionServiceStub:
     """Ends a session and its open descendants in one transaction; closing again returns the same receipt.
     Against a running commit there is one order: the commit is in the final history, or it gets SESSION_CLOSED.
     """
+    InterruptSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.InterruptSessionRequest, _session_service_pb2.InterruptSessionResponse]
+    """Asks the running turn of one session to end, and ends its wait if it waits; never one of another session. The
+    session stays open. A commit that arrives still wins. Errors: SESSION_NOT_FOUND, SESSION_CLOSED.
+    """
 
 @_typing.type_check_only
 class SessionServiceAsyncStub(SessionServiceStub):
@@ -72,6 +76,10 @@ class SessionServiceAsyncStub(SessionServiceStub):
     CloseSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.CloseSessionRequest, _session_service_pb2.CloseSessionResponse]  # type: ignore[assignment]
     """Ends a session and its open descendants in one transaction; closing again returns the same receipt.
     Against a running commit there is one order: the commit is in the final history, or it gets SESSION_CLOSED.
+    """
+    InterruptSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.InterruptSessionRequest, _session_service_pb2.InterruptSessionResponse]  # type: ignore[assignment]
+    """Asks the running turn of one session to end, and ends its wait if it waits; never one of another session. The
+    session stays open. A commit that arrives still wins. Errors: SESSION_NOT_FOUND, SESSION_CLOSED.
     """
 
 class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -128,6 +136,16 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_session_service_pb2.CloseSessionResponse, _abc.Awaitable[_session_service_pb2.CloseSessionResponse]]:
         """Ends a session and its open descendants in one transaction; closing again returns the same receipt.
         Against a running commit there is one order: the commit is in the final history, or it gets SESSION_CLOSED.
+        """
+
+    @_abc_1.abstractmethod
+    def InterruptSession(
+        self,
+        request: _session_service_pb2.InterruptSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_session_service_pb2.InterruptSessionResponse, _abc.Awaitable[_session_service_pb2.InterruptSessionResponse]]:
+        """Asks the running turn of one session to end, and ends its wait if it waits; never one of another session. The
+        session stays open. A commit that arrives still wins. Errors: SESSION_NOT_FOUND, SESSION_CLOSED.
         """
 
 def add_SessionServiceServicer_to_server(servicer: SessionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

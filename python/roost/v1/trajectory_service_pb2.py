@@ -22,20 +22,46 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from roost.v1 import types_pb2 as roost_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!roost/v1/trajectory_service.proto\x12\x08roost.v1\x1a\x14roost/v1/types.proto\"\x82\x01\n\x19\x45xportTrajectoriesRequest\x12\x13\n\x0bsession_ids\x18\x01 \x03(\t\x12\x17\n\x0froot_session_id\x18\x02 \x01(\t\x12\x1b\n\x13include_provisional\x18\x03 \x01(\x08\x12\x1a\n\x12include_superseded\x18\x04 \x01(\x08\"\x85\x01\n\x1a\x45xportTrajectoriesResponse\x12\"\n\x07session\x18\x01 \x01(\x0b\x32\x11.roost.v1.Session\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12!\n\x07records\x18\x03 \x03(\x0b\x32\x10.roost.v1.Record\x12\x0c\n\x04last\x18\x04 \x01(\x08\x32v\n\x11TrajectoryService\x12\x61\n\x12\x45xportTrajectories\x12#.roost.v1.ExportTrajectoriesRequest\x1a$.roost.v1.ExportTrajectoriesResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!roost/v1/trajectory_service.proto\x12\x08roost.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14roost/v1/types.proto\"\xe1\x01\n\nTrajectory\x12\x15\n\rtrajectory_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x0e\n\x06number\x18\x03 \x01(\r\x12(\n\x05state\x18\x04 \x01(\x0e\x32\x19.roost.v1.TrajectoryState\x12\x12\n\nfirst_turn\x18\x05 \x01(\r\x12\x12\n\nturn_count\x18\x06 \x01(\r\x12.\n\nready_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0eready_sequence\x18\x08 \x01(\x04\"\x89\x01\n\x10SetRewardRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0c\n\x04turn\x18\x03 \x01(\r\x12\x0e\n\x06reward\x18\x04 \x01(\x01\x12/\n\x0c\x66inish_after\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x8d\x01\n\x11SetRewardResponse\x12\x0c\n\x04turn\x18\x01 \x01(\r\x12\x15\n\rtrajectory_id\x18\x02 \x01(\t\x12\x10\n\x08\x66inished\x18\x03 \x01(\x08\x12/\n\x0b\x66inish_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08repeated\x18\x05 \x01(\x08\"a\n\x17\x46inishTrajectoryRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x13\n\x06reward\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\t\n\x07_reward\"V\n\x18\x46inishTrajectoryResponse\x12(\n\ntrajectory\x18\x01 \x01(\x0b\x32\x14.roost.v1.Trajectory\x12\x10\n\x08repeated\x18\x02 \x01(\x08\"\xe3\x02\n\x19\x45xportTrajectoriesRequest\x12\x13\n\x0bsession_ids\x18\x01 \x03(\t\x12\x17\n\x0froot_session_id\x18\x02 \x01(\t\x12\x1b\n\x13include_provisional\x18\x03 \x01(\x08\x12\x1a\n\x12include_superseded\x18\x04 \x01(\x08\x12\x30\n\tselection\x18\x05 \x01(\x0e\x32\x1d.roost.v1.TrajectorySelection\x12\x0e\n\x06\x66ollow\x18\x06 \x01(\x08\x12\x16\n\x0e\x61\x66ter_sequence\x18\x07 \x01(\x04\x12\x16\n\x0etrajectory_ids\x18\x08 \x03(\t\x12$\n\x05style\x18\t \x01(\x0e\x32\x15.roost.v1.ExportStyle\x12\x15\n\x08\x64iscount\x18\n \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x0comit_payload\x18\x0b \x01(\x08\x12\r\n\x05limit\x18\x0c \x01(\rB\x0b\n\t_discount\"\xab\x01\n\rTrajectoryRow\x12\x0f\n\x07segment\x18\x01 \x01(\r\x12\x12\n\nfirst_turn\x18\x02 \x01(\r\x12\x11\n\tlast_turn\x18\x03 \x01(\r\x12#\n\x06tokens\x18\x04 \x01(\x0b\x32\x13.roost.v1.TokenSpan\x12\x13\n\x06reward\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07\x61\x62orted\x18\x06 \x01(\x08\x12\x0c\n\x04last\x18\x07 \x01(\x08\x42\t\n\x07_reward\"\xfc\x01\n\x1a\x45xportTrajectoriesResponse\x12\"\n\x07session\x18\x01 \x01(\x0b\x32\x11.roost.v1.Session\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12!\n\x07records\x18\x03 \x03(\x0b\x32\x10.roost.v1.Record\x12\x0c\n\x04last\x18\x04 \x01(\x08\x12(\n\ntrajectory\x18\x05 \x01(\x0b\x32\x14.roost.v1.Trajectory\x12%\n\x04rows\x18\x06 \x03(\x0b\x32\x17.roost.v1.TrajectoryRow\x12$\n\x07\x63ontext\x18\x07 \x01(\x0b\x32\x13.roost.v1.TokenSpan\"0\n\x16\x41\x63kTrajectoriesRequest\x12\x16\n\x0etrajectory_ids\x18\x01 \x03(\t\"A\n\tAckResult\x12\"\n\x07refusal\x18\x01 \x01(\x0b\x32\x11.roost.v1.Refusal\x12\x10\n\x08repeated\x18\x02 \x01(\x08\"?\n\x17\x41\x63kTrajectoriesResponse\x12$\n\x07results\x18\x01 \x03(\x0b\x32\x13.roost.v1.AckResult*\x8f\x01\n\x0fTrajectoryState\x12 \n\x1cTRAJECTORY_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17TRAJECTORY_STATE_ACTIVE\x10\x01\x12\x1a\n\x16TRAJECTORY_STATE_READY\x10\x02\x12!\n\x1dTRAJECTORY_STATE_ACKNOWLEDGED\x10\x03*y\n\x13TrajectorySelection\x12$\n TRAJECTORY_SELECTION_UNSPECIFIED\x10\x00\x12\x1e\n\x1aTRAJECTORY_SELECTION_READY\x10\x01\x12\x1c\n\x18TRAJECTORY_SELECTION_ALL\x10\x02*a\n\x0b\x45xportStyle\x12\x1c\n\x18\x45XPORT_STYLE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45XPORT_STYLE_INDIVIDUAL\x10\x01\x12\x17\n\x13\x45XPORT_STYLE_CONCAT\x10\x02\x32\xef\x02\n\x11TrajectoryService\x12\x44\n\tSetReward\x12\x1a.roost.v1.SetRewardRequest\x1a\x1b.roost.v1.SetRewardResponse\x12Y\n\x10\x46inishTrajectory\x12!.roost.v1.FinishTrajectoryRequest\x1a\".roost.v1.FinishTrajectoryResponse\x12\x61\n\x12\x45xportTrajectories\x12#.roost.v1.ExportTrajectoriesRequest\x1a$.roost.v1.ExportTrajectoriesResponse0\x01\x12V\n\x0f\x41\x63kTrajectories\x12 .roost.v1.AckTrajectoriesRequest\x1a!.roost.v1.AckTrajectoriesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'roost.v1.trajectory_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EXPORTTRAJECTORIESREQUEST']._serialized_start=70
-  _globals['_EXPORTTRAJECTORIESREQUEST']._serialized_end=200
-  _globals['_EXPORTTRAJECTORIESRESPONSE']._serialized_start=203
-  _globals['_EXPORTTRAJECTORIESRESPONSE']._serialized_end=336
-  _globals['_TRAJECTORYSERVICE']._serialized_start=338
-  _globals['_TRAJECTORYSERVICE']._serialized_end=456
+  _globals['_TRAJECTORYSTATE']._serialized_start=1803
+  _globals['_TRAJECTORYSTATE']._serialized_end=1946
+  _globals['_TRAJECTORYSELECTION']._serialized_start=1948
+  _globals['_TRAJECTORYSELECTION']._serialized_end=2069
+  _globals['_EXPORTSTYLE']._serialized_start=2071
+  _globals['_EXPORTSTYLE']._serialized_end=2168
+  _globals['_TRAJECTORY']._serialized_start=135
+  _globals['_TRAJECTORY']._serialized_end=360
+  _globals['_SETREWARDREQUEST']._serialized_start=363
+  _globals['_SETREWARDREQUEST']._serialized_end=500
+  _globals['_SETREWARDRESPONSE']._serialized_start=503
+  _globals['_SETREWARDRESPONSE']._serialized_end=644
+  _globals['_FINISHTRAJECTORYREQUEST']._serialized_start=646
+  _globals['_FINISHTRAJECTORYREQUEST']._serialized_end=743
+  _globals['_FINISHTRAJECTORYRESPONSE']._serialized_start=745
+  _globals['_FINISHTRAJECTORYRESPONSE']._serialized_end=831
+  _globals['_EXPORTTRAJECTORIESREQUEST']._serialized_start=834
+  _globals['_EXPORTTRAJECTORIESREQUEST']._serialized_end=1189
+  _globals['_TRAJECTORYROW']._serialized_start=1192
+  _globals['_TRAJECTORYROW']._serialized_end=1363
+  _globals['_EXPORTTRAJECTORIESRESPONSE']._serialized_start=1366
+  _globals['_EXPORTTRAJECTORIESRESPONSE']._serialized_end=1618
+  _globals['_ACKTRAJECTORIESREQUEST']._serialized_start=1620
+  _globals['_ACKTRAJECTORIESREQUEST']._serialized_end=1668
+  _globals['_ACKRESULT']._serialized_start=1670
+  _globals['_ACKRESULT']._serialized_end=1735
+  _globals['_ACKTRAJECTORIESRESPONSE']._serialized_start=1737
+  _globals['_ACKTRAJECTORIESRESPONSE']._serialized_end=1800
+  _globals['_TRAJECTORYSERVICE']._serialized_start=2171
+  _globals['_TRAJECTORYSERVICE']._serialized_end=2538
 # @@protoc_insertion_point(module_scope)

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class TrajectoryServiceStub(object):
-    """Exports. Reading removes nothing.
+    """A trajectory is a run of turns inside a session that is trained on as one. A session always has one active
+    trajectory; FinishTrajectory makes it READY and starts the next. Reading removes nothing.
     """
 
     def __init__(self, channel):
@@ -35,21 +36,63 @@ class TrajectoryServiceStub(object):
         Args:
             channel: A grpc.Channel.
         """
+        self.SetReward = channel.unary_unary(
+                '/roost.v1.TrajectoryService/SetReward',
+                request_serializer=roost_dot_v1_dot_trajectory__service__pb2.SetRewardRequest.SerializeToString,
+                response_deserializer=roost_dot_v1_dot_trajectory__service__pb2.SetRewardResponse.FromString,
+                _registered_method=True)
+        self.FinishTrajectory = channel.unary_unary(
+                '/roost.v1.TrajectoryService/FinishTrajectory',
+                request_serializer=roost_dot_v1_dot_trajectory__service__pb2.FinishTrajectoryRequest.SerializeToString,
+                response_deserializer=roost_dot_v1_dot_trajectory__service__pb2.FinishTrajectoryResponse.FromString,
+                _registered_method=True)
         self.ExportTrajectories = channel.unary_stream(
                 '/roost.v1.TrajectoryService/ExportTrajectories',
                 request_serializer=roost_dot_v1_dot_trajectory__service__pb2.ExportTrajectoriesRequest.SerializeToString,
                 response_deserializer=roost_dot_v1_dot_trajectory__service__pb2.ExportTrajectoriesResponse.FromString,
                 _registered_method=True)
+        self.AckTrajectories = channel.unary_unary(
+                '/roost.v1.TrajectoryService/AckTrajectories',
+                request_serializer=roost_dot_v1_dot_trajectory__service__pb2.AckTrajectoriesRequest.SerializeToString,
+                response_deserializer=roost_dot_v1_dot_trajectory__service__pb2.AckTrajectoriesResponse.FromString,
+                _registered_method=True)
 
 
 class TrajectoryServiceServicer(object):
-    """Exports. Reading removes nothing.
+    """A trajectory is a run of turns inside a session that is trained on as one. A session always has one active
+    trajectory; FinishTrajectory makes it READY and starts the next. Reading removes nothing.
     """
 
+    def SetReward(self, request, context):
+        """Gives a turn of the active trajectory its reward; again: another one. Errors: SESSION_NOT_FOUND,
+        TURN_NOT_FOUND, SESSION_CLOSED, TRAJECTORY_EMPTY (no turn is committed in it), TRAJECTORY_FINISHED (the turn's
+        trajectory is READY; saying again what was said last is no error) (FAILED_PRECONDITION).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FinishTrajectory(self, request, context):
+        """Makes the active trajectory READY and starts the next. A live PROVISIONAL record becomes ABORTED in it; a lease
+        that ran out is lost for good. Errors: SESSION_NOT_FOUND, SESSION_CLOSED, TURN_IN_PROGRESS,
+        TRAJECTORY_EMPTY (nothing was recorded in it) (FAILED_PRECONDITION).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ExportTrajectories(self, request, context):
-        """Streams sessions' trajectories, each from a list of records that is fixed when its session is
-        reached. Every record's hash chain is verified on the way; one that does not verify ends the
-        stream with DATA_LOSS SESSION_CORRUPT.
+        """Streams trajectories, each from a list of records that is fixed when it is reached. Every record's hash chain
+        is verified on the way; one that does not verify ends the stream with DATA_LOSS SESSION_CORRUPT. Errors:
+        SESSION_NOT_FOUND, TRAJECTORY_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AckTrajectories(self, request, context):
+        """Says that READY trajectories have been taken: an export leaves them out from now on, unless it asks for ALL. Works
+        on sessions in every state. Acknowledging again is no error.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -58,10 +101,25 @@ class TrajectoryServiceServicer(object):
 
 def add_TrajectoryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'SetReward': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetReward,
+                    request_deserializer=roost_dot_v1_dot_trajectory__service__pb2.SetRewardRequest.FromString,
+                    response_serializer=roost_dot_v1_dot_trajectory__service__pb2.SetRewardResponse.SerializeToString,
+            ),
+            'FinishTrajectory': grpc.unary_unary_rpc_method_handler(
+                    servicer.FinishTrajectory,
+                    request_deserializer=roost_dot_v1_dot_trajectory__service__pb2.FinishTrajectoryRequest.FromString,
+                    response_serializer=roost_dot_v1_dot_trajectory__service__pb2.FinishTrajectoryResponse.SerializeToString,
+            ),
             'ExportTrajectories': grpc.unary_stream_rpc_method_handler(
                     servicer.ExportTrajectories,
                     request_deserializer=roost_dot_v1_dot_trajectory__service__pb2.ExportTrajectoriesRequest.FromString,
                     response_serializer=roost_dot_v1_dot_trajectory__service__pb2.ExportTrajectoriesResponse.SerializeToString,
+            ),
+            'AckTrajectories': grpc.unary_unary_rpc_method_handler(
+                    servicer.AckTrajectories,
+                    request_deserializer=roost_dot_v1_dot_trajectory__service__pb2.AckTrajectoriesRequest.FromString,
+                    response_serializer=roost_dot_v1_dot_trajectory__service__pb2.AckTrajectoriesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -72,8 +130,63 @@ def add_TrajectoryServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class TrajectoryService(object):
-    """Exports. Reading removes nothing.
+    """A trajectory is a run of turns inside a session that is trained on as one. A session always has one active
+    trajectory; FinishTrajectory makes it READY and starts the next. Reading removes nothing.
     """
+
+    @staticmethod
+    def SetReward(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/roost.v1.TrajectoryService/SetReward',
+            roost_dot_v1_dot_trajectory__service__pb2.SetRewardRequest.SerializeToString,
+            roost_dot_v1_dot_trajectory__service__pb2.SetRewardResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FinishTrajectory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/roost.v1.TrajectoryService/FinishTrajectory',
+            roost_dot_v1_dot_trajectory__service__pb2.FinishTrajectoryRequest.SerializeToString,
+            roost_dot_v1_dot_trajectory__service__pb2.FinishTrajectoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def ExportTrajectories(request,
@@ -92,6 +205,33 @@ class TrajectoryService(object):
             '/roost.v1.TrajectoryService/ExportTrajectories',
             roost_dot_v1_dot_trajectory__service__pb2.ExportTrajectoriesRequest.SerializeToString,
             roost_dot_v1_dot_trajectory__service__pb2.ExportTrajectoriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AckTrajectories(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/roost.v1.TrajectoryService/AckTrajectories',
+            roost_dot_v1_dot_trajectory__service__pb2.AckTrajectoriesRequest.SerializeToString,
+            roost_dot_v1_dot_trajectory__service__pb2.AckTrajectoriesResponse.FromString,
             options,
             channel_credentials,
             insecure,

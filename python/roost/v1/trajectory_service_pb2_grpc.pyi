@@ -27,31 +27,87 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class TrajectoryServiceStub:
-    """Exports. Reading removes nothing."""
+    """A trajectory is a run of turns inside a session that is trained on as one. A session always has one active
+    trajectory; FinishTrajectory makes it READY and starts the next. Reading removes nothing.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> TrajectoryServiceAsyncStub: ...
+    SetReward: _grpc.UnaryUnaryMultiCallable[_trajectory_service_pb2.SetRewardRequest, _trajectory_service_pb2.SetRewardResponse]
+    """Gives a turn of the active trajectory its reward; again: another one. Errors: SESSION_NOT_FOUND,
+    TURN_NOT_FOUND, SESSION_CLOSED, TRAJECTORY_EMPTY (no turn is committed in it), TRAJECTORY_FINISHED (the turn's
+    trajectory is READY; saying again what was said last is no error) (FAILED_PRECONDITION).
+    """
+    FinishTrajectory: _grpc.UnaryUnaryMultiCallable[_trajectory_service_pb2.FinishTrajectoryRequest, _trajectory_service_pb2.FinishTrajectoryResponse]
+    """Makes the active trajectory READY and starts the next. A live PROVISIONAL record becomes ABORTED in it; a lease
+    that ran out is lost for good. Errors: SESSION_NOT_FOUND, SESSION_CLOSED, TURN_IN_PROGRESS,
+    TRAJECTORY_EMPTY (nothing was recorded in it) (FAILED_PRECONDITION).
+    """
     ExportTrajectories: _grpc.UnaryStreamMultiCallable[_trajectory_service_pb2.ExportTrajectoriesRequest, _trajectory_service_pb2.ExportTrajectoriesResponse]
-    """Streams sessions' trajectories, each from a list of records that is fixed when its session is
-    reached. Every record's hash chain is verified on the way; one that does not verify ends the
-    stream with DATA_LOSS SESSION_CORRUPT.
+    """Streams trajectories, each from a list of records that is fixed when it is reached. Every record's hash chain
+    is verified on the way; one that does not verify ends the stream with DATA_LOSS SESSION_CORRUPT. Errors:
+    SESSION_NOT_FOUND, TRAJECTORY_NOT_FOUND.
+    """
+    AckTrajectories: _grpc.UnaryUnaryMultiCallable[_trajectory_service_pb2.AckTrajectoriesRequest, _trajectory_service_pb2.AckTrajectoriesResponse]
+    """Says that READY trajectories have been taken: an export leaves them out from now on, unless it asks for ALL. Works
+    on sessions in every state. Acknowledging again is no error.
     """
 
 @_typing.type_check_only
 class TrajectoryServiceAsyncStub(TrajectoryServiceStub):
-    """Exports. Reading removes nothing."""
+    """A trajectory is a run of turns inside a session that is trained on as one. A session always has one active
+    trajectory; FinishTrajectory makes it READY and starts the next. Reading removes nothing.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    SetReward: _aio.UnaryUnaryMultiCallable[_trajectory_service_pb2.SetRewardRequest, _trajectory_service_pb2.SetRewardResponse]  # type: ignore[assignment]
+    """Gives a turn of the active trajectory its reward; again: another one. Errors: SESSION_NOT_FOUND,
+    TURN_NOT_FOUND, SESSION_CLOSED, TRAJECTORY_EMPTY (no turn is committed in it), TRAJECTORY_FINISHED (the turn's
+    trajectory is READY; saying again what was said last is no error) (FAILED_PRECONDITION).
+    """
+    FinishTrajectory: _aio.UnaryUnaryMultiCallable[_trajectory_service_pb2.FinishTrajectoryRequest, _trajectory_service_pb2.FinishTrajectoryResponse]  # type: ignore[assignment]
+    """Makes the active trajectory READY and starts the next. A live PROVISIONAL record becomes ABORTED in it; a lease
+    that ran out is lost for good. Errors: SESSION_NOT_FOUND, SESSION_CLOSED, TURN_IN_PROGRESS,
+    TRAJECTORY_EMPTY (nothing was recorded in it) (FAILED_PRECONDITION).
+    """
     ExportTrajectories: _aio.UnaryStreamMultiCallable[_trajectory_service_pb2.ExportTrajectoriesRequest, _trajectory_service_pb2.ExportTrajectoriesResponse]  # type: ignore[assignment]
-    """Streams sessions' trajectories, each from a list of records that is fixed when its session is
-    reached. Every record's hash chain is verified on the way; one that does not verify ends the
-    stream with DATA_LOSS SESSION_CORRUPT.
+    """Streams trajectories, each from a list of records that is fixed when it is reached. Every record's hash chain
+    is verified on the way; one that does not verify ends the stream with DATA_LOSS SESSION_CORRUPT. Errors:
+    SESSION_NOT_FOUND, TRAJECTORY_NOT_FOUND.
+    """
+    AckTrajectories: _aio.UnaryUnaryMultiCallable[_trajectory_service_pb2.AckTrajectoriesRequest, _trajectory_service_pb2.AckTrajectoriesResponse]  # type: ignore[assignment]
+    """Says that READY trajectories have been taken: an export leaves them out from now on, unless it asks for ALL. Works
+    on sessions in every state. Acknowledging again is no error.
     """
 
 class TrajectoryServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Exports. Reading removes nothing."""
+    """A trajectory is a run of turns inside a session that is trained on as one. A session always has one active
+    trajectory; FinishTrajectory makes it READY and starts the next. Reading removes nothing.
+    """
+
+    @_abc_1.abstractmethod
+    def SetReward(
+        self,
+        request: _trajectory_service_pb2.SetRewardRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trajectory_service_pb2.SetRewardResponse, _abc.Awaitable[_trajectory_service_pb2.SetRewardResponse]]:
+        """Gives a turn of the active trajectory its reward; again: another one. Errors: SESSION_NOT_FOUND,
+        TURN_NOT_FOUND, SESSION_CLOSED, TRAJECTORY_EMPTY (no turn is committed in it), TRAJECTORY_FINISHED (the turn's
+        trajectory is READY; saying again what was said last is no error) (FAILED_PRECONDITION).
+        """
+
+    @_abc_1.abstractmethod
+    def FinishTrajectory(
+        self,
+        request: _trajectory_service_pb2.FinishTrajectoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trajectory_service_pb2.FinishTrajectoryResponse, _abc.Awaitable[_trajectory_service_pb2.FinishTrajectoryResponse]]:
+        """Makes the active trajectory READY and starts the next. A live PROVISIONAL record becomes ABORTED in it; a lease
+        that ran out is lost for good. Errors: SESSION_NOT_FOUND, SESSION_CLOSED, TURN_IN_PROGRESS,
+        TRAJECTORY_EMPTY (nothing was recorded in it) (FAILED_PRECONDITION).
+        """
 
     @_abc_1.abstractmethod
     def ExportTrajectories(
@@ -59,9 +115,19 @@ class TrajectoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _trajectory_service_pb2.ExportTrajectoriesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_trajectory_service_pb2.ExportTrajectoriesResponse], _abc.AsyncIterator[_trajectory_service_pb2.ExportTrajectoriesResponse]]:
-        """Streams sessions' trajectories, each from a list of records that is fixed when its session is
-        reached. Every record's hash chain is verified on the way; one that does not verify ends the
-        stream with DATA_LOSS SESSION_CORRUPT.
+        """Streams trajectories, each from a list of records that is fixed when it is reached. Every record's hash chain
+        is verified on the way; one that does not verify ends the stream with DATA_LOSS SESSION_CORRUPT. Errors:
+        SESSION_NOT_FOUND, TRAJECTORY_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def AckTrajectories(
+        self,
+        request: _trajectory_service_pb2.AckTrajectoriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trajectory_service_pb2.AckTrajectoriesResponse, _abc.Awaitable[_trajectory_service_pb2.AckTrajectoriesResponse]]:
+        """Says that READY trajectories have been taken: an export leaves them out from now on, unless it asks for ALL. Works
+        on sessions in every state. Acknowledging again is no error.
         """
 
 def add_TrajectoryServiceServicer_to_server(servicer: TrajectoryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -10,12 +10,21 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class IfRunning(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    IF_RUNNING_UNSPECIFIED: _ClassVar[IfRunning]
+    IF_RUNNING_REFUSE: _ClassVar[IfRunning]
+    IF_RUNNING_TAKEOVER: _ClassVar[IfRunning]
+
 class Then(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     THEN_UNSPECIFIED: _ClassVar[Then]
     THEN_IDLE: _ClassVar[Then]
     THEN_CONTINUE: _ClassVar[Then]
     THEN_CLOSE: _ClassVar[Then]
+IF_RUNNING_UNSPECIFIED: IfRunning
+IF_RUNNING_REFUSE: IfRunning
+IF_RUNNING_TAKEOVER: IfRunning
 THEN_UNSPECIFIED: Then
 THEN_IDLE: Then
 THEN_CONTINUE: Then
@@ -36,7 +45,7 @@ class Checkpoint(_message.Message):
     def __init__(self, offset: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., length: _Optional[int] = ..., state: _Optional[bytes] = ..., omitted: bool = ...) -> None: ...
 
 class Grant(_message.Message):
-    __slots__ = ("lease", "turn", "attempt", "head_version", "fence", "expire_time", "lease_duration", "checkpoint", "queue_wait")
+    __slots__ = ("lease", "turn", "attempt", "head_version", "fence", "expire_time", "lease_duration", "checkpoint", "queue_wait", "provisional")
     LEASE_FIELD_NUMBER: _ClassVar[int]
     TURN_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
@@ -46,6 +55,7 @@ class Grant(_message.Message):
     LEASE_DURATION_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
     QUEUE_WAIT_FIELD_NUMBER: _ClassVar[int]
+    PROVISIONAL_FIELD_NUMBER: _ClassVar[int]
     lease: bytes
     turn: int
     attempt: int
@@ -55,10 +65,11 @@ class Grant(_message.Message):
     lease_duration: _duration_pb2.Duration
     checkpoint: Checkpoint
     queue_wait: _duration_pb2.Duration
-    def __init__(self, lease: _Optional[bytes] = ..., turn: _Optional[int] = ..., attempt: _Optional[int] = ..., head_version: _Optional[int] = ..., fence: _Optional[int] = ..., expire_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., lease_duration: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ..., queue_wait: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    provisional: _types_pb2.Record
+    def __init__(self, lease: _Optional[bytes] = ..., turn: _Optional[int] = ..., attempt: _Optional[int] = ..., head_version: _Optional[int] = ..., fence: _Optional[int] = ..., expire_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., lease_duration: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ..., queue_wait: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., provisional: _Optional[_Union[_types_pb2.Record, _Mapping]] = ...) -> None: ...
 
 class BeginTurnRequest(_message.Message):
-    __slots__ = ("session_id", "request_id", "open", "wait", "expected_turn", "expected_head_version", "known_head_version", "lease_duration", "owner", "priority", "validate_only")
+    __slots__ = ("session_id", "request_id", "open", "wait", "expected_turn", "expected_head_version", "known_head_version", "lease_duration", "owner", "priority", "validate_only", "if_running", "want_provisional")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
@@ -70,6 +81,8 @@ class BeginTurnRequest(_message.Message):
     OWNER_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
+    IF_RUNNING_FIELD_NUMBER: _ClassVar[int]
+    WANT_PROVISIONAL_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     request_id: str
     open: _types_pb2.OpenOptions
@@ -81,7 +94,9 @@ class BeginTurnRequest(_message.Message):
     owner: str
     priority: int
     validate_only: bool
-    def __init__(self, session_id: _Optional[str] = ..., request_id: _Optional[str] = ..., open: _Optional[_Union[_types_pb2.OpenOptions, _Mapping]] = ..., wait: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., expected_turn: _Optional[int] = ..., expected_head_version: _Optional[int] = ..., known_head_version: _Optional[int] = ..., lease_duration: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., owner: _Optional[str] = ..., priority: _Optional[int] = ..., validate_only: bool = ...) -> None: ...
+    if_running: IfRunning
+    want_provisional: bool
+    def __init__(self, session_id: _Optional[str] = ..., request_id: _Optional[str] = ..., open: _Optional[_Union[_types_pb2.OpenOptions, _Mapping]] = ..., wait: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., expected_turn: _Optional[int] = ..., expected_head_version: _Optional[int] = ..., known_head_version: _Optional[int] = ..., lease_duration: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., owner: _Optional[str] = ..., priority: _Optional[int] = ..., validate_only: bool = ..., if_running: _Optional[_Union[IfRunning, str]] = ..., want_provisional: bool = ...) -> None: ...
 
 class BeginTurnResponse(_message.Message):
     __slots__ = ("grant", "uid", "created")
@@ -126,7 +141,14 @@ class RenewTurnsResponse(_message.Message):
     def __init__(self, results: _Optional[_Iterable[_Union[RenewalResult, _Mapping]]] = ...) -> None: ...
 
 class CommitTurnRequest(_message.Message):
-    __slots__ = ("session_id", "lease", "request_id", "record", "state", "max_trim", "new_segment", "then", "completed")
+    __slots__ = ("session_id", "lease", "request_id", "record", "state", "max_trim", "new_segment", "then", "completed", "base_turn", "timings")
+    class TimingsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
@@ -136,6 +158,8 @@ class CommitTurnRequest(_message.Message):
     NEW_SEGMENT_FIELD_NUMBER: _ClassVar[int]
     THEN_FIELD_NUMBER: _ClassVar[int]
     COMPLETED_FIELD_NUMBER: _ClassVar[int]
+    BASE_TURN_FIELD_NUMBER: _ClassVar[int]
+    TIMINGS_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     lease: bytes
     request_id: str
@@ -145,7 +169,9 @@ class CommitTurnRequest(_message.Message):
     new_segment: bool
     then: Then
     completed: bool
-    def __init__(self, session_id: _Optional[str] = ..., lease: _Optional[bytes] = ..., request_id: _Optional[str] = ..., record: _Optional[_Union[_types_pb2.RecordInput, _Mapping]] = ..., state: _Optional[bytes] = ..., max_trim: _Optional[int] = ..., new_segment: bool = ..., then: _Optional[_Union[Then, str]] = ..., completed: bool = ...) -> None: ...
+    base_turn: int
+    timings: _containers.ScalarMap[str, float]
+    def __init__(self, session_id: _Optional[str] = ..., lease: _Optional[bytes] = ..., request_id: _Optional[str] = ..., record: _Optional[_Union[_types_pb2.RecordInput, _Mapping]] = ..., state: _Optional[bytes] = ..., max_trim: _Optional[int] = ..., new_segment: bool = ..., then: _Optional[_Union[Then, str]] = ..., completed: bool = ..., base_turn: _Optional[int] = ..., timings: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class CommitTurnResponse(_message.Message):
     __slots__ = ("turn", "head_version", "next", "next_refused", "receipt", "repeated")
@@ -164,16 +190,27 @@ class CommitTurnResponse(_message.Message):
     def __init__(self, turn: _Optional[int] = ..., head_version: _Optional[int] = ..., next: _Optional[_Union[Grant, _Mapping]] = ..., next_refused: _Optional[_Union[_types_pb2.Refusal, _Mapping]] = ..., receipt: _Optional[_Union[_types_pb2.CloseReceipt, _Mapping]] = ..., repeated: bool = ...) -> None: ...
 
 class AbortTurnRequest(_message.Message):
-    __slots__ = ("session_id", "lease", "request_id", "record")
+    __slots__ = ("session_id", "lease", "request_id", "record", "final", "timings")
+    class TimingsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     RECORD_FIELD_NUMBER: _ClassVar[int]
+    FINAL_FIELD_NUMBER: _ClassVar[int]
+    TIMINGS_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     lease: bytes
     request_id: str
     record: _types_pb2.RecordInput
-    def __init__(self, session_id: _Optional[str] = ..., lease: _Optional[bytes] = ..., request_id: _Optional[str] = ..., record: _Optional[_Union[_types_pb2.RecordInput, _Mapping]] = ...) -> None: ...
+    final: bool
+    timings: _containers.ScalarMap[str, float]
+    def __init__(self, session_id: _Optional[str] = ..., lease: _Optional[bytes] = ..., request_id: _Optional[str] = ..., record: _Optional[_Union[_types_pb2.RecordInput, _Mapping]] = ..., final: bool = ..., timings: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class AbortTurnResponse(_message.Message):
     __slots__ = ("turn", "attempt", "status", "repeated")
@@ -186,3 +223,25 @@ class AbortTurnResponse(_message.Message):
     status: _types_pb2.RecordStatus
     repeated: bool
     def __init__(self, turn: _Optional[int] = ..., attempt: _Optional[int] = ..., status: _Optional[_Union[_types_pb2.RecordStatus, str]] = ..., repeated: bool = ...) -> None: ...
+
+class GetCheckpointRequest(_message.Message):
+    __slots__ = ("session_id", "lease", "known_head_version", "from_offset")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_HEAD_VERSION_FIELD_NUMBER: _ClassVar[int]
+    FROM_OFFSET_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    lease: bytes
+    known_head_version: int
+    from_offset: int
+    def __init__(self, session_id: _Optional[str] = ..., lease: _Optional[bytes] = ..., known_head_version: _Optional[int] = ..., from_offset: _Optional[int] = ...) -> None: ...
+
+class GetCheckpointResponse(_message.Message):
+    __slots__ = ("checkpoint", "head_version", "last")
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    HEAD_VERSION_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    checkpoint: Checkpoint
+    head_version: int
+    last: bool
+    def __init__(self, checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ..., head_version: _Optional[int] = ..., last: bool = ...) -> None: ...

@@ -55,6 +55,11 @@ class TurnServiceStub(object):
                 request_serializer=roost_dot_v1_dot_turn__service__pb2.AbortTurnRequest.SerializeToString,
                 response_deserializer=roost_dot_v1_dot_turn__service__pb2.AbortTurnResponse.FromString,
                 _registered_method=True)
+        self.GetCheckpoint = channel.unary_stream(
+                '/roost.v1.TurnService/GetCheckpoint',
+                request_serializer=roost_dot_v1_dot_turn__service__pb2.GetCheckpointRequest.SerializeToString,
+                response_deserializer=roost_dot_v1_dot_turn__service__pb2.GetCheckpointResponse.FromString,
+                _registered_method=True)
 
 
 class TurnServiceServicer(object):
@@ -63,9 +68,9 @@ class TurnServiceServicer(object):
 
     def BeginTurn(self, request, context):
         """Takes a slot through one chain of gates (tree cap, then tenant cap), all or nothing, and returns a
-        lease with the checkpoint to start from. Errors: TURN_IN_PROGRESS, TURN_MISMATCH, SESSION_CLOSED
-        (FAILED_PRECONDITION), SESSION_NOT_FOUND, TREE_TURNS or TENANT_TURNS (RESOURCE_EXHAUSTED with
-        QuotaFailure), TURN_ENDED for the repeat of a request whose turn is over.
+        lease with the checkpoint to start from. Errors: TURN_IN_PROGRESS, TURN_MISMATCH, SESSION_CLOSED,
+        TURN_INTERRUPTED while it waits (FAILED_PRECONDITION), SESSION_NOT_FOUND, TREE_TURNS or TENANT_TURNS
+        (RESOURCE_EXHAUSTED with QuotaFailure), TURN_ENDED for the repeat of a request whose turn is over.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -79,15 +84,25 @@ class TurnServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CommitTurn(self, request, context):
-        """Appends a COMMITTED record, advances head and checkpoint, frees the slot, in one transaction.
-        Idempotent by lease. Errors: LEASE_LOST, SESSION_CLOSED, TOKEN_PREFIX_MISMATCH (FAILED_PRECONDITION).
+        """Appends a COMMITTED record, advances head and checkpoint, frees the slot, in one transaction. A lease that
+        ran out is still good for it until the session's next grant. Idempotent by lease. Errors: LEASE_LOST,
+        SESSION_CLOSED, TOKEN_PREFIX_MISMATCH, REWIND_REFUSED (FAILED_PRECONDITION).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AbortTurn(self, request, context):
-        """Appends a PROVISIONAL record and frees the slot; head and checkpoint do not move. Idempotent by lease.
+        """Appends a PROVISIONAL record and frees the slot; head and checkpoint do not move. The next attempt starts
+        from the same checkpoint, and its commit supersedes the record. Idempotent by lease. Errors: as CommitTurn.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetCheckpoint(self, request, context):
+        """Streams the checkpoint that a lease starts from, where it is too long to be in the grant. Errors:
+        LEASE_LOST, SESSION_CLOSED (FAILED_PRECONDITION), SESSION_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -115,6 +130,11 @@ def add_TurnServiceServicer_to_server(servicer, server):
                     servicer.AbortTurn,
                     request_deserializer=roost_dot_v1_dot_turn__service__pb2.AbortTurnRequest.FromString,
                     response_serializer=roost_dot_v1_dot_turn__service__pb2.AbortTurnResponse.SerializeToString,
+            ),
+            'GetCheckpoint': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetCheckpoint,
+                    request_deserializer=roost_dot_v1_dot_turn__service__pb2.GetCheckpointRequest.FromString,
+                    response_serializer=roost_dot_v1_dot_turn__service__pb2.GetCheckpointResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -226,6 +246,33 @@ class TurnService(object):
             '/roost.v1.TurnService/AbortTurn',
             roost_dot_v1_dot_turn__service__pb2.AbortTurnRequest.SerializeToString,
             roost_dot_v1_dot_turn__service__pb2.AbortTurnResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/roost.v1.TurnService/GetCheckpoint',
+            roost_dot_v1_dot_turn__service__pb2.GetCheckpointRequest.SerializeToString,
+            roost_dot_v1_dot_turn__service__pb2.GetCheckpointResponse.FromString,
             options,
             channel_credentials,
             insecure,

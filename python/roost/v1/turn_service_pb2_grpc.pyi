@@ -35,18 +35,25 @@ class TurnServiceStub:
     def __new__(cls, channel: _aio.Channel) -> TurnServiceAsyncStub: ...
     BeginTurn: _grpc.UnaryUnaryMultiCallable[_turn_service_pb2.BeginTurnRequest, _turn_service_pb2.BeginTurnResponse]
     """Takes a slot through one chain of gates (tree cap, then tenant cap), all or nothing, and returns a
-    lease with the checkpoint to start from. Errors: TURN_IN_PROGRESS, TURN_MISMATCH, SESSION_CLOSED
-    (FAILED_PRECONDITION), SESSION_NOT_FOUND, TREE_TURNS or TENANT_TURNS (RESOURCE_EXHAUSTED with
-    QuotaFailure), TURN_ENDED for the repeat of a request whose turn is over.
+    lease with the checkpoint to start from. Errors: TURN_IN_PROGRESS, TURN_MISMATCH, SESSION_CLOSED,
+    TURN_INTERRUPTED while it waits (FAILED_PRECONDITION), SESSION_NOT_FOUND, TREE_TURNS or TENANT_TURNS
+    (RESOURCE_EXHAUSTED with QuotaFailure), TURN_ENDED for the repeat of a request whose turn is over.
     """
     RenewTurns: _grpc.UnaryUnaryMultiCallable[_turn_service_pb2.RenewTurnsRequest, _turn_service_pb2.RenewTurnsResponse]
     """Moves the deadlines of up to 1,000 leases, each answered by itself. Never written to disk."""
     CommitTurn: _grpc.UnaryUnaryMultiCallable[_turn_service_pb2.CommitTurnRequest, _turn_service_pb2.CommitTurnResponse]
-    """Appends a COMMITTED record, advances head and checkpoint, frees the slot, in one transaction.
-    Idempotent by lease. Errors: LEASE_LOST, SESSION_CLOSED, TOKEN_PREFIX_MISMATCH (FAILED_PRECONDITION).
+    """Appends a COMMITTED record, advances head and checkpoint, frees the slot, in one transaction. A lease that
+    ran out is still good for it until the session's next grant. Idempotent by lease. Errors: LEASE_LOST,
+    SESSION_CLOSED, TOKEN_PREFIX_MISMATCH, REWIND_REFUSED (FAILED_PRECONDITION).
     """
     AbortTurn: _grpc.UnaryUnaryMultiCallable[_turn_service_pb2.AbortTurnRequest, _turn_service_pb2.AbortTurnResponse]
-    """Appends a PROVISIONAL record and frees the slot; head and checkpoint do not move. Idempotent by lease."""
+    """Appends a PROVISIONAL record and frees the slot; head and checkpoint do not move. The next attempt starts
+    from the same checkpoint, and its commit supersedes the record. Idempotent by lease. Errors: as CommitTurn.
+    """
+    GetCheckpoint: _grpc.UnaryStreamMultiCallable[_turn_service_pb2.GetCheckpointRequest, _turn_service_pb2.GetCheckpointResponse]
+    """Streams the checkpoint that a lease starts from, where it is too long to be in the grant. Errors:
+    LEASE_LOST, SESSION_CLOSED (FAILED_PRECONDITION), SESSION_NOT_FOUND.
+    """
 
 @_typing.type_check_only
 class TurnServiceAsyncStub(TurnServiceStub):
@@ -55,18 +62,25 @@ class TurnServiceAsyncStub(TurnServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     BeginTurn: _aio.UnaryUnaryMultiCallable[_turn_service_pb2.BeginTurnRequest, _turn_service_pb2.BeginTurnResponse]  # type: ignore[assignment]
     """Takes a slot through one chain of gates (tree cap, then tenant cap), all or nothing, and returns a
-    lease with the checkpoint to start from. Errors: TURN_IN_PROGRESS, TURN_MISMATCH, SESSION_CLOSED
-    (FAILED_PRECONDITION), SESSION_NOT_FOUND, TREE_TURNS or TENANT_TURNS (RESOURCE_EXHAUSTED with
-    QuotaFailure), TURN_ENDED for the repeat of a request whose turn is over.
+    lease with the checkpoint to start from. Errors: TURN_IN_PROGRESS, TURN_MISMATCH, SESSION_CLOSED,
+    TURN_INTERRUPTED while it waits (FAILED_PRECONDITION), SESSION_NOT_FOUND, TREE_TURNS or TENANT_TURNS
+    (RESOURCE_EXHAUSTED with QuotaFailure), TURN_ENDED for the repeat of a request whose turn is over.
     """
     RenewTurns: _aio.UnaryUnaryMultiCallable[_turn_service_pb2.RenewTurnsRequest, _turn_service_pb2.RenewTurnsResponse]  # type: ignore[assignment]
     """Moves the deadlines of up to 1,000 leases, each answered by itself. Never written to disk."""
     CommitTurn: _aio.UnaryUnaryMultiCallable[_turn_service_pb2.CommitTurnRequest, _turn_service_pb2.CommitTurnResponse]  # type: ignore[assignment]
-    """Appends a COMMITTED record, advances head and checkpoint, frees the slot, in one transaction.
-    Idempotent by lease. Errors: LEASE_LOST, SESSION_CLOSED, TOKEN_PREFIX_MISMATCH (FAILED_PRECONDITION).
+    """Appends a COMMITTED record, advances head and checkpoint, frees the slot, in one transaction. A lease that
+    ran out is still good for it until the session's next grant. Idempotent by lease. Errors: LEASE_LOST,
+    SESSION_CLOSED, TOKEN_PREFIX_MISMATCH, REWIND_REFUSED (FAILED_PRECONDITION).
     """
     AbortTurn: _aio.UnaryUnaryMultiCallable[_turn_service_pb2.AbortTurnRequest, _turn_service_pb2.AbortTurnResponse]  # type: ignore[assignment]
-    """Appends a PROVISIONAL record and frees the slot; head and checkpoint do not move. Idempotent by lease."""
+    """Appends a PROVISIONAL record and frees the slot; head and checkpoint do not move. The next attempt starts
+    from the same checkpoint, and its commit supersedes the record. Idempotent by lease. Errors: as CommitTurn.
+    """
+    GetCheckpoint: _aio.UnaryStreamMultiCallable[_turn_service_pb2.GetCheckpointRequest, _turn_service_pb2.GetCheckpointResponse]  # type: ignore[assignment]
+    """Streams the checkpoint that a lease starts from, where it is too long to be in the grant. Errors:
+    LEASE_LOST, SESSION_CLOSED (FAILED_PRECONDITION), SESSION_NOT_FOUND.
+    """
 
 class TurnServiceServicer(metaclass=_abc_1.ABCMeta):
     """Turns: begin takes a slot and hands out a lease; commit or abort ends it."""
@@ -78,9 +92,9 @@ class TurnServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_turn_service_pb2.BeginTurnResponse, _abc.Awaitable[_turn_service_pb2.BeginTurnResponse]]:
         """Takes a slot through one chain of gates (tree cap, then tenant cap), all or nothing, and returns a
-        lease with the checkpoint to start from. Errors: TURN_IN_PROGRESS, TURN_MISMATCH, SESSION_CLOSED
-        (FAILED_PRECONDITION), SESSION_NOT_FOUND, TREE_TURNS or TENANT_TURNS (RESOURCE_EXHAUSTED with
-        QuotaFailure), TURN_ENDED for the repeat of a request whose turn is over.
+        lease with the checkpoint to start from. Errors: TURN_IN_PROGRESS, TURN_MISMATCH, SESSION_CLOSED,
+        TURN_INTERRUPTED while it waits (FAILED_PRECONDITION), SESSION_NOT_FOUND, TREE_TURNS or TENANT_TURNS
+        (RESOURCE_EXHAUSTED with QuotaFailure), TURN_ENDED for the repeat of a request whose turn is over.
         """
 
     @_abc_1.abstractmethod
@@ -97,8 +111,9 @@ class TurnServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _turn_service_pb2.CommitTurnRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_turn_service_pb2.CommitTurnResponse, _abc.Awaitable[_turn_service_pb2.CommitTurnResponse]]:
-        """Appends a COMMITTED record, advances head and checkpoint, frees the slot, in one transaction.
-        Idempotent by lease. Errors: LEASE_LOST, SESSION_CLOSED, TOKEN_PREFIX_MISMATCH (FAILED_PRECONDITION).
+        """Appends a COMMITTED record, advances head and checkpoint, frees the slot, in one transaction. A lease that
+        ran out is still good for it until the session's next grant. Idempotent by lease. Errors: LEASE_LOST,
+        SESSION_CLOSED, TOKEN_PREFIX_MISMATCH, REWIND_REFUSED (FAILED_PRECONDITION).
         """
 
     @_abc_1.abstractmethod
@@ -107,6 +122,18 @@ class TurnServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _turn_service_pb2.AbortTurnRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_turn_service_pb2.AbortTurnResponse, _abc.Awaitable[_turn_service_pb2.AbortTurnResponse]]:
-        """Appends a PROVISIONAL record and frees the slot; head and checkpoint do not move. Idempotent by lease."""
+        """Appends a PROVISIONAL record and frees the slot; head and checkpoint do not move. The next attempt starts
+        from the same checkpoint, and its commit supersedes the record. Idempotent by lease. Errors: as CommitTurn.
+        """
+
+    @_abc_1.abstractmethod
+    def GetCheckpoint(
+        self,
+        request: _turn_service_pb2.GetCheckpointRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_turn_service_pb2.GetCheckpointResponse], _abc.AsyncIterator[_turn_service_pb2.GetCheckpointResponse]]:
+        """Streams the checkpoint that a lease starts from, where it is too long to be in the grant. Errors:
+        LEASE_LOST, SESSION_CLOSED (FAILED_PRECONDITION), SESSION_NOT_FOUND.
+        """
 
 def add_TurnServiceServicer_to_server(servicer: TurnServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

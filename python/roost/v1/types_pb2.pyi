@@ -129,8 +129,24 @@ class Usage(_message.Message):
     cached_tokens: int
     def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ...) -> None: ...
 
+class Attachment(_message.Message):
+    __slots__ = ("name", "dtype", "shape", "uri", "sha256", "size_bytes")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    URI_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    dtype: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    uri: str
+    sha256: bytes
+    size_bytes: int
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., uri: _Optional[str] = ..., sha256: _Optional[bytes] = ..., size_bytes: _Optional[int] = ...) -> None: ...
+
 class RecordInput(_message.Message):
-    __slots__ = ("content", "content_type", "tokens", "usage", "finish_reason", "labels")
+    __slots__ = ("content", "content_type", "tokens", "usage", "finish_reason", "labels", "attachments")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -144,16 +160,18 @@ class RecordInput(_message.Message):
     USAGE_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    ATTACHMENTS_FIELD_NUMBER: _ClassVar[int]
     content: bytes
     content_type: str
     tokens: TokenSpan
     usage: Usage
     finish_reason: str
     labels: _containers.ScalarMap[str, str]
-    def __init__(self, content: _Optional[bytes] = ..., content_type: _Optional[str] = ..., tokens: _Optional[_Union[TokenSpan, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., finish_reason: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    attachments: _containers.RepeatedCompositeFieldContainer[Attachment]
+    def __init__(self, content: _Optional[bytes] = ..., content_type: _Optional[str] = ..., tokens: _Optional[_Union[TokenSpan, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., finish_reason: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., attachments: _Optional[_Iterable[_Union[Attachment, _Mapping]]] = ...) -> None: ...
 
 class Record(_message.Message):
-    __slots__ = ("turn", "attempt", "status", "record", "create_time", "outcome", "head_version", "fence", "new_segment", "owner")
+    __slots__ = ("turn", "attempt", "status", "record", "create_time", "outcome", "head_version", "fence", "new_segment", "owner", "reward", "trajectory", "discounted_reward", "base_turn")
     TURN_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
@@ -164,6 +182,10 @@ class Record(_message.Message):
     FENCE_FIELD_NUMBER: _ClassVar[int]
     NEW_SEGMENT_FIELD_NUMBER: _ClassVar[int]
     OWNER_FIELD_NUMBER: _ClassVar[int]
+    REWARD_FIELD_NUMBER: _ClassVar[int]
+    TRAJECTORY_FIELD_NUMBER: _ClassVar[int]
+    DISCOUNTED_REWARD_FIELD_NUMBER: _ClassVar[int]
+    BASE_TURN_FIELD_NUMBER: _ClassVar[int]
     turn: int
     attempt: int
     status: RecordStatus
@@ -174,19 +196,25 @@ class Record(_message.Message):
     fence: int
     new_segment: bool
     owner: str
-    def __init__(self, turn: _Optional[int] = ..., attempt: _Optional[int] = ..., status: _Optional[_Union[RecordStatus, str]] = ..., record: _Optional[_Union[RecordInput, _Mapping]] = ..., create_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., outcome: _Optional[_Union[TurnOutcome, str]] = ..., head_version: _Optional[int] = ..., fence: _Optional[int] = ..., new_segment: bool = ..., owner: _Optional[str] = ...) -> None: ...
+    reward: float
+    trajectory: int
+    discounted_reward: float
+    base_turn: int
+    def __init__(self, turn: _Optional[int] = ..., attempt: _Optional[int] = ..., status: _Optional[_Union[RecordStatus, str]] = ..., record: _Optional[_Union[RecordInput, _Mapping]] = ..., create_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., outcome: _Optional[_Union[TurnOutcome, str]] = ..., head_version: _Optional[int] = ..., fence: _Optional[int] = ..., new_segment: bool = ..., owner: _Optional[str] = ..., reward: _Optional[float] = ..., trajectory: _Optional[int] = ..., discounted_reward: _Optional[float] = ..., base_turn: _Optional[int] = ...) -> None: ...
 
 class RunningTurn(_message.Message):
-    __slots__ = ("turn", "attempt", "owner", "begin_time")
+    __slots__ = ("turn", "attempt", "owner", "begin_time", "interrupt_requested")
     TURN_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     OWNER_FIELD_NUMBER: _ClassVar[int]
     BEGIN_TIME_FIELD_NUMBER: _ClassVar[int]
+    INTERRUPT_REQUESTED_FIELD_NUMBER: _ClassVar[int]
     turn: int
     attempt: int
     owner: str
     begin_time: _timestamp_pb2.Timestamp
-    def __init__(self, turn: _Optional[int] = ..., attempt: _Optional[int] = ..., owner: _Optional[str] = ..., begin_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    interrupt_requested: bool
+    def __init__(self, turn: _Optional[int] = ..., attempt: _Optional[int] = ..., owner: _Optional[str] = ..., begin_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., interrupt_requested: bool = ...) -> None: ...
 
 class CloseReceipt(_message.Message):
     __slots__ = ("reason", "close_time", "slots_released", "children_closed", "turn_count", "close_number", "provisionals_aborted")
@@ -207,7 +235,7 @@ class CloseReceipt(_message.Message):
     def __init__(self, reason: _Optional[_Union[CloseReason, str]] = ..., close_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., slots_released: _Optional[int] = ..., children_closed: _Optional[int] = ..., turn_count: _Optional[int] = ..., close_number: _Optional[int] = ..., provisionals_aborted: _Optional[int] = ...) -> None: ...
 
 class Session(_message.Message):
-    __slots__ = ("session_id", "uid", "parent_session_id", "root_session_id", "path", "state", "activity", "last_outcome", "residency", "turn_count", "head_version", "checkpoint_tokens", "labels", "stale_timeout", "create_time", "running", "receipt", "provisional_turn")
+    __slots__ = ("session_id", "uid", "parent_session_id", "root_session_id", "path", "state", "activity", "last_outcome", "residency", "turn_count", "head_version", "checkpoint_tokens", "labels", "stale_timeout", "create_time", "running", "receipt", "provisional_turn", "trajectory", "trajectory_first_turn", "finish_time")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -233,6 +261,9 @@ class Session(_message.Message):
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     RECEIPT_FIELD_NUMBER: _ClassVar[int]
     PROVISIONAL_TURN_FIELD_NUMBER: _ClassVar[int]
+    TRAJECTORY_FIELD_NUMBER: _ClassVar[int]
+    TRAJECTORY_FIRST_TURN_FIELD_NUMBER: _ClassVar[int]
+    FINISH_TIME_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     uid: str
     parent_session_id: str
@@ -251,7 +282,10 @@ class Session(_message.Message):
     running: RunningTurn
     receipt: CloseReceipt
     provisional_turn: int
-    def __init__(self, session_id: _Optional[str] = ..., uid: _Optional[str] = ..., parent_session_id: _Optional[str] = ..., root_session_id: _Optional[str] = ..., path: _Optional[str] = ..., state: _Optional[_Union[SessionState, str]] = ..., activity: _Optional[_Union[Activity, str]] = ..., last_outcome: _Optional[_Union[TurnOutcome, str]] = ..., residency: _Optional[_Union[Residency, str]] = ..., turn_count: _Optional[int] = ..., head_version: _Optional[int] = ..., checkpoint_tokens: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., stale_timeout: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., create_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., running: _Optional[_Union[RunningTurn, _Mapping]] = ..., receipt: _Optional[_Union[CloseReceipt, _Mapping]] = ..., provisional_turn: _Optional[int] = ...) -> None: ...
+    trajectory: int
+    trajectory_first_turn: int
+    finish_time: _timestamp_pb2.Timestamp
+    def __init__(self, session_id: _Optional[str] = ..., uid: _Optional[str] = ..., parent_session_id: _Optional[str] = ..., root_session_id: _Optional[str] = ..., path: _Optional[str] = ..., state: _Optional[_Union[SessionState, str]] = ..., activity: _Optional[_Union[Activity, str]] = ..., last_outcome: _Optional[_Union[TurnOutcome, str]] = ..., residency: _Optional[_Union[Residency, str]] = ..., turn_count: _Optional[int] = ..., head_version: _Optional[int] = ..., checkpoint_tokens: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., stale_timeout: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., create_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., running: _Optional[_Union[RunningTurn, _Mapping]] = ..., receipt: _Optional[_Union[CloseReceipt, _Mapping]] = ..., provisional_turn: _Optional[int] = ..., trajectory: _Optional[int] = ..., trajectory_first_turn: _Optional[int] = ..., finish_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class OpenOptions(_message.Message):
     __slots__ = ("parent_session_id", "name", "labels", "stale_timeout")

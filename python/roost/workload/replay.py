@@ -28,6 +28,8 @@ from roost.errors import (
     TurnInProgress,
     TurnMismatch,
 )
+from roost.v1 import types_pb2 as types
+from roost.workload.fates import Fates, partial
 from roost.workload.latency import Latency
 from roost.workload.transcripts import CONTENT_TYPE, Conversation
 from roost.workload.verify import TURN_LABEL
@@ -43,7 +45,8 @@ class ReplayRefused(Exception):
 @dataclass(frozen=True)
 class ReplayOptions:
     """How to play. `prefix`: put before every session id; `resume`: go on with sessions that exist; `patience`: seconds
-    for which a server may be away; `lease`: seconds; `think`: seconds a turn lasts between begin and commit."""
+    for which a server may be away; `lease`: seconds; `think`: seconds a turn lasts between begin and commit; `fates`:
+    which turns fail."""
 
     prefix: str = ""
     concurrency: int = 32
@@ -51,18 +54,22 @@ class ReplayOptions:
     patience: float = 120.0
     lease: float = 60.0
     think: float = 0.0
+    fates: Fates = field(default_factory=Fates)
     labels: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
 class ReplayReport:
-    """What was played. `retried`: calls repeated plus turns begun again; `vanished`: acknowledged turns that the
-    server no longer had when it was asked (a broken promise)."""
+    """What was played. `turns`: those that are to be committed; `aborted`: attempts aborted on purpose and tried again;
+    `given_up`: turns given up on purpose, and their conversations with them; `retried`: calls repeated plus turns begun
+    again; `vanished`: acknowledged turns that the server no longer had when it was asked (a broken promise)."""
 
     sessions: int = 0
     turns: int = 0
     played: int = 0
     already: int = 0
+    aborted: int = 0
+    given_up: int = 0
     retried: int = 0
     vanished: int = 0
     seconds: float = 0.0
@@ -90,7 +97,8 @@ class Replay:
         self.client = client
         self.conversations = conversations
         self.options = options
-        self.report = ReplayReport(sessions=len(conversations), turns=sum(len(c.turns) for c in conversations))
+        planned = sum(options.fates.planned(c) for c in conversations)
+        self.report = ReplayReport(sessions=len(conversations), turns=planned)
         self._on_turn = on_turn
         self._again = 0
 
@@ -125,13 +133,23 @@ class Replay:
 
     async def _play(self, conversation: Conversation) -> None:
         session_id, turns = self.session_id(conversation), conversation.turns
-        done = await self._open(session_id, conversation)
+        done, failed = await self._open(session_id, conversation)
         if done:
             self.report.already += done
             self._on_turn(done)
         while done < len(turns):
+            fate = self.options.fates.of(conversation, done + 1)
             try:
-                await self._turn(session_id, done + 1, turns[done])
+                if fate == "give up":
+                    if not failed:
+                        await self._fail(session_id, done + 1, turns[done], final=True)
+                    self.report.given_up += 1
+                    self._on_turn(len(turns) - done)  # none of the rest is played
+                    return
+                if fate == "retry":
+                    await self._fail(session_id, done + 1, turns[done], final=False)
+                    self.report.aborted += 1
+                await self._turn(session_id, done + 1, turns[done], after_abort=fate == "retry")
                 done += 1
             except (TurnMismatch, TurnEnded, LeaseLost):
                 # Somebody moved on without us: our own commit whose answer never came, or an expiry.
@@ -150,8 +168,8 @@ class Replay:
             self.report.played += 1
             self._on_turn(1)
 
-    async def _open(self, session_id: str, conversation: Conversation) -> int:
-        """Open the session; returns how many of its turns are there already."""
+    async def _open(self, session_id: str, conversation: Conversation) -> tuple[int, bool]:
+        """Open the session; returns how many of its turns are there already, and whether its last one was given up."""
         labels = {"replay-reward": f"{conversation.reward:g}", **self.options.labels}
         try:
             opened = await self._patiently(
@@ -162,7 +180,7 @@ class Replay:
                     request_id=request_id,
                 )
             )
-            count = opened.session.turn_count
+            session = opened.session
         except SessionExists:
             raise ReplayRefused(
                 f"session {session_id} exists already: give another --run-id, or --resume to go on with it"
@@ -172,24 +190,49 @@ class Replay:
                 raise ReplayRefused(
                     f"session {session_id} was played and closed before: give another --run-id"
                 ) from None
-            count = (await self.client.get_session(session_id)).turn_count
-            if count < len(conversation.turns):
-                raise ReplayRefused(f"session {session_id} was closed after {count} turns: it cannot go on") from None
+            session = await self.client.get_session(session_id)
+            if session.turn_count < self.options.fates.planned(conversation):
+                raise ReplayRefused(
+                    f"session {session_id} was closed after {session.turn_count} turns: it cannot go on"
+                ) from None
+        count = int(session.turn_count)
         if count > len(conversation.turns):
             raise ReplayRefused(
                 f"session {session_id} has {count} turns, the file {len(conversation.turns)}: another conversation"
             )
-        return int(count)
+        return count, session.last_outcome == types.TURN_OUTCOME_FAILED
 
-    async def _turn(self, session_id: str, number: int, content: bytes) -> None:
-        """One turn, begin to commit, both acknowledged."""
+    async def _fail(self, session_id: str, number: int, content: bytes, final: bool) -> None:
+        """One attempt that the engine aborts half-way, and that is given up for good if it is `final`."""
+
+        async def once(request_id: str) -> None:
+            async with self.client.turn(
+                session_id, expected_turn=number, lease=self.options.lease, request_id=request_id
+            ) as turn:
+                labels = {TURN_LABEL: str(number)}
+                turn.record(partial(content), content_type=CONTENT_TYPE, finish_reason="abort", labels=labels)
+                await turn.abort(final=final)
+
+        await self._patiently(once)
+
+    async def _turn(self, session_id: str, number: int, content: bytes, after_abort: bool = False) -> None:
+        """One turn, begin to commit, both acknowledged. After an abort it is given what that left."""
 
         async def once(request_id: str) -> None:
             asked = time.perf_counter()
             async with self.client.turn(
-                session_id, expected_turn=number, lease=self.options.lease, request_id=request_id
+                session_id,
+                expected_turn=number,
+                lease=self.options.lease,
+                want_provisional=after_abort,
+                request_id=request_id,
             ) as turn:
                 self.report.begin.record(time.perf_counter() - asked)
+                left = turn.provisional
+                # What an expiry left after a crash is empty, and took the place of what the abort left.
+                aborted = left is not None and left.outcome == types.TURN_OUTCOME_ABORTED
+                if left is not None and aborted and left.record.content != partial(content):
+                    raise ReplayRefused(f"session {session_id}: what turn {number} left is not what it was given")
                 if self.options.think:
                     await asyncio.sleep(self.options.think)
                 asked = time.perf_counter()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from roost.errors import RoostError
 from roost.v1 import types_pb2 as types
+from roost.workload.fates import Fates, partial
 from roost.workload.transcripts import Conversation, join
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ async def verify(
     client: AsyncClient,
     played: Sequence[tuple[str, Conversation]],
     on_session: Callable[[], None] = lambda: None,
+    fates: Fates = Fates(),  # noqa: B008 - it is frozen
 ) -> Verdict:
     """Export the sessions (id, conversation) and compare. A stream that a restart of the server breaks is taken up
     again at the session it broke in. Raises what the last try raised if that does not help."""
@@ -65,7 +67,7 @@ async def verify(
     while left:
         try:
             async for session_id, records in _export(client, left[:CHUNK]):
-                compare(session_id, wanted[session_id], records, verdict)
+                compare(session_id, wanted[session_id], records, verdict, fates.given_up(wanted[session_id]))
                 left.remove(session_id)
                 on_session()
                 failures = 0
@@ -83,20 +85,30 @@ async def verify(
 
 async def _export(client: AsyncClient, session_ids: list[str]) -> AsyncIterator[tuple[str, list[types.Record]]]:
     records: list[types.Record] = []
-    async for part in client.export_trajectories(session_ids):
+    async for part in client.export_trajectories(session_ids, selection="all"):
         records.extend(part.records)
         if part.last:
             yield part.session_id, records
             records = []
 
 
-def compare(session_id: str, conversation: Conversation, records: Iterable[types.Record], verdict: Verdict) -> None:
-    """Compare one session's exported records with its conversation; adds to the verdict."""
+def compare(
+    session_id: str,
+    conversation: Conversation,
+    records: Iterable[types.Record],
+    verdict: Verdict,
+    given_up: int = 0,
+) -> None:
+    """Compare one session's exported records with its conversation, up to the turn with which it was given up; adds to
+    the verdict. A turn that was given up is there as one ABORTED record, at the end."""
     verdict.sessions += 1
+    records = list(records)
     committed = [r for r in records if r.status == types.RECORD_STATUS_COMMITTED]
     verdict.turns += len(committed)
     seen = Counter(r.record.labels.get(TURN_LABEL, "") for r in committed)
-    want = {str(number) for number in range(1, len(conversation.turns) + 1)}
+    turns = conversation.turns[: given_up - 1] if given_up else conversation.turns
+    messages = conversation.messages if turns == conversation.turns else join(turns)
+    want = {str(number) for number in range(1, len(turns) + 1)}
     lost, twice = want - seen.keys(), {key: n for key, n in seen.items() if n > 1}
     verdict.lost += len(lost)
     verdict.duplicated += sum(n - 1 for n in twice.values())
@@ -107,8 +119,9 @@ def compare(session_id: str, conversation: Conversation, records: Iterable[types
         if record.turn != place:
             found.append(Difference(session_id, place, f"has the number {record.turn}"))
             break
+    found += _tail(session_id, conversation, records, len(committed), given_up)
     exported = [r.record.content for r in committed]
-    for number, (got, expected) in enumerate(zip(exported, conversation.turns, strict=False), 1):
+    for number, (got, expected) in enumerate(zip(exported, turns, strict=False), 1):
         if got != expected:
             at = next((i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b), "the end")
             sizes = f"{len(got)} bytes exported, {len(expected)} in the file"
@@ -120,9 +133,23 @@ def compare(session_id: str, conversation: Conversation, records: Iterable[types
     except ValueError as error:
         whole = b""
         found.append(Difference(session_id, 0, str(error)))
-    if whole != conversation.messages and not found:
-        found.append(
-            Difference(session_id, 0, f"{len(exported)} turns exported, {len(conversation.turns)} in the file")
-        )
+    if whole != messages and not found:
+        found.append(Difference(session_id, 0, f"{len(exported)} turns exported, {len(turns)} in the file"))
     verdict.bytes += len(whole)
     verdict.differences.extend(found)
+
+
+def _tail(
+    session_id: str, conversation: Conversation, records: list[types.Record], committed: int, given_up: int
+) -> list[Difference]:
+    """What is wrong with the ABORTED records: there is one, the turn that was given up, or none."""
+    others = [(place, r) for place, r in enumerate(records) if r.status == types.RECORD_STATUS_ABORTED]
+    if not given_up:
+        return [Difference(session_id, r.turn, "was not given up, and is aborted") for _, r in others]
+    if len(others) != 1:
+        return [Difference(session_id, given_up, f"was given up, and left {len(others)} records")]
+    place, record = others[0]
+    expected = (committed, given_up, types.RECORD_STATUS_ABORTED, partial(conversation.turns[given_up - 1]))
+    if (place, record.turn, record.status, record.record.content) != expected:
+        return [Difference(session_id, given_up, "was given up, and its record is not what it left")]
+    return []

@@ -4,7 +4,8 @@
 //! verifies without reading content, and content verifies against meta when it is read. Statuses are outside it.
 
 use crate::error::{Reason, Refusal};
-use crate::gen_store::RecordMeta;
+use crate::gen_store::{EndedBy, RecordMeta};
+use crate::gen_v1::{RecordStatus, TurnOutcome};
 use prost::Message;
 
 /// The chain value before the first record.
@@ -74,4 +75,44 @@ pub fn verify(lines: &[Line], last: u64, head_chain: &[u8]) -> Result<Vec<Record
         return Err(corrupt(expect_seq, "it is missing"));
     }
     Ok(metas)
+}
+
+/// The status in the store of an event that is no record: a trajectory was finished.
+pub const FINISHED: i32 = 5;
+
+/// What ended the turn of a record.
+pub fn ended_by(meta: &RecordMeta) -> EndedBy {
+    match meta.ended_by() {
+        EndedBy::Unspecified => match TurnOutcome::try_from(meta.outcome) {
+            Ok(TurnOutcome::Committed | TurnOutcome::Completed) => EndedBy::Commit,
+            Ok(TurnOutcome::Aborted) => EndedBy::Abort,
+            _ => EndedBy::Expiry,
+        },
+        said => said,
+    }
+}
+
+/// The statuses that follow from the events alone, newest first, as of the newest: a commit is COMMITTED until a later
+/// one rewinds past it. Of other records the events do not tell everything (a close aborts a provisional): theirs are
+/// those of `lines`. An error where the turns of the live line are not 1..n (I4).
+pub fn statuses(lines: &[Line], metas: &[RecordMeta]) -> Result<Vec<i32>, Refusal> {
+    let mut found: Vec<i32> = lines.iter().map(|l| l.status).collect();
+    let mut live: Vec<usize> = Vec::new();
+    for (at, meta) in metas.iter().enumerate().rev() {
+        if ended_by(meta) != EndedBy::Commit {
+            continue;
+        }
+        let base = meta.base_turn.unwrap_or(live.len() as u32) as usize;
+        if base > live.len() || meta.turn as usize != base + 1 {
+            let (seq, turn) = (lines[at].seq, meta.turn);
+            let message = format!("record {seq}: turn {turn} does not follow {} turns", live.len());
+            return Err(Refusal::new(Reason::SessionCorrupt, message).with("record", seq));
+        }
+        for superseded in live.drain(base..) {
+            found[superseded] = RecordStatus::Superseded as i32;
+        }
+        found[at] = RecordStatus::Committed as i32;
+        live.push(at);
+    }
+    Ok(found)
 }

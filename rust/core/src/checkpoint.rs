@@ -14,6 +14,8 @@ pub struct Checkpoint {
     tokens: Vec<u8>,
     /// head_version and offset of each commit that cut or appended, in order.
     cuts: Vec<(u64, u64)>,
+    /// head_version of the last commit that rewound: what a client holds from before it may be of another line.
+    rewound: u64,
 }
 
 impl Checkpoint {
@@ -41,11 +43,17 @@ impl Checkpoint {
         self.cuts.push((head_version, offset));
     }
 
+    /// As `commit`, by a commit that rewound: `self` is the checkpoint after the turn it was built on.
+    pub fn commit_rewound(&mut self, head_version: u64, offset: u64, token_ids: &[u8]) {
+        self.rewound = head_version;
+        self.commit(head_version, offset, token_ids);
+    }
+
     /// What changed since `known`: the lowest offset that any commit since then cut to, and the tokens after it. The
-    /// whole without a known version, or with one above `head_version`.
+    /// whole without a known version, with one above `head_version`, or with one from before a rewind.
     pub fn since(&self, known: Option<u64>, head_version: u64) -> (u64, &[u8]) {
         let offset = match known {
-            Some(known) if known <= head_version => {
+            Some(known) if (self.rewound..=head_version).contains(&known) => {
                 let later = self.cuts.partition_point(|(version, _)| *version <= known);
                 self.cuts[later..].iter().map(|(_, offset)| *offset).min().unwrap_or_else(|| self.len()).min(self.len())
             }
@@ -54,11 +62,14 @@ impl Checkpoint {
         (offset, &self.tokens[offset as usize * TOKEN..])
     }
 
-    /// Folds records as a reload reads them: newest first, with tokens.
-    pub fn fold(lines: &[Line], metas: &[RecordMeta]) -> Self {
+    /// Folds records as a reload reads them: newest first, with tokens. `up_to`: the last turn to fold.
+    pub fn fold(lines: &[Line], metas: &[RecordMeta], up_to: u32) -> Self {
         let mut checkpoint = Checkpoint::default();
         for (line, meta) in lines.iter().zip(metas).rev() {
-            if line.status != RecordStatus::Committed as i32 {
+            if meta.base_turn.is_some() {
+                checkpoint.rewound = meta.head_version;
+            }
+            if line.status != RecordStatus::Committed as i32 || meta.turn > up_to {
                 continue;
             }
             let offset = if meta.has_tokens { meta.token_offset } else { checkpoint.len() };
@@ -75,29 +86,47 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// A commit: how many turns it goes back, its offset, its tokens.
+    type Commit = (usize, u64, Vec<u32>);
+
+    fn commits() -> impl Strategy<Value = Vec<Commit>> {
+        let rewind = prop_oneof![4 => Just(0usize), 1 => 1usize..4];
+        prop::collection::vec((rewind, 0u64..40, prop::collection::vec(any::<u32>(), 0..20)), 0..30)
+    }
+
     proptest! {
-        /// I7: whatever version the client holds, what it is given completes it to the whole.
+        /// I7: whatever version the client holds, what it is given completes it to the whole, over rewinds too.
         #[test]
-        fn a_delta_completes_what_the_client_holds(
-            spans in prop::collection::vec((0u64..40, prop::collection::vec(any::<u32>(), 0..20)), 0..30),
-            known in 0usize..30,
-        ) {
-            let mut whole = Checkpoint::default();
+        fn a_delta_completes_what_the_client_holds(commits in commits(), known in 0usize..30) {
+            let mut line = vec![Checkpoint::default()];
             let mut held = Vec::new();
-            for (i, (offset, ids)) in spans.iter().enumerate() {
+            for (i, (back, offset, ids)) in commits.iter().enumerate() {
                 if i == known {
-                    held = whole.tokens.clone();
+                    held.clone_from(&line.last().expect("never empty").tokens);
                 }
+                let base = line.len() - 1 - (*back).min(line.len() - 1);
+                let rewinds = base + 1 < line.len();
+                let rewound = line.last().expect("never empty").rewound;
+                line.truncate(base + 1);
+                let mut next = line[base].clone();
+                next.rewound = rewound;
                 let bytes: Vec<u8> = ids.iter().flat_map(|t| t.to_le_bytes()).collect();
-                whole.commit(i as u64 + 1, (*offset).min(whole.len()), &bytes);
+                let (version, offset) = (i as u64 + 1, (*offset).min(next.len()));
+                if rewinds {
+                    next.commit_rewound(version, offset, &bytes);
+                } else {
+                    next.commit(version, offset, &bytes);
+                }
+                line.push(next);
             }
-            if known >= spans.len() {
+            let whole = line.last().expect("never empty");
+            if known >= commits.len() {
                 held.clone_from(&whole.tokens);
             }
-            let (offset, tail) = whole.since(Some(known.min(spans.len()) as u64), spans.len() as u64);
+            let (offset, tail) = whole.since(Some(known.min(commits.len()) as u64), commits.len() as u64);
             held.truncate(offset as usize * TOKEN);
             held.extend_from_slice(tail);
-            prop_assert_eq!(held, whole.tokens);
+            prop_assert_eq!(&held, &whole.tokens);
         }
     }
 }

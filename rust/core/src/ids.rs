@@ -75,6 +75,35 @@ impl LeaseToken {
     }
 }
 
+/// Names a trajectory for good: its session's uid and its number there, written `<uid>-<number>`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TrajectoryId {
+    pub session: Uid,
+    pub number: u32,
+}
+
+impl TrajectoryId {
+    pub fn decode(text: &str) -> Result<Self, Refusal> {
+        let parsed = || {
+            let (uid, number) = text.rsplit_once('-')?;
+            let hex: String = uid.split('-').collect();
+            let id = TrajectoryId {
+                session: Uid(u128::from_str_radix(&hex, 16).ok()?),
+                number: number.parse().ok().filter(|n| *n > 0)?,
+            };
+            // One spelling only.
+            (id.to_string() == text).then_some(id)
+        };
+        parsed().ok_or_else(|| Refusal::field("trajectory_ids", "is not the id of a trajectory"))
+    }
+}
+
+impl fmt::Display for TrajectoryId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.session, self.number)
+    }
+}
+
 /// A session id: 1-256 chars of `[A-Za-z0-9._:-]`.
 pub fn check_session_id(field: &str, id: &str) -> Result<(), Refusal> {
     let ok = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'-');
@@ -186,6 +215,17 @@ mod tests {
         let token = LeaseToken { uid: Uid(7), fence: 9, nonce: [3; 16] };
         assert_eq!(LeaseToken::decode(&token.encode()), Ok(token));
         assert_eq!(LeaseToken::decode(&[0; 39]).unwrap_err().reason, Reason::LeaseMalformed);
+    }
+
+    #[test]
+    fn a_trajectory_id_round_trips_in_one_spelling() {
+        let id = TrajectoryId { session: Uid(7), number: 12 };
+        assert_eq!(id.to_string(), "00000000-0000-0000-0000-000000000007-12");
+        assert_eq!(TrajectoryId::decode(&id.to_string()), Ok(id));
+        for bad in ["", "-", "7-12", "00000000000000000000000000000007-12", &format!("{id} "), &format!("{}-0", Uid(7))]
+        {
+            assert_eq!(TrajectoryId::decode(bad).unwrap_err().reason, Reason::InvalidField, "{bad}");
+        }
     }
 
     #[test]

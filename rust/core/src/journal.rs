@@ -4,13 +4,13 @@
 //! the journal keeps every cap. One batch is in flight at a time. An answer about a tree is held until the tree's last
 //! entry is durable (I6). A refused batch takes all queued behind it.
 
-use crate::engine::{Answer, Tree};
+use crate::engine::{Answer, Event, Tree};
 use crate::gen_store::Receipt;
 use crate::ids::Uid;
 use crate::residency::Handle;
 use parking_lot::{Mutex, MutexGuard};
 use prost::Message;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -37,8 +37,26 @@ pub struct Row {
     pub running: bool,
     pub lease: Option<Vec<u8>>,
     pub facts: Vec<u8>,
+    /// Wall-clock milliseconds from which on the active trajectory finishes by itself; 0: never.
+    pub finish_due_ms: i64,
     pub seq: Seq,
     pub prev: Seq,
+}
+
+/// A trajectory that was finished.
+#[derive(Debug, Clone)]
+pub struct Finished {
+    pub session: Uid,
+    pub number: u32,
+    pub tenant: Arc<str>,
+    pub root: Uid,
+    /// Sequence of the event that finished it.
+    pub ready_seq: Seq,
+    /// Sequence of the event that finished the one before it; its records come after that.
+    pub after_seq: Seq,
+    pub first_turn: u32,
+    pub turn_count: u32,
+    pub ready_ms: i64,
 }
 
 /// A record to append.
@@ -72,8 +90,24 @@ pub struct Close {
 pub enum Op {
     Upsert(Box<Row>),
     Append(Box<Record>),
-    Status { seq: Seq, status: i32 },
+    Status {
+        seq: Seq,
+        status: i32,
+    },
     Close(Box<Close>),
+    /// The reward of the record with this sequence.
+    Reward {
+        session: Uid,
+        seq: Seq,
+        value: f64,
+    },
+    Finish(Box<Finished>),
+    /// A trajectory was acknowledged, at this wall-clock millisecond.
+    Ack {
+        session: Uid,
+        number: u32,
+        ack_ms: i64,
+    },
 }
 
 impl Op {
@@ -82,7 +116,7 @@ impl Op {
         let variable = match self {
             Op::Upsert(r) => r.facts.len() + len(&r.lease) + r.session_id.len() + r.path.len(),
             Op::Append(r) => r.meta.len() + len(&r.tokens) + len(&r.state) + len(&r.arrays) + len(&r.content),
-            Op::Status { .. } => 0,
+            Op::Status { .. } | Op::Reward { .. } | Op::Finish(_) | Op::Ack { .. } => 0,
             Op::Close(c) => c.receipt.encoded_len(),
         };
         (variable + 256) as u64
@@ -101,15 +135,21 @@ struct Sent {
     /// Sessions that may not leave memory before the entry is durable.
     pinned: Vec<Handle>,
     bytes: u64,
+    /// When it was appended, on the service clock.
+    at_ms: u64,
 }
 
 /// What waits for durability.
 pub(crate) enum Held {
     Answer(Answer),
-    /// A read of the store that must see the entry.
-    Effect(u64),
+    /// A read of the store that must see the entry; the tree it is of, if it is of one alone.
+    Effect(u64, Option<Uid>),
     /// Lines of a tree that are closed and can go.
     Cleanup(Arc<Tree>, Vec<u32>),
+    /// Something to log, which did not happen before.
+    Event(Box<Event>),
+    /// A trajectory of this tree is READY: who follows an export is told.
+    Ready(Uid, Seq),
 }
 
 /// Rows to store in one transaction.
@@ -123,12 +163,23 @@ pub struct Batch {
     pub records: Vec<(u32, Record)>,
     pub statuses: Vec<(u32, Seq, i32)>,
     pub closes: Vec<(u32, Close)>,
+    pub rewards: Vec<(u32, Uid, Seq, f64)>,
+    pub finished: Vec<(u32, Finished)>,
+    pub acks: Vec<(u32, Uid, u32, i64)>,
+}
+
+/// What a batch holds already.
+#[derive(Default)]
+struct Folded {
+    /// Place of a session's row.
+    rows: HashMap<Uid, usize>,
+    acks: HashSet<(Uid, u32)>,
 }
 
 impl Batch {
-    fn add(&mut self, root: u32, op: Op, folded: &mut HashMap<Uid, usize>) {
+    fn add(&mut self, root: u32, op: Op, folded: &mut Folded) {
         match op {
-            Op::Upsert(row) => match folded.get(&row.uid) {
+            Op::Upsert(row) => match folded.rows.get(&row.uid) {
                 // Only the last image of a row is stored; what it must replace, and what only an insert writes, stays.
                 Some(&i) => {
                     let old = &mut self.sessions[i].1;
@@ -136,13 +187,21 @@ impl Batch {
                     *old = Row { prev, path, ..*row };
                 }
                 None => {
-                    folded.insert(row.uid, self.sessions.len());
+                    folded.rows.insert(row.uid, self.sessions.len());
                     self.sessions.push((root, *row));
                 }
             },
             Op::Append(record) => self.records.push((root, *record)),
             Op::Status { seq, status } => self.statuses.push((root, seq, status)),
             Op::Close(close) => self.closes.push((root, *close)),
+            Op::Reward { session, seq, value } => self.rewards.push((root, session, seq, value)),
+            Op::Finish(finished) => self.finished.push((root, *finished)),
+            Op::Ack { session, number, ack_ms } => {
+                // Twice in one batch is once: the store counts the rows that change.
+                if folded.acks.insert((session, number)) {
+                    self.acks.push((root, session, number, ack_ms));
+                }
+            }
         }
     }
 
@@ -157,6 +216,9 @@ impl Batch {
                 records: self.records.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),
                 statuses: self.statuses.iter().filter(|r| r.0 == n).map(|r| (0, r.1, r.2)).collect(),
                 closes: self.closes.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),
+                rewards: self.rewards.iter().filter(|r| r.0 == n).map(|r| (0, r.1, r.2, r.3)).collect(),
+                finished: self.finished.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),
+                acks: self.acks.iter().filter(|r| r.0 == n).map(|r| (0, r.1, r.2, r.3)).collect(),
             })
             .collect()
     }
@@ -186,10 +248,10 @@ pub(crate) struct Appending<'a> {
 }
 
 impl Appending<'_> {
-    pub(crate) fn push(mut self, tree: &Arc<Tree>, ops: Vec<Op>, pinned: Vec<Handle>) -> Seq {
+    pub(crate) fn push(mut self, tree: &Arc<Tree>, ops: Vec<Op>, pinned: Vec<Handle>, at_ms: u64) -> Seq {
         let bytes = ops.iter().map(Op::bytes).sum();
         self.inner.next += 1;
-        self.inner.queue.push_back(Entry { sent: Sent { tree: tree.clone(), pinned, bytes }, ops });
+        self.inner.queue.push_back(Entry { sent: Sent { tree: tree.clone(), pinned, bytes, at_ms }, ops });
         self.journal.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.journal.entries.fetch_add(1, Ordering::Relaxed);
         self.seq
@@ -199,8 +261,8 @@ impl Appending<'_> {
 /// What an append's end sets free.
 #[derive(Default)]
 pub(crate) struct Released {
-    /// How many entries ended.
-    pub(crate) entries: usize,
+    /// How many entries are durable now.
+    pub(crate) stored: u64,
     pub(crate) held: Vec<Held>,
     pub(crate) unpin: Vec<Handle>,
     /// Held by the entries that were lost, and the trees concerned.
@@ -242,6 +304,18 @@ impl Journal {
         (self.entries.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
     }
 
+    /// For how long the oldest entry has not been durable. Unit: milliseconds.
+    pub(crate) fn lag(&self, now_ms: u64) -> u64 {
+        let inner = self.inner.lock();
+        let oldest = inner.flight.first().or_else(|| inner.queue.front().map(|e| &e.sent));
+        oldest.map_or(0, |sent| now_ms.saturating_sub(sent.at_ms))
+    }
+
+    /// The sequence of the last entry appended.
+    pub(crate) fn last_seq(&self) -> Seq {
+        self.inner.lock().next - 1
+    }
+
     pub(crate) fn full(&self) -> bool {
         self.backlog().1 >= self.bound
     }
@@ -276,7 +350,7 @@ impl Journal {
             return None;
         }
         let mut batch = Batch { first_seq: inner.next - inner.queue.len() as u64, ..Batch::default() };
-        let (mut folded, mut roots, mut bytes, mut count) = (HashMap::new(), HashMap::new(), 0, 0);
+        let (mut folded, mut roots, mut bytes, mut count) = (Folded::default(), HashMap::new(), 0, 0);
         while let Some(entry) = inner.queue.pop_front() {
             bytes += entry.sent.bytes;
             count += 1;
@@ -306,20 +380,25 @@ impl Journal {
             self.forget(&sent, &mut out);
             if lost(&sent.tree) {
                 out.lost_trees.push(sent.tree);
+            } else {
+                out.stored += 1;
             }
         }
         if !quarantine.is_empty() {
             // The entries stay, emptied, so that sequences keep counting entries.
             for entry in inner.queue.iter_mut().filter(|e| lost(&e.sent.tree)) {
                 entry.ops.clear();
+                out.lost_trees.push(entry.sent.tree.clone());
             }
             for held in std::mem::take(&mut inner.held) {
                 let (gone, kept): (Vec<_>, Vec<_>) = held.1.into_iter().partition(|h| match h {
                     // One of several trees (RenewTurns) may tell of one that was lost.
                     Held::Answer(a) => a.root.is_none_or(|r| quarantine.contains(&r)),
                     Held::Cleanup(t, _) => lost(t),
-                    // Which tree it is of is not known here: what it is for is decided again.
-                    Held::Effect(_) => true,
+                    // Where it is not known which tree it is of, what it is for is decided again.
+                    Held::Effect(_, root) => root.is_none_or(|r| quarantine.contains(&r)),
+                    Held::Event(e) => quarantine.contains(&e.root),
+                    Held::Ready(root, _) => quarantine.contains(root),
                 });
                 out.lost_held.extend(gone);
                 inner.held.insert(held.0, kept);
@@ -350,7 +429,6 @@ impl Journal {
     fn forget(&self, sent: &Sent, out: &mut Released) {
         self.bytes.fetch_sub(sent.bytes, Ordering::Relaxed);
         self.entries.fetch_sub(1, Ordering::Relaxed);
-        out.entries += 1;
         out.unpin.extend(&sent.pinned);
     }
 }

@@ -23,6 +23,8 @@ pub mod limits;
 #[cfg(not(any(roost_loom, feature = "shuttle")))]
 #[path = "gen/mod.rs"]
 pub mod proto;
+#[cfg(not(any(roost_loom, feature = "shuttle")))]
+pub mod rows;
 
 #[cfg(not(any(roost_loom, feature = "shuttle")))]
 pub(crate) use proto::{store_v1 as gen_store, v1 as gen_v1};

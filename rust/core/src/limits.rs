@@ -60,6 +60,10 @@ limits! {
     max_turn_bytes: 1 << 20, 1, 64 << 20;
     /// The client's own state in a checkpoint.
     max_state_bytes: 64 << 10, 0, 1 << 20;
+    /// How many turns a commit may go back.
+    max_rewind: 8, 0, 1_000_000;
+    /// How long after a SetReward its trajectory finishes by itself; 0 = never.
+    reward_finish_delay_ms: 0, 0, 30 * 86_400_000;
     /// Checkpoint tokens that an answer carries inline.
     max_inline_checkpoint_bytes: 1 << 20, 0, 64 << 20;
     /// Journal entries not yet durable.
@@ -69,6 +73,9 @@ limits! {
     /// Entries that one batch takes at most.
     max_batch_entries: 4_096, 1, 65_536;
 }
+
+/// The longest delay of a finish that a caller may ask for.
+pub const MAX_FINISH_AFTER_MS: u64 = 30 * 86_400_000;
 
 /// Shortest and longest lease a caller may ask for.
 pub const LEASE_MS: std::ops::RangeInclusive<u64> = 5_000..=3_600_000;

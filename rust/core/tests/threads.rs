@@ -112,9 +112,17 @@ impl World {
                         };
                         self.engine.header_loaded(id, root, &tenant, &rows, now);
                     }
-                    Effect::Session { id, uid, with_tokens } => {
-                        let loaded = self.store.lock().unwrap().load(uid, with_tokens);
+                    Effect::Session { id, uid, wanted } => {
+                        let loaded = self.store.lock().unwrap().load(uid, wanted);
                         self.engine.session_loaded(id, loaded, now);
+                    }
+                    Effect::Trajectories { id, wanted } => {
+                        let found = self.store.lock().unwrap().found_trajectories(&wanted);
+                        self.engine.trajectories_found(id, found, now);
+                    }
+                    Effect::Due { id, until_ms, after, limit } => {
+                        let (due, next) = self.store.lock().unwrap().due(until_ms, after.as_ref(), limit);
+                        self.engine.due_found(id, due, next, now);
                     }
                     Effect::Read { id, tenant, session_id } => {
                         let row = self.store.lock().unwrap().read(&tenant, &session_id);
@@ -146,6 +154,8 @@ impl World {
                 request_id: format!("r{seed}-{n}"),
                 open: Some(v1::OpenOptions { parent_session_id: parent, ..Default::default() }),
                 wait: rng.chance(70).then_some(prost_types::Duration { seconds: 1, nanos: 0 }),
+                if_running: if rng.chance(15) { v1::IfRunning::Takeover as i32 } else { 0 },
+                want_provisional: rng.chance(20),
                 ..Default::default()
             }
             .encode_to_vec();
@@ -170,18 +180,35 @@ impl World {
                         Reason::TreeTurns,
                         Reason::SessionClosed,
                         Reason::TurnEnded,
+                        Reason::TurnInterrupted,
                         Reason::ParentNotFound,
                     ];
                     assert!(known.contains(&refusal.reason), "{refusal:?}");
                     continue;
                 }
             };
+            if rng.chance(10) {
+                let force = rng.chance(50);
+                let r = v1::InterruptSessionRequest { session_id: id.clone(), force, ..Default::default() };
+                let _ = self.call(Method::InterruptSession, &r.encode_to_vec());
+            }
+            if rng.chance(10) {
+                let r = v1::SetRewardRequest {
+                    session_id: id.clone(),
+                    reward: 1.0,
+                    finish_after: Some(prost_types::Duration { seconds: i64::from(rng.chance(50)), nanos: 0 }),
+                    ..Default::default()
+                };
+                let _ = self.call(Method::SetReward, &r.encode_to_vec());
+            }
             let record = Some(v1::RecordInput { content: vec![seed as u8; 8], ..Default::default() });
             let lease = grant.lease;
             let roll = rng.below(100);
             let (method, request) = if roll < 75 {
                 let then = if roll < 5 { v1::Then::Close } else { v1::Then::Idle } as i32;
-                let r = v1::CommitTurnRequest { session_id: id.clone(), lease, record, then, ..Default::default() };
+                let base_turn = rng.chance(20).then(|| grant.turn.saturating_sub(2));
+                let session_id = id.clone();
+                let r = v1::CommitTurnRequest { session_id, lease, record, then, base_turn, ..Default::default() };
                 (Method::CommitTurn, r.encode_to_vec())
             } else if roll < 90 {
                 let r = v1::AbortTurnRequest { session_id: id.clone(), lease, record, ..Default::default() };
@@ -195,16 +222,17 @@ impl World {
                 match self.call(method, &request) {
                     Err(r) if matches!(r.reason, Reason::NotStored | Reason::Recovering) => thread::yield_now(),
                     Err(r) => {
-                        let known = [Reason::LeaseLost, Reason::SessionClosed, Reason::SessionNotFound];
+                        let known =
+                            [Reason::LeaseLost, Reason::SessionClosed, Reason::SessionNotFound, Reason::RewindRefused];
                         assert!(known.contains(&r.reason), "{r:?}");
                         break;
                     }
                     Ok(reply) => {
                         if method == Method::CommitTurn {
-                            let turn = v1::CommitTurnResponse::decode(&reply[..]).unwrap().turn;
+                            let told = v1::CommitTurnResponse::decode(&reply[..]).unwrap();
                             let store = self.store.lock().unwrap();
-                            let head = store.by_id(TENANT, &id).map_or(0, |s| s.row.head);
-                            assert!(head >= turn, "turn {turn} of {id} was acknowledged; the store holds {head}");
+                            let version = store.by_id(TENANT, &id).map_or(0, |s| s.row.head_version);
+                            assert!(version >= told.head_version, "{id}: {told:?}, and the store holds {version}");
                         }
                         break;
                     }
@@ -225,6 +253,7 @@ fn threads_keep_what_one_thread_keeps() {
         ..Limits::default()
     };
     let mut store = Store::default();
+    store.max_rewind = limits.max_rewind;
     (store.tenant_cap, store.tree_cap) = (TURNS as usize, 3);
     let world = World {
         engine: Engine::new(limits, 0, 1),
@@ -263,9 +292,13 @@ fn threads_keep_what_one_thread_keeps() {
         for effect in world.engine.effects() {
             let store = world.store.lock().unwrap();
             match effect {
-                Effect::Session { id, uid, with_tokens } => {
-                    let loaded = store.load(uid, with_tokens);
+                Effect::Session { id, uid, wanted } => {
+                    let loaded = store.load(uid, wanted);
                     world.engine.session_loaded(id, loaded, world.now());
+                }
+                Effect::Due { id, until_ms, after, limit } => {
+                    let (due, next) = store.due(until_ms, after.as_ref(), limit);
+                    world.engine.due_found(id, due, next, world.now());
                 }
                 other => panic!("nobody calls, and the engine asks for {other:?}"),
             }
@@ -279,5 +312,8 @@ fn threads_keep_what_one_thread_keeps() {
     world.store.lock().unwrap().verify_all().unwrap();
     let stats: HashMap<_, _> = world.engine.stats().into_iter().collect();
     assert_eq!((stats["slots_held"], stats["waiting"], stats["calls_in_flight"]), (0, 0, 0), "{stats:?}");
+    for kind in ["turns_rewound", "turns_taken_over", "turns_interrupted", "trajectories_finished"] {
+        assert!(stats[kind] > 0, "{kind}: {stats:?}");
+    }
     assert!(stats["turns_committed"] > 100 && stats["batches_refused"] > 0 && stats["reloads"] > 0, "{stats:?}");
 }

@@ -9,7 +9,7 @@ use parking_lot::{Condvar, Mutex};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
-use roost_core::engine::{self, Appended, Effect, Method, Moment, Outcome, Space};
+use roost_core::engine::{self, Appended, Dress, Effect, Method, Moment, Outcome, Space, Wanted};
 use roost_core::error::{Reason, Refusal};
 use roost_core::ids::Uid;
 use roost_core::limits::Limits;
@@ -51,12 +51,15 @@ struct Engine {
     reader: Signal,
     /// Entries that were stored or queued when the last batch ended: as many callers are about.
     company: AtomicU64,
+    /// By how much the clocks were moved forward. Unit: milliseconds.
+    skipped: AtomicU64,
 }
 
 impl Engine {
     fn now(&self) -> Moment {
-        let mono_ms = self.started.elapsed().as_millis() as u64;
-        let wall_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64);
+        let skipped = self.skipped.load(Ordering::Relaxed);
+        let mono_ms = self.started.elapsed().as_millis() as u64 + skipped;
+        let wall_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64) + skipped as i64;
         let mut entropy = [0; 32];
         getrandom::fill(&mut entropy).expect("the operating system gives random bytes");
         Moment::new(mono_ms, wall_ms, entropy)
@@ -113,6 +116,7 @@ impl Engine {
             writer: Signal::default(),
             reader: Signal::default(),
             company: AtomicU64::new(0),
+            skipped: AtomicU64::new(0),
         })
     }
 
@@ -174,6 +178,10 @@ impl Engine {
         refusal_tuple(py, &refusal)
     }
 
+    fn skip_time(&self, ms: u64) {
+        self.skipped.fetch_add(ms, Ordering::Relaxed);
+    }
+
     fn tick(&self, py: Python<'_>) -> u64 {
         let next = py.detach(|| self.engine.tick(self.now()));
         self.stir();
@@ -190,25 +198,36 @@ impl Engine {
             .collect()
     }
 
+    #[pyo3(signature = (row, omit_payload, masked=false, reward=None, discounted_reward=None))]
     fn describe_record<'py>(
         &self,
         py: Python<'py>,
         row: &Bound<'py, PyTuple>,
         omit_payload: bool,
+        masked: bool,
+        reward: Option<f64>,
+        discounted_reward: Option<f64>,
     ) -> PyResult<Bound<'py, PyBytes>> {
         let row = rows::record_row(row)?;
-        let encoded = py.detach(|| row.to_proto(omit_payload).map(|r| engine::encode(&r)));
+        let dress = Dress { omit_payload, masked, reward, discounted_reward };
+        let encoded = py.detach(|| row.dressed(dress).map(|r| engine::encode(&r)));
         Ok(PyBytes::new(py, &encoded.map_err(corrupt)?))
     }
 
-    fn verify_chain(&self, py: Python<'_>, lines: Vec<Bound<'_, PyTuple>>, facts: &[u8]) -> PyResult<()> {
+    fn verify_chain(&self, py: Python<'_>, lines: Vec<Bound<'_, PyTuple>>, facts: &[u8]) -> PyResult<Vec<i32>> {
         let lines = lines.iter().map(rows::record_line).collect::<PyResult<Vec<_>>>()?;
         let last = lines.first().map_or(0, |l| l.seq);
         py.detach(|| engine::verify_history(&lines, last, facts)).map_err(corrupt)
     }
 
     fn stats(&self) -> BTreeMap<&'static str, i64> {
-        self.engine.stats().into_iter().collect()
+        let mut stats: BTreeMap<_, _> = self.engine.stats().into_iter().collect();
+        stats.insert("journal_lag_ms", self.engine.journal_lag(&self.now()) as i64);
+        stats
+    }
+
+    fn ready_sequence(&self) -> u64 {
+        self.engine.ready_sequence()
     }
 
     fn begin_drain(&self) {
@@ -290,8 +309,17 @@ impl Engine {
             match effect {
                 Effect::Find { id, tenant, session_id } => list.append(("find", id, &*tenant, &*session_id))?,
                 Effect::Header { id, root } => list.append(("header", id, PyBytes::new(py, &root.bytes())))?,
-                Effect::Session { id, uid, with_tokens } => {
-                    list.append(("session", id, PyBytes::new(py, &uid.bytes()), with_tokens))?;
+                Effect::Session { id, uid, wanted } => {
+                    let Wanted { tokens, provisional, state_turn } = wanted;
+                    list.append(("session", id, PyBytes::new(py, &uid.bytes()), tokens, provisional, state_turn))?;
+                }
+                Effect::Trajectories { id, wanted } => {
+                    let ids: Vec<_> = wanted.iter().map(|w| (PyBytes::new(py, &w.session.bytes()), w.number)).collect();
+                    list.append(("trajectories", id, ids))?;
+                }
+                Effect::Due { id, until_ms, after, limit } => {
+                    let after = after.map(|a| (a.due_ms, PyBytes::new(py, &a.uid.bytes())));
+                    list.append(("due", id, until_ms, after, limit))?;
                 }
                 Effect::Read { id, tenant, session_id } => list.append(("read", id, &*tenant, &*session_id))?,
             }
@@ -339,6 +367,47 @@ impl Engine {
             self.engine.session_read(effect, row, self.now());
             self.stirred()
         }))
+    }
+
+    fn trajectories_found(
+        &self,
+        py: Python<'_>,
+        effect: u64,
+        found: Vec<Option<Bound<'_, PyTuple>>>,
+    ) -> PyResult<bool> {
+        let found = found.iter().map(|f| f.as_ref().map(rows::trajectory).transpose()).collect::<PyResult<Vec<_>>>()?;
+        Ok(py.detach(|| {
+            self.engine.trajectories_found(effect, found, self.now());
+            self.stirred()
+        }))
+    }
+
+    #[pyo3(signature = (effect, found, next_ms))]
+    fn due_found(
+        &self,
+        py: Python<'_>,
+        effect: u64,
+        found: Vec<Bound<'_, PyTuple>>,
+        next_ms: Option<i64>,
+    ) -> PyResult<bool> {
+        let found = found.iter().map(rows::due).collect::<PyResult<Vec<_>>>()?;
+        Ok(py.detach(|| {
+            self.engine.due_found(effect, found, next_ms, self.now());
+            self.stirred()
+        }))
+    }
+
+    fn set_logging(&self, on: bool) {
+        self.engine.set_logging(on);
+    }
+
+    fn events<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyList>, u64)> {
+        let (events, dropped) = self.engine.events();
+        let list = PyList::empty(py);
+        for event in events {
+            list.append(rows::event(py, event)?)?;
+        }
+        Ok((list, dropped))
     }
 
     fn load_failed(&self, effect: u64, message: &str) -> bool {
@@ -389,15 +458,74 @@ impl Batch {
         self.batch.closes.iter().map(|(_, close)| rows::close(py, close)).collect()
     }
 
+    fn rewards<'py>(&self, py: Python<'py>) -> Vec<(Bound<'py, PyBytes>, u64, f64)> {
+        let rewards = self.batch.rewards.iter();
+        rewards.map(|(_, session, seq, value)| (PyBytes::new(py, &session.bytes()), *seq, *value)).collect()
+    }
+
+    fn finished<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyTuple>>> {
+        self.batch.finished.iter().map(|(_, finished)| rows::finished(py, finished)).collect()
+    }
+
+    fn acks<'py>(&self, py: Python<'py>) -> Vec<(Bound<'py, PyBytes>, u32, i64)> {
+        let acks = self.batch.acks.iter();
+        acks.map(|(_, session, number, ms)| (PyBytes::new(py, &session.bytes()), *number, *ms)).collect()
+    }
+
     fn split(&self) -> Vec<Batch> {
         self.batch.split().into_iter().map(|batch| Batch { batch }).collect()
+    }
+}
+
+/// The rows of one trajectory; see `roost_core::rows`.
+#[pyclass(frozen)]
+struct Rows {
+    rows: Mutex<roost_core::rows::Rows>,
+}
+
+#[pymethods]
+impl Rows {
+    #[new]
+    fn new() -> Self {
+        Rows { rows: Mutex::default() }
+    }
+
+    fn context(&self, py: Python<'_>, meta: &[u8], tokens: &[u8]) -> PyResult<()> {
+        py.detach(|| self.rows.lock().context(meta, tokens)).map_err(corrupt)
+    }
+
+    fn context_parts<'py>(&self, py: Python<'py>) -> Vec<Bound<'py, PyBytes>> {
+        let parts: Vec<_> = py.detach(|| self.rows.lock().context_parts().iter().map(engine::encode).collect());
+        parts.iter().map(|p: &Vec<u8>| PyBytes::new(py, p)).collect()
+    }
+
+    #[pyo3(signature = (row, discounted_reward, train))]
+    fn push<'py>(
+        &self,
+        py: Python<'py>,
+        row: &Bound<'py, PyTuple>,
+        discounted_reward: Option<f64>,
+        train: bool,
+    ) -> PyResult<Vec<Bound<'py, PyBytes>>> {
+        let row = rows::record_row(row)?;
+        let parts = py.detach(|| {
+            let record = row.to_proto(false)?;
+            let ended = self.rows.lock().push(&record, discounted_reward, train);
+            Ok(ended.iter().map(engine::encode).collect::<Vec<_>>())
+        });
+        Ok(parts.map_err(corrupt)?.iter().map(|p| PyBytes::new(py, p)).collect())
+    }
+
+    fn finish<'py>(&self, py: Python<'py>) -> Vec<Bound<'py, PyBytes>> {
+        let parts: Vec<_> = py.detach(|| self.rows.lock().finish().iter().map(engine::encode).collect());
+        parts.iter().map(|p: &Vec<u8>| PyBytes::new(py, p)).collect()
     }
 }
 
 #[pymodule(gil_used = false)]
 mod _core {
     #[pymodule_export]
-    use super::{Batch, Engine};
+    use super::{Batch, Engine, Rows};
     use super::{Limits, Method, Reason};
     use pyo3::prelude::*;
     use pyo3::types::PyDict;

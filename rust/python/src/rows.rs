@@ -1,11 +1,13 @@
 //! Rows between the engine and Python: tuples in the column orders of `python/roost/store/base.py`.
 
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyTuple};
+use pyo3::types::{PyBytes, PyDict, PyTuple};
 use roost_core::chain::Line;
-use roost_core::engine::{FoundSession, HeaderRow, LoadedSession, RecordRow, SessionRow};
+use roost_core::engine::{
+    DueSession, Event, FoundSession, FoundTrajectory, HeaderRow, LoadedSession, RecordRow, SessionRow, Value,
+};
 use roost_core::ids::Uid;
-use roost_core::journal::{Close, Record, Row};
+use roost_core::journal::{Close, Finished, Record, Row};
 
 /// A tuple of what each expression becomes in Python.
 macro_rules! tuple {
@@ -49,9 +51,39 @@ pub(crate) fn upsert<'py>(py: Python<'py>, row: &Row) -> PyResult<Bound<'py, PyT
         i32::from(row.running),
         maybe(py, &row.lease),
         bytes(py, &row.facts),
+        row.finish_due_ms,
         row.seq,
         row.prev,
     )
+}
+
+pub(crate) fn finished<'py>(py: Python<'py>, finished: &Finished) -> PyResult<Bound<'py, PyTuple>> {
+    tuple!(
+        py,
+        bytes(py, &finished.session.bytes()),
+        finished.number,
+        &*finished.tenant,
+        bytes(py, &finished.root.bytes()),
+        finished.ready_seq,
+        finished.after_seq,
+        finished.first_turn,
+        finished.turn_count,
+        finished.ready_ms,
+    )
+}
+
+/// One line of the log: its name, when, and its fields.
+pub(crate) fn event<'py>(py: Python<'py>, event: Event) -> PyResult<Bound<'py, PyTuple>> {
+    let fields = PyDict::new(py);
+    for (name, value) in event.fields {
+        match value {
+            Value::Text(text) => fields.set_item(name, &*text)?,
+            Value::Int(n) => fields.set_item(name, n)?,
+            Value::Flag(flag) => fields.set_item(name, flag)?,
+            Value::Times(times) => fields.set_item(name, times)?,
+        }
+    }
+    tuple!(py, event.name, event.wall_ms, fields)
 }
 
 pub(crate) fn insert<'py>(py: Python<'py>, record: &Record) -> PyResult<Bound<'py, PyTuple>> {
@@ -112,7 +144,8 @@ pub(crate) fn header_row(row: &Bound<'_, PyTuple>) -> PyResult<HeaderRow> {
         last: column(row, 9)?,
         running: column::<i64>(row, 10)? != 0,
         lease: maybe_blob(row, 11)?,
-        seq: column(row, 12)?,
+        finish_due_ms: column(row, 12)?,
+        seq: column(row, 13)?,
     })
 }
 
@@ -144,7 +177,8 @@ pub(crate) fn session_row(row: &Bound<'_, PyTuple>) -> PyResult<SessionRow> {
         lease: maybe_blob(row, 17)?,
         facts: blob(row, 18)?,
         receipt: maybe_blob(row, 19)?,
-        seq: column(row, 20)?,
+        finish_due_ms: column(row, 20)?,
+        seq: column(row, 21)?,
     })
 }
 
@@ -165,8 +199,25 @@ pub(crate) fn loaded(row: &Bound<'_, PyTuple>) -> PyResult<LoadedSession> {
     Ok(LoadedSession {
         row: session_row(row.get_item(0)?.cast::<PyTuple>()?)?,
         lines: lines.iter().map(record_line).collect::<PyResult<_>>()?,
-        state: maybe_blob(row, 2)?,
+        state: maybe_blob(row, 3)?.map(|state| Ok::<_, PyErr>((column(row, 2)?, state))).transpose()?,
+        provisional: match row.get_item(4)? {
+            record if record.is_none() => None,
+            record => Some(record_row(record.cast::<PyTuple>()?)?),
+        },
     })
+}
+
+pub(crate) fn trajectory(row: &Bound<'_, PyTuple>) -> PyResult<FoundTrajectory> {
+    Ok(FoundTrajectory {
+        tenant: column(row, 0)?,
+        root: uid(row, 1)?,
+        root_session_id: column(row, 2)?,
+        acknowledged: column::<i64>(row, 3)? != 0,
+    })
+}
+
+pub(crate) fn due(row: &Bound<'_, PyTuple>) -> PyResult<DueSession> {
+    Ok(DueSession { due_ms: column(row, 0)?, uid: uid(row, 1)?, tenant: column(row, 2)?, session_id: column(row, 3)? })
 }
 
 pub(crate) fn record_row(row: &Bound<'_, PyTuple>) -> PyResult<RecordRow> {

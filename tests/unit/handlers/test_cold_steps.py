@@ -7,16 +7,20 @@ from typing import Any
 
 import pytest
 
-from roost.handlers.cold import Cold
+from roost.handlers.cold import Cold, Step
 from roost.handlers.errors import Refused
 from roost.handlers.export import export_trajectories
 from roost.handlers.history import read_history
-from roost.store.base import RecordLine, RecordRow, SessionFilter, SessionRow
+from roost.store.base import RecordLine, RecordRow, SessionFilter, SessionRow, TrajectoryRow
 from roost.v1 import session_service_pb2, trajectory_service_pb2, types_pb2
 
 STEP = 300  # rows; a page of 256 lines and then some
 RECORDS = 1_000
 OMITTED = session_service_pb2.ReadHistoryRequest(session_id="s0", omit_payload=True).SerializeToString()
+
+ALL = trajectory_service_pb2.ExportTrajectoriesRequest(
+    selection=trajectory_service_pb2.TRAJECTORY_SELECTION_ALL, discount=1
+)
 
 
 class FakeEngine:
@@ -26,15 +30,16 @@ class FakeEngine:
         self.verified: list[int] = []
         self.corrupt = False
 
-    def verify_chain(self, lines: Sequence[RecordLine], facts: bytes) -> None:
+    def verify_chain(self, lines: Sequence[RecordLine], facts: bytes) -> list[int]:
         self.verified.append(len(lines))
         if self.corrupt or (lines and lines[-1].prev):
             raise ValueError("it is missing")
+        return [1] * len(lines)
 
     def describe(self, rows: Sequence[SessionRow]) -> list[bytes]:
         return [types_pb2.Session(session_id=row.session_id).SerializeToString() for row in rows]
 
-    def describe_record(self, row: RecordRow, omit_payload: bool) -> bytes:
+    def describe_record(self, row: RecordRow, *dress: Any) -> bytes:
         return types_pb2.Record(turn=row.turn).SerializeToString()
 
     def refuse(self, reason: str, message: str, metadata: dict[str, str]) -> tuple[int, str, bytes]:
@@ -69,6 +74,12 @@ class FakeStore:
         self.read += len(turns)
         return [RecordLine(turn, turn - 1, 1, turn, b"", b"", None) for turn in turns]
 
+    def read_rewards(self, uid: bytes) -> dict[int, float]:
+        return {}
+
+    def session_trajectories(self, uid: bytes) -> list[TrajectoryRow]:
+        return []
+
     def read_records(self, seqs: Sequence[int]) -> list[RecordRow]:
         self.read += len(seqs)
         return [RecordRow(seq, seq - 1, 1, seq, b"", b"", None, None, None, None) for seq in seqs]
@@ -77,11 +88,13 @@ class FakeStore:
 def _row(number: int, last: int) -> SessionRow:
     uid = number.to_bytes(16, "big")
     name = f"s{number}"
-    return SessionRow(uid, "t", name, uid, b"", "", name, "/root", 0, 0, 1, last, 0, 0, 0, last, 0, None, b"", None, 1)
+    return SessionRow(
+        uid, "t", name, uid, b"", "", name, "/root", 0, 0, 1, last, 0, 0, 0, last, 0, None, b"", None, 0, 1
+    )
 
 
 def steps(
-    handler: Callable[[Cold, bytes], Iterator[bytes]], request: bytes, store: FakeStore, engine: FakeEngine
+    handler: Callable[[Cold, bytes], Iterator[Step]], request: bytes, store: FakeStore, engine: FakeEngine
 ) -> tuple[list[int], list[bytes]]:
     """Run a stream: the rows that each step read, and what was sent."""
     parts: tuple[Any, Any] = (engine, store)
@@ -109,7 +122,7 @@ def test_a_long_history_is_listed_in_short_steps(records: int) -> None:
 
 def test_a_long_session_is_exported_in_short_steps_and_whole() -> None:
     engine = FakeEngine()
-    reads, sent = steps(export_trajectories, b"", FakeStore(RECORDS, 0, 3), engine)
+    reads, sent = steps(export_trajectories, ALL.SerializeToString(), FakeStore(RECORDS, 0, 3), engine)
     assert max(reads) <= STEP
     assert engine.verified == [RECORDS, 0, 3]
     parts = [trajectory_service_pb2.ExportTrajectoriesResponse.FromString(part) for part in sent]
@@ -128,7 +141,7 @@ def test_what_does_not_verify_is_not_sent() -> None:
 def test_a_thousand_ids_are_looked_up_in_short_steps_and_before_anything_is_sent() -> None:
     store = FakeStore(*[0] * 999)
     ids = [f"s{n}" for n in range(999)]
-    request = trajectory_service_pb2.ExportTrajectoriesRequest(session_ids=ids)
+    request = trajectory_service_pb2.ExportTrajectoriesRequest(session_ids=ids, selection=ALL.selection)
     reads, sent = steps(export_trajectories, request.SerializeToString(), store, FakeEngine())
     assert max(reads) <= STEP
     parts = [trajectory_service_pb2.ExportTrajectoriesResponse.FromString(part) for part in sent]
@@ -145,6 +158,6 @@ def test_sessions_that_are_too_new_are_passed_over_in_short_steps() -> None:
     """What is opened while the export runs may be many pages of its list."""
     store = FakeStore(*[0] * 1_000)
     store.rows = {name: row._replace(create_ms=1 << 60) for name, row in store.rows.items()}
-    reads, sent = steps(export_trajectories, b"", store, FakeEngine())
+    reads, sent = steps(export_trajectories, ALL.SerializeToString(), store, FakeEngine())
     assert max(reads) <= STEP
     assert sent == []

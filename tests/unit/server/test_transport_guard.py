@@ -41,6 +41,9 @@ class FakeEngine:
     def undelivered(self, method: int, request: bytes, reply: bytes, tenant: str) -> None:
         self._do("undelivered")
 
+    def ready_sequence(self) -> int:
+        return 0
+
     def tick(self) -> int:
         self._do("tick")
         return 100

@@ -9,12 +9,21 @@ from typing import Any
 
 import apsw
 
-from roost.store.base import RecordInsert, SessionClose, SessionUpsert, StatusUpdate
+from roost.store.base import (
+    FINISHED,
+    RecordInsert,
+    RewardUpsert,
+    SessionClose,
+    SessionUpsert,
+    StatusUpdate,
+    TrajectoryAck,
+    TrajectoryInsert,
+)
 
 OPEN, SEALED, CLOSED = 1, 2, 3
 COMMITTED, PROVISIONAL, ABORTED, SUPERSEDED = 1, 2, 3, 4
 
-TABLES = ("meta", "shard", "session", "record")
+TABLES = ("meta", "shard", "session", "record", "reward", "trajectory")
 
 
 @dataclass
@@ -28,6 +37,9 @@ class FakeBatch:
     status_rows: list[tuple[Any, ...]] = field(default_factory=list)
     close_rows: list[tuple[Any, ...]] = field(default_factory=list)
     roots: list[bytes] = field(default_factory=list)
+    reward_rows: list[tuple[Any, ...]] = field(default_factory=list)
+    finished_rows: list[tuple[Any, ...]] = field(default_factory=list)
+    ack_rows: list[tuple[Any, ...]] = field(default_factory=list)
 
     def sessions(self) -> list[tuple[Any, ...]]:
         return self.session_rows
@@ -40,6 +52,15 @@ class FakeBatch:
 
     def closes(self) -> list[tuple[Any, ...]]:
         return self.close_rows
+
+    def rewards(self) -> list[tuple[Any, ...]]:
+        return self.reward_rows
+
+    def finished(self) -> list[tuple[Any, ...]]:
+        return self.finished_rows
+
+    def acks(self) -> list[tuple[Any, ...]]:
+        return self.ack_rows
 
     def split(self) -> list[FakeBatch]:
         raise NotImplementedError
@@ -81,6 +102,10 @@ class Maker:
         self.changed: dict[bytes, None] = {}
         self.records: list[RecordInsert] = []
         self.statuses: list[StatusUpdate] = []
+        self.rewards: list[RewardUpsert] = []
+        self.finished: list[TrajectoryInsert] = []
+        self.acks: list[TrajectoryAck] = []
+        self.done: dict[bytes, list[TrajectoryInsert]] = {}
         self.first = next_seq
 
     def _seq(self) -> int:
@@ -113,6 +138,7 @@ class Maker:
             running=0,
             lease=None,
             facts=facts_with(0),
+            finish_due=0,
             seq=self._seq(),
             prev=0,
         )
@@ -147,6 +173,35 @@ class Maker:
         self._set(row.uid, provisional=seq, **_end(seq))
         return seq
 
+    def reward(self, n: int, seq: int, value: float, due: int = 0) -> None:
+        """A record is rewarded; its session's trajectory may finish by itself."""
+        self.rewards.append(RewardUpsert(uid_of(n), seq, value))
+        self._set(uid_of(n), finish_due=due, seq=self._seq())
+
+    def finish(self, n: int) -> TrajectoryInsert:
+        """A trajectory is finished, by an event of its own."""
+        row = self.rows[uid_of(n)]
+        seq = self._seq()
+        before = self.done.setdefault(row.uid, [])
+        first = before[-1].first_turn + before[-1].turn_count if before else 1
+        after = before[-1].ready_seq if before else 0
+        made = TrajectoryInsert(
+            row.uid, len(before) + 1, row.tenant, row.root, seq, after, first, row.head + 1 - first, 5000 + seq
+        )
+        before.append(made)
+        self.finished.append(made)
+        chain = hashlib.sha256(b"event%d" % seq).digest()
+        self.records.append(
+            RecordInsert(seq, row.uid, row.last, FINISHED, row.head, b"event", chain, None, None, None, None)
+        )
+        self._set(row.uid, finish_due=0, last=seq, seq=seq)
+        return made
+
+    def acknowledge(self, made: TrajectoryInsert, ack_ms: int = 9000) -> None:
+        """A trajectory is acknowledged, which changes no session."""
+        self._seq()
+        self.acks.append(TrajectoryAck(made.session, made.number, ack_ms))
+
     def _record(
         self, row: SessionUpsert, seq: int, status: int, turn: int, size: int, state: bytes | None, tokens: bytes | None
     ) -> None:
@@ -160,7 +215,7 @@ class Maker:
 
     def state(self, n: int, state: int) -> None:
         """A session leaves OPEN or comes back, with its facts in memory."""
-        values = {"running": 0, "lease": None, "provisional": 0} if state != OPEN else {}
+        values = {"running": 0, "lease": None, "provisional": 0, "finish_due": 0} if state != OPEN else {}
         self._set(uid_of(n), state=state, seq=self._seq(), **values)
 
     def close(self, n: int, state: int = CLOSED, receipt: bytes = b"receipt") -> SessionClose:
@@ -168,7 +223,7 @@ class Maker:
         row = self.rows[uid_of(n)]
         prev = row.seq
         seq = self._seq()
-        self.rows[row.uid] = row._replace(state=state, running=0, lease=None, provisional=0, seq=seq)
+        self.rows[row.uid] = row._replace(state=state, running=0, lease=None, provisional=0, finish_due=0, seq=seq)
         if row.uid not in self.changed:
             self.stored[row.uid] = seq
         return SessionClose(row.uid, prev, seq, state, receipt)
@@ -190,6 +245,9 @@ class Maker:
             [tuple(s) for s in self.statuses],
             [tuple(c) for c in closes],
             sorted({self.rows[uid].root for uid in self.changed}),
+            [tuple(r) for r in self.rewards],
+            [tuple(t) for t in self.finished],
+            [tuple(a) for a in self.acks],
         )
 
     def taken(self) -> None:
@@ -199,6 +257,9 @@ class Maker:
         self.changed.clear()
         self.records.clear()
         self.statuses.clear()
+        self.rewards.clear()
+        self.finished.clear()
+        self.acks.clear()
         self.first = self.next_seq
 
 

@@ -1,4 +1,5 @@
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
@@ -6,8 +7,25 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class EndedBy(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ENDED_BY_UNSPECIFIED: _ClassVar[EndedBy]
+    ENDED_BY_COMMIT: _ClassVar[EndedBy]
+    ENDED_BY_ABORT: _ClassVar[EndedBy]
+    ENDED_BY_EXPIRY: _ClassVar[EndedBy]
+    ENDED_BY_TAKEOVER: _ClassVar[EndedBy]
+    ENDED_BY_INTERRUPT: _ClassVar[EndedBy]
+    ENDED_BY_FINISH: _ClassVar[EndedBy]
+ENDED_BY_UNSPECIFIED: EndedBy
+ENDED_BY_COMMIT: EndedBy
+ENDED_BY_ABORT: EndedBy
+ENDED_BY_EXPIRY: EndedBy
+ENDED_BY_TAKEOVER: EndedBy
+ENDED_BY_INTERRUPT: EndedBy
+ENDED_BY_FINISH: EndedBy
+
 class SessionFacts(_message.Message):
-    __slots__ = ("create_ms", "labels", "stale_timeout_ms", "last_outcome", "chain", "checkpoint_tokens", "state_seq", "open_request", "update_request", "attempts", "head_seq")
+    __slots__ = ("create_ms", "labels", "stale_timeout_ms", "last_outcome", "chain", "checkpoint_tokens", "state_seq", "open_request", "update_request", "attempts", "head_seq", "trajectories", "trajectory_turns", "trajectory_seq", "reward_request", "reward_turn", "reward_trajectory", "interrupt_request", "interrupt_activity", "interrupt_turn", "reward_value", "reward_request_turn", "reward_request_trajectory")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -26,6 +44,18 @@ class SessionFacts(_message.Message):
     UPDATE_REQUEST_FIELD_NUMBER: _ClassVar[int]
     ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
     HEAD_SEQ_FIELD_NUMBER: _ClassVar[int]
+    TRAJECTORIES_FIELD_NUMBER: _ClassVar[int]
+    TRAJECTORY_TURNS_FIELD_NUMBER: _ClassVar[int]
+    TRAJECTORY_SEQ_FIELD_NUMBER: _ClassVar[int]
+    REWARD_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    REWARD_TURN_FIELD_NUMBER: _ClassVar[int]
+    REWARD_TRAJECTORY_FIELD_NUMBER: _ClassVar[int]
+    INTERRUPT_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    INTERRUPT_ACTIVITY_FIELD_NUMBER: _ClassVar[int]
+    INTERRUPT_TURN_FIELD_NUMBER: _ClassVar[int]
+    REWARD_VALUE_FIELD_NUMBER: _ClassVar[int]
+    REWARD_REQUEST_TURN_FIELD_NUMBER: _ClassVar[int]
+    REWARD_REQUEST_TRAJECTORY_FIELD_NUMBER: _ClassVar[int]
     create_ms: int
     labels: _containers.ScalarMap[str, str]
     stale_timeout_ms: int
@@ -37,7 +67,19 @@ class SessionFacts(_message.Message):
     update_request: RequestMark
     attempts: int
     head_seq: int
-    def __init__(self, create_ms: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., stale_timeout_ms: _Optional[int] = ..., last_outcome: _Optional[int] = ..., chain: _Optional[bytes] = ..., checkpoint_tokens: _Optional[int] = ..., state_seq: _Optional[int] = ..., open_request: _Optional[_Union[RequestMark, _Mapping]] = ..., update_request: _Optional[_Union[RequestMark, _Mapping]] = ..., attempts: _Optional[int] = ..., head_seq: _Optional[int] = ...) -> None: ...
+    trajectories: int
+    trajectory_turns: int
+    trajectory_seq: int
+    reward_request: RequestMark
+    reward_turn: int
+    reward_trajectory: int
+    interrupt_request: RequestMark
+    interrupt_activity: int
+    interrupt_turn: int
+    reward_value: float
+    reward_request_turn: int
+    reward_request_trajectory: int
+    def __init__(self, create_ms: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., stale_timeout_ms: _Optional[int] = ..., last_outcome: _Optional[int] = ..., chain: _Optional[bytes] = ..., checkpoint_tokens: _Optional[int] = ..., state_seq: _Optional[int] = ..., open_request: _Optional[_Union[RequestMark, _Mapping]] = ..., update_request: _Optional[_Union[RequestMark, _Mapping]] = ..., attempts: _Optional[int] = ..., head_seq: _Optional[int] = ..., trajectories: _Optional[int] = ..., trajectory_turns: _Optional[int] = ..., trajectory_seq: _Optional[int] = ..., reward_request: _Optional[_Union[RequestMark, _Mapping]] = ..., reward_turn: _Optional[int] = ..., reward_trajectory: _Optional[int] = ..., interrupt_request: _Optional[_Union[RequestMark, _Mapping]] = ..., interrupt_activity: _Optional[int] = ..., interrupt_turn: _Optional[int] = ..., reward_value: _Optional[float] = ..., reward_request_turn: _Optional[int] = ..., reward_request_trajectory: _Optional[int] = ...) -> None: ...
 
 class RequestMark(_message.Message):
     __slots__ = ("request_id", "hash")
@@ -48,7 +90,7 @@ class RequestMark(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., hash: _Optional[bytes] = ...) -> None: ...
 
 class RunningGrant(_message.Message):
-    __slots__ = ("fence", "nonce", "turn", "attempt", "owner", "lease_ms", "begin_ms", "request", "expired")
+    __slots__ = ("fence", "nonce", "turn", "attempt", "owner", "lease_ms", "begin_ms", "request", "expired", "interrupted")
     FENCE_FIELD_NUMBER: _ClassVar[int]
     NONCE_FIELD_NUMBER: _ClassVar[int]
     TURN_FIELD_NUMBER: _ClassVar[int]
@@ -58,6 +100,7 @@ class RunningGrant(_message.Message):
     BEGIN_MS_FIELD_NUMBER: _ClassVar[int]
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     EXPIRED_FIELD_NUMBER: _ClassVar[int]
+    INTERRUPTED_FIELD_NUMBER: _ClassVar[int]
     fence: int
     nonce: bytes
     turn: int
@@ -67,7 +110,8 @@ class RunningGrant(_message.Message):
     begin_ms: int
     request: RequestMark
     expired: bool
-    def __init__(self, fence: _Optional[int] = ..., nonce: _Optional[bytes] = ..., turn: _Optional[int] = ..., attempt: _Optional[int] = ..., owner: _Optional[str] = ..., lease_ms: _Optional[int] = ..., begin_ms: _Optional[int] = ..., request: _Optional[_Union[RequestMark, _Mapping]] = ..., expired: bool = ...) -> None: ...
+    interrupted: bool
+    def __init__(self, fence: _Optional[int] = ..., nonce: _Optional[bytes] = ..., turn: _Optional[int] = ..., attempt: _Optional[int] = ..., owner: _Optional[str] = ..., lease_ms: _Optional[int] = ..., begin_ms: _Optional[int] = ..., request: _Optional[_Union[RequestMark, _Mapping]] = ..., expired: bool = ..., interrupted: bool = ...) -> None: ...
 
 class Receipt(_message.Message):
     __slots__ = ("reason", "close_ms", "slots_released", "children_closed", "turn_count", "close_number", "provisionals_aborted", "request")
@@ -89,8 +133,24 @@ class Receipt(_message.Message):
     request: RequestMark
     def __init__(self, reason: _Optional[int] = ..., close_ms: _Optional[int] = ..., slots_released: _Optional[int] = ..., children_closed: _Optional[int] = ..., turn_count: _Optional[int] = ..., close_number: _Optional[int] = ..., provisionals_aborted: _Optional[int] = ..., request: _Optional[_Union[RequestMark, _Mapping]] = ...) -> None: ...
 
+class Attachment(_message.Message):
+    __slots__ = ("name", "dtype", "shape", "uri", "sha256", "size_bytes")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    URI_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    dtype: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    uri: str
+    sha256: bytes
+    size_bytes: int
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., uri: _Optional[str] = ..., sha256: _Optional[bytes] = ..., size_bytes: _Optional[int] = ...) -> None: ...
+
 class RecordMeta(_message.Message):
-    __slots__ = ("turn", "attempt", "fence", "outcome", "head_version", "create_ms", "nonce", "begin_request", "end_request", "content_type", "finish_reason", "labels", "token_offset", "token_count", "new_segment", "weight_versions", "prompt_tokens", "completion_tokens", "cached_tokens", "has_usage", "owner", "tokens_digest", "content_digest", "arrays_digest", "logprobs_bytes", "state_digest", "has_tokens", "then", "next_fence")
+    __slots__ = ("turn", "attempt", "fence", "outcome", "head_version", "create_ms", "nonce", "begin_request", "end_request", "content_type", "finish_reason", "labels", "token_offset", "token_count", "new_segment", "weight_versions", "prompt_tokens", "completion_tokens", "cached_tokens", "has_usage", "owner", "tokens_digest", "content_digest", "arrays_digest", "logprobs_bytes", "state_digest", "has_tokens", "then", "next_fence", "ended_by", "base_turn", "attachments", "trajectory", "trajectory_base", "finishes")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -127,6 +187,12 @@ class RecordMeta(_message.Message):
     HAS_TOKENS_FIELD_NUMBER: _ClassVar[int]
     THEN_FIELD_NUMBER: _ClassVar[int]
     NEXT_FENCE_FIELD_NUMBER: _ClassVar[int]
+    ENDED_BY_FIELD_NUMBER: _ClassVar[int]
+    BASE_TURN_FIELD_NUMBER: _ClassVar[int]
+    ATTACHMENTS_FIELD_NUMBER: _ClassVar[int]
+    TRAJECTORY_FIELD_NUMBER: _ClassVar[int]
+    TRAJECTORY_BASE_FIELD_NUMBER: _ClassVar[int]
+    FINISHES_FIELD_NUMBER: _ClassVar[int]
     turn: int
     attempt: int
     fence: int
@@ -156,4 +222,10 @@ class RecordMeta(_message.Message):
     has_tokens: bool
     then: int
     next_fence: int
-    def __init__(self, turn: _Optional[int] = ..., attempt: _Optional[int] = ..., fence: _Optional[int] = ..., outcome: _Optional[int] = ..., head_version: _Optional[int] = ..., create_ms: _Optional[int] = ..., nonce: _Optional[bytes] = ..., begin_request: _Optional[_Union[RequestMark, _Mapping]] = ..., end_request: _Optional[_Union[RequestMark, _Mapping]] = ..., content_type: _Optional[str] = ..., finish_reason: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., token_offset: _Optional[int] = ..., token_count: _Optional[int] = ..., new_segment: bool = ..., weight_versions: _Optional[_Iterable[int]] = ..., prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., has_usage: bool = ..., owner: _Optional[str] = ..., tokens_digest: _Optional[bytes] = ..., content_digest: _Optional[bytes] = ..., arrays_digest: _Optional[bytes] = ..., logprobs_bytes: _Optional[int] = ..., state_digest: _Optional[bytes] = ..., has_tokens: bool = ..., then: _Optional[int] = ..., next_fence: _Optional[int] = ...) -> None: ...
+    ended_by: EndedBy
+    base_turn: int
+    attachments: _containers.RepeatedCompositeFieldContainer[Attachment]
+    trajectory: int
+    trajectory_base: int
+    finishes: bool
+    def __init__(self, turn: _Optional[int] = ..., attempt: _Optional[int] = ..., fence: _Optional[int] = ..., outcome: _Optional[int] = ..., head_version: _Optional[int] = ..., create_ms: _Optional[int] = ..., nonce: _Optional[bytes] = ..., begin_request: _Optional[_Union[RequestMark, _Mapping]] = ..., end_request: _Optional[_Union[RequestMark, _Mapping]] = ..., content_type: _Optional[str] = ..., finish_reason: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., token_offset: _Optional[int] = ..., token_count: _Optional[int] = ..., new_segment: bool = ..., weight_versions: _Optional[_Iterable[int]] = ..., prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., has_usage: bool = ..., owner: _Optional[str] = ..., tokens_digest: _Optional[bytes] = ..., content_digest: _Optional[bytes] = ..., arrays_digest: _Optional[bytes] = ..., logprobs_bytes: _Optional[int] = ..., state_digest: _Optional[bytes] = ..., has_tokens: bool = ..., then: _Optional[int] = ..., next_fence: _Optional[int] = ..., ended_by: _Optional[_Union[EndedBy, str]] = ..., base_turn: _Optional[int] = ..., attachments: _Optional[_Iterable[_Union[Attachment, _Mapping]]] = ..., trajectory: _Optional[int] = ..., trajectory_base: _Optional[int] = ..., finishes: bool = ...) -> None: ...

@@ -1,12 +1,16 @@
 //! BeginTurn and RenewTurns: grants and their leases.
 
-use super::reload::Located;
-use super::requests::Begin;
+use super::end::{Left, leave};
+use super::events::{Ended, Times, outcome_name};
+use super::reload::{Located, Wanted};
+use super::requests::{Begin, Payload};
 use super::tree::{Lease, Line, Resident, Tree, TreeState, gate_refusal};
 use super::{
-    Answer, Call, Engine, Moment, Pending, TicketState, Timer, Work, closed, count, duration, not_found, timestamp,
+    Answer, Call, Engine, Found, Moment, Pending, TicketState, Timer, Work, closed, count, duration, not_found,
+    timestamp,
 };
 use crate::error::{Reason, Refusal};
+use crate::gen_store::EndedBy;
 use crate::gen_v1 as v1;
 use crate::ids::{LeaseToken, check_session_id, fingerprint, repeats};
 use parking_lot::MutexGuard;
@@ -67,7 +71,12 @@ impl Engine {
             // one meets.
             return loading.calls.push(call);
         }
+        if matches!(&call.call, Call::Begin(b) if !b.validate_only) {
+            // The turn would be the first of the next trajectory.
+            self.finish_if_due(tree, state, index, now);
+        }
         let (Call::Begin(begin), Some(line)) = (&call.call, state.line(index)) else { return };
+        let mut takes_over = false;
         if line.born || line.closed.is_some() {
             let seen =
                 |r: &Resident| begin.mark.as_ref().is_some_and(|m| r.requests.contains(&fingerprint(&m.request_id)));
@@ -81,24 +90,34 @@ impl Engine {
                         && !call.request_is_new =>
                 {
                     return match &line.resident {
-                        None => self.load(call, tree, state, index, false),
+                        None => self.load(call, tree, state, index, Wanted::default()),
                         Some(resident) if seen(resident) => self.ask_records(call, uid, false, after),
-                        Some(_) => self.reply(call.ticket, Err(refusal), tree, state, work),
+                        Some(_) => {
+                            self.log_begin_conflict(tree.root, line, &call, begin, &refusal, now);
+                            self.reply(call.ticket, Err(refusal), tree, state, work);
+                        }
                     };
                 }
-                Err(refusal) => return self.reply(call.ticket, Err(refusal), tree, state, work),
+                Err(refusal) => {
+                    if matches!(refusal.reason, Reason::TurnMismatch | Reason::TurnInProgress) {
+                        self.log_begin_conflict(tree.root, line, &call, begin, &refusal, now);
+                    }
+                    return self.reply(call.ticket, Err(refusal), tree, state, work);
+                }
                 Ok(Standing::New) => {}
+                Ok(Standing::Takeover) => takes_over = true,
             }
             // What the grant's answer needs comes to memory before a slot is taken: a load can fail, a grant cannot.
-            let tokens = begin.known_head_version != Some(line.head_version);
             let Some(resident) = &line.resident else {
-                return self.load(call, tree, state, index, tokens);
+                let wanted = Wanted::of(begin, line);
+                return self.load(call, tree, state, index, wanted);
             };
             if !call.request_is_new && seen(resident) {
                 return self.ask_records(call, uid, false, after);
             }
-            if tokens && !resident.has_tokens() {
-                return self.load(call, tree, state, index, true);
+            if !call.holds_answer(begin, line, resident) {
+                let wanted = Wanted::of(begin, line);
+                return self.load(call, tree, state, index, wanted);
             }
         } else if begin.open.is_none() {
             return self.refuse(call.ticket, not_found(&begin.session_id), work);
@@ -120,6 +139,7 @@ impl Engine {
                     format!("a turn of session {:?} waits for a slot since {waited} ms", line.session_id),
                 );
                 let refusal = refusal.with("session_id", &line.session_id).with("waited_ms", waited);
+                self.log_begin_conflict(tree.root, line, &call, begin, &refusal, now);
                 return self.reply(call.ticket, Err(refusal), tree, state, work);
             }
             let waits = begin.wait_ms > 0;
@@ -144,6 +164,9 @@ impl Engine {
         }
         if matches!(&call.call, Call::Begin(b) if b.validate_only) {
             return self.preview_begin(&call, tree, state, index, work, now);
+        }
+        if takes_over {
+            return self.take_over(call, tree, state, index, work, now);
         }
         match self.take_slots(tree, state, index, work) {
             Ok(()) => self.begin_with_slots(call, tree, state, index, arrival, work, now),
@@ -184,15 +207,16 @@ impl Engine {
         };
         // While it waited it may have been unloaded: nobody holds an idle session for a waiter. It keeps its slots while
         // it is loaded again, so that residency does not decide who goes first (I11).
-        let ready = unborn || line.resident.as_ref().is_some_and(|r| self.holds_answer(begin, line, r));
+        let ready = unborn || line.resident.as_ref().is_some_and(|r| call.holds_answer(begin, line, r));
         match checked {
             Ok(Standing::New) if ready => {}
             other => {
-                call.arrival = arrival;
                 if let Ok(Standing::New) = other {
-                    let tokens = begin.known_head_version != Some(line.head_version);
-                    return self.load_granted(call, tree, state, index, tokens);
+                    let wanted = Wanted::of(begin, line);
+                    (call.arrival, call.ran_ms) = (arrival, now.mono_ms);
+                    return self.load_granted(call, tree, state, index, wanted);
                 }
+                call.arrival = arrival;
                 self.return_slots(tree, state, index, work);
                 return match other {
                     Err(refusal) => {
@@ -204,7 +228,8 @@ impl Engine {
             }
         }
         let waited = now.mono_ms.saturating_sub(call.since_ms);
-        let Pending { ticket, call: Call::Begin(mut begin), .. } = call else { return };
+        let times = call.times(now);
+        let Pending { ticket, call: Call::Begin(mut begin), found, .. } = call else { return };
         if unborn {
             let Some(options) = begin.open.take() else { return };
             // The session has no request of its own: the grant bears it.
@@ -214,13 +239,18 @@ impl Engine {
                 return self.drop_unborn(tree, state, index, now);
             }
         }
-        let fence = self.grant(&begin, tree, state, index, now);
+        if !unborn {
+            // While it waited its trajectory may have come due.
+            self.finish_if_due(tree, state, index, now);
+        }
+        let fence = self.grant(&begin, times, tree, state, index, now);
         let (Some(line), true) = (state.line(index), fence > 0) else { return };
-        let Some(grant) =
+        let Some(mut grant) =
             line.resident.as_ref().and_then(|r| self.grant_message(line, r, begin.known_head_version, waited, now))
         else {
             return;
         };
+        grant.provisional = live_provisional(line, found.as_ref());
         let reply = v1::BeginTurnResponse { grant: Some(grant), uid: line.uid.to_string(), created: unborn };
         self.granted(ticket, tree, index, fence, work);
         self.reply(ticket, Ok(reply.encode_to_vec()), tree, state, work);
@@ -236,14 +266,11 @@ impl Engine {
         }
     }
 
-    fn holds_answer(&self, begin: &Begin, line: &Line, resident: &Resident) -> bool {
-        begin.known_head_version == Some(line.head_version) || resident.has_tokens()
-    }
-
     /// Makes the grant and journals it. The slots are the caller's and pass to it.
-    pub(crate) fn grant(
+    fn grant(
         &self,
         begin: &Begin,
+        times: Times,
         tree: &Arc<Tree>,
         state: &mut TreeState,
         index: u32,
@@ -260,25 +287,81 @@ impl Engine {
         resident.attempts += 1;
         line.fence += 1;
         let fence = line.fence;
+        let timer = self.timer(now.mono_ms + begin.lease_ms, Timer::Lease(tree.clone(), index, fence));
         let lease = Lease {
             fence,
             nonce,
             turn: line.head + 1,
             attempt: resident.attempts,
-            owner: begin.owner.as_str().into(),
-            lease_ms: begin.lease_ms,
-            begin_wall_ms: now.wall_ms,
-            request: begin.mark.clone(),
-            running: true,
-            answers: 1,
-            deadline_ms: now.mono_ms + begin.lease_ms,
-            timer: self.timer(now.mono_ms + begin.lease_ms, Timer::Lease(tree.clone(), index, fence)),
+            timer,
+            times,
+            ..Lease::begun(begin, now)
         };
         line.lease = Some(Box::new(lease));
         self.append(tree, state, index, now, |_, _, _| ());
         self.running.fetch_add(1, Ordering::Relaxed);
         count(&self.counters.turns_begun);
+        self.log_granted(tree, state, index, now);
         fence
+    }
+
+    /// The log's word of the grant that was just journaled.
+    pub(crate) fn log_granted(&self, tree: &Tree, state: &TreeState, index: u32, now: &Moment) {
+        if let Some((line, lease)) = state.line(index).and_then(|l| Some((l, l.lease.as_ref()?))) {
+            self.log_start(tree.root, line, lease, state.last_seq, now);
+        }
+    }
+
+    /// The turn that runs ends as if its lease had run out; its slot passes to this call in the same entry, so there is
+    /// no instant in which it is free, and no gate.
+    fn take_over(
+        &self,
+        call: Pending,
+        tree: &Arc<Tree>,
+        state: &mut TreeState,
+        index: u32,
+        work: &mut Work,
+        now: &mut Moment,
+    ) {
+        let times = call.times(now);
+        let nonce = now.draw().to_le_bytes();
+        let Pending { ticket, call: Call::Begin(begin), .. } = call else { return };
+        let Some(old) = state.line(index).and_then(|l| l.running()).cloned() else { return };
+        let outcome = old.expired_outcome();
+        let fence = old.fence + 1;
+        let timer = self.timer(now.mono_ms + begin.lease_ms, Timer::Lease(tree.clone(), index, fence));
+        self.append(tree, state, index, now, |seq, line, ops| {
+            let left = Left { outcome, by: EndedBy::Takeover, give_up: false, mark: None };
+            leave(seq, line, ops, &old, Payload::default(), left, now);
+            let Some(resident) = line.resident.as_mut() else { return };
+            resident.attempts += 1;
+            line.fence = fence;
+            line.lease = Some(Box::new(Lease {
+                fence,
+                nonce,
+                turn: line.head + 1,
+                attempt: resident.attempts,
+                timer,
+                times,
+                ..Lease::begun(&begin, now)
+            }));
+        });
+        // Pin, header and slots were the old turn's and are the new one's.
+        self.untimer(old.timer);
+        count(&self.counters.turns_taken_over);
+        count(&self.counters.turns_begun);
+        let Some(line) = state.line(index) else { return };
+        let (name, by) = (outcome_name(outcome), EndedBy::Takeover);
+        self.log_done(tree.root, line, &old, name, by, Ended::default(), state.last_seq, now);
+        self.log_granted(tree, state, index, now);
+        let grant = line.resident.as_ref().and_then(|r| self.grant_message(line, r, begin.known_head_version, 0, now));
+        let Some(mut grant) = grant else { return };
+        if begin.want_provisional {
+            grant.provisional = Some(old.left_empty(outcome, now));
+        }
+        let reply = v1::BeginTurnResponse { grant: Some(grant), uid: line.uid.to_string(), created: false };
+        self.granted(ticket, tree, index, fence, work);
+        self.reply(ticket, Ok(reply.encode_to_vec()), tree, state, work);
     }
 
     /// What the client is told of its grant.
@@ -302,10 +385,11 @@ impl Engine {
             lease_duration: Some(duration(left)),
             checkpoint: Some(self.checkpoint_message(line, resident, known)),
             queue_wait: Some(duration(waited_ms)),
+            provisional: None,
         })
     }
 
-    fn checkpoint_message(&self, line: &Line, resident: &Resident, known: Option<u64>) -> v1::Checkpoint {
+    pub(crate) fn checkpoint_message(&self, line: &Line, resident: &Resident, known: Option<u64>) -> v1::Checkpoint {
         let length = resident.checkpoint_tokens;
         if known == Some(line.head_version) {
             // The client has it all, its state too.
@@ -329,6 +413,8 @@ impl Engine {
     ) {
         let (Call::Begin(begin), Some(line)) = (&call.call, state.line(index)) else { return };
         let (nodes, gates) = tree.gates(line);
+        // Who takes over passes no gate.
+        let gates = if line.running().is_some() { &[] } else { gates };
         let full = nodes.iter().zip(gates).find(|((node, n), _)| !node.has_room(*n)).map(|(_, gate)| *gate);
         let result = match full {
             Some(gate) => Err(gate_refusal(tree, state, gate, self.limits.max_turns_per_tree, now.wall_ms)),
@@ -341,6 +427,7 @@ impl Engine {
                     head_version: line.head_version,
                     lease_duration: Some(duration(begin.lease_ms)),
                     checkpoint,
+                    provisional: live_provisional(line, call.found.as_ref()),
                     ..v1::Grant::default()
                 };
                 let uid = if line.born { line.uid.to_string() } else { String::new() };
@@ -362,25 +449,12 @@ impl Engine {
                 }
                 return Err(turn_ended(&line.session_id, lease.turn, lease.attempt, v1::TurnOutcome::Expired));
             }
-            if lease.running {
-                let elapsed = (now.wall_ms - lease.begin_wall_ms).max(0);
-                let refusal = Refusal::new(
-                    Reason::TurnInProgress,
-                    format!(
-                        "turn {} (attempt {}) of session {:?} runs since {elapsed} ms",
-                        lease.turn, lease.attempt, line.session_id
-                    ),
-                );
-                return Err(refusal
-                    .with("session_id", &line.session_id)
-                    .with("turn", lease.turn)
-                    .with("attempt", lease.attempt)
-                    .with("owner", &lease.owner)
-                    .with("elapsed_ms", elapsed));
+            if lease.running && !begin.takeover {
+                return Err(turn_in_progress(line, lease, now));
             }
         }
         check_expected(begin, line)?;
-        Ok(Standing::New)
+        Ok(if line.running().is_some() { Standing::Takeover } else { Standing::New })
     }
 
     /// The same request again while its turn runs: the same lease.
@@ -394,12 +468,15 @@ impl Engine {
         now: &mut Moment,
     ) {
         let (Call::Begin(begin), Some(line)) = (&call.call, state.line(index)) else { return };
-        let ready = line.resident.as_ref().filter(|r| self.holds_answer(begin, line, r));
+        let ready = line.resident.as_ref().filter(|r| call.holds_answer(begin, line, r));
         let Some(resident) = ready else {
-            let tokens = begin.known_head_version != Some(line.head_version);
-            return self.load(call, tree, state, index, tokens);
+            let wanted = Wanted::of(begin, line);
+            return self.load(call, tree, state, index, wanted);
         };
-        let grant = self.grant_message(line, resident, begin.known_head_version, 0, now);
+        let mut grant = self.grant_message(line, resident, begin.known_head_version, 0, now);
+        if let Some(grant) = &mut grant {
+            grant.provisional = live_provisional(line, call.found.as_ref());
+        }
         let reply = v1::BeginTurnResponse { grant, uid: line.uid.to_string(), created: false };
         if let Some(lease) = state.line_mut(index).and_then(|l| l.lease.as_mut()) {
             // Its first caller may be gone and not noticed yet: that one's end must not take it from this one.
@@ -433,17 +510,21 @@ impl Engine {
             lease.answers -= 1;
             return;
         }
-        if let Some(lease) = line.lease.take() {
-            self.untimer(lease.timer);
-        }
+        let Some(lease) = line.lease.take() else { return };
+        self.untimer(lease.timer);
         if let Some(resident) = line.resident.as_mut() {
             resident.attempts = resident.attempts.saturating_sub(1);
         }
         self.append(tree, &mut state, index, now, |_, _, _| ());
+        if let Some(line) = state.line(index) {
+            let by = EndedBy::Unspecified;
+            self.log_done(tree.root, line, &lease, "RELEASED", by, Ended::default(), state.last_seq, now);
+        }
         self.unpin_line(&state, index, now);
         self.release_header(tree, &mut state, now);
         self.free_slots(tree, depth, work);
         count(&self.counters.turns_released);
+        self.finish_if_due(tree, &mut state, index, now);
         work.evict = true;
     }
 
@@ -479,10 +560,10 @@ impl Engine {
             };
             let Call::Renew(renew) = &mut call.call else { return };
             renew.results.push(match result {
-                Ok(deadline_ms) => v1::RenewalResult {
+                Ok((deadline_ms, interrupt_requested)) => v1::RenewalResult {
                     refusal: None,
                     expire_time: Some(timestamp(now.wall_ms + (deadline_ms - now.mono_ms) as i64)),
-                    interrupt_requested: false,
+                    interrupt_requested,
                 },
                 Err(refusal) => v1::RenewalResult { refusal: Some(refusal.to_proto()), ..Default::default() },
             });
@@ -519,7 +600,7 @@ fn renew_one(
     token: &LeaseToken,
     after: &mut u64,
     now: &Moment,
-) -> Result<u64, Refusal> {
+) -> Result<(u64, bool), Refusal> {
     let gone = || lease_lost(id, "it ran out, or the turn has ended");
     let last_seq = state.last_seq;
     let line = state.line_mut(index).ok_or_else(gone)?;
@@ -527,7 +608,11 @@ fn renew_one(
     let valid = |l: &&mut Box<Lease>| l.running && l.deadline_ms > now.mono_ms && l.token(uid) == *token;
     if let Some(lease) = line.lease.as_mut().filter(valid) {
         lease.deadline_ms = now.mono_ms + lease.lease_ms;
-        return Ok(lease.deadline_ms);
+        if lease.interrupted {
+            // That it is asked to end may not be durable yet.
+            *after = (*after).max(last_seq);
+        }
+        return Ok((lease.deadline_ms, lease.interrupted));
     }
     // A refusal tells of a change, and waits until it is durable.
     *after = (*after).max(last_seq);
@@ -542,6 +627,103 @@ enum Standing {
     New,
     /// The same request, and its turn runs.
     Repeat,
+    /// A turn runs, and this one takes its place.
+    Takeover,
+}
+
+impl Wanted {
+    /// What the answer to a BeginTurn needs in memory.
+    fn of(begin: &Begin, line: &Line) -> Self {
+        Wanted {
+            tokens: begin.known_head_version != Some(line.head_version),
+            provisional: begin.want_provisional && line.provisional != 0,
+            state_turn: None,
+        }
+    }
+}
+
+impl Pending {
+    fn holds_answer(&self, begin: &Begin, line: &Line, resident: &Resident) -> bool {
+        let wanted = Wanted::of(begin, line);
+        let has_provisional = || matches!(&self.found, Some(Found::Provisional(seq, _)) if *seq == line.provisional);
+        (!wanted.tokens || resident.has_tokens()) && (!wanted.provisional || has_provisional())
+    }
+
+    /// How long it queued and was loaded for, at its grant.
+    fn times(&self, now: &Moment) -> Times {
+        let waited = now.mono_ms.saturating_sub(self.since_ms);
+        Times {
+            asked: self.since_ms,
+            granted: now.mono_ms,
+            queue_wait: waited.saturating_sub(self.reload_ms),
+            reload: self.reload_ms,
+        }
+    }
+}
+
+impl Lease {
+    /// A lease of this call, but for what tells one grant from another.
+    fn begun(begin: &Begin, now: &Moment) -> Self {
+        Lease {
+            fence: 0,
+            nonce: [0; 16],
+            turn: 0,
+            attempt: 0,
+            owner: begin.owner.as_str().into(),
+            lease_ms: begin.lease_ms,
+            begin_wall_ms: now.wall_ms,
+            request: begin.mark.clone(),
+            running: true,
+            interrupted: false,
+            answers: 1,
+            deadline_ms: now.mono_ms + begin.lease_ms,
+            timer: (0, 0),
+            times: Times::default(),
+        }
+    }
+
+    /// How the turn ended if its lease ran out now.
+    pub(crate) fn expired_outcome(&self) -> v1::TurnOutcome {
+        if self.interrupted { v1::TurnOutcome::Interrupted } else { v1::TurnOutcome::Expired }
+    }
+
+    /// The record of a turn that ended without a word of its own.
+    fn left_empty(&self, outcome: v1::TurnOutcome, now: &Moment) -> v1::Record {
+        v1::Record {
+            turn: self.turn,
+            attempt: self.attempt,
+            status: v1::RecordStatus::Provisional as i32,
+            record: Some(v1::RecordInput::default()),
+            create_time: Some(timestamp(now.wall_ms)),
+            outcome: outcome as i32,
+            fence: self.fence,
+            owner: self.owner.to_string(),
+            ..v1::Record::default()
+        }
+    }
+}
+
+/// The live provisional for an answer, if it was asked for.
+fn live_provisional(line: &Line, found: Option<&Found>) -> Option<v1::Record> {
+    match found {
+        Some(Found::Provisional(seq, record)) if *seq == line.provisional => Some((**record).clone()),
+        _ => None,
+    }
+}
+
+/// The refusal of what a running turn stands against.
+pub(crate) fn turn_in_progress(line: &Line, lease: &Lease, now: &Moment) -> Refusal {
+    let elapsed = (now.wall_ms - lease.begin_wall_ms).max(0);
+    let (turn, attempt, id) = (lease.turn, lease.attempt, &line.session_id);
+    Refusal::new(
+        Reason::TurnInProgress,
+        format!("turn {turn} (attempt {attempt}) of session {id:?} runs since {elapsed} ms"),
+    )
+    .with("session_id", id)
+    .with("turn", turn)
+    .with("attempt", attempt)
+    .with("owner", &lease.owner)
+    .with("elapsed_ms", elapsed)
 }
 
 fn check_expected(begin: &Begin, line: &Line) -> Result<(), Refusal> {

@@ -3,12 +3,13 @@
 //! Everything is decided from the tree's header: no session is loaded. With nothing to dump and no resource to
 //! release, clean-up has no step of its own, and SEALED is passed inside the transaction: CLOSED is what is stored.
 
-use super::reload::Located;
-use super::tree::{Tree, TreeState};
+use super::events::Ended;
+use super::reload::{Located, Wanted};
+use super::tree::{Lease, Tree, TreeState};
 use super::{Answer, Call, Engine, Moment, Pending, Work, count, not_found};
-use crate::gen_store::{Receipt, RequestMark};
+use crate::gen_store::{EndedBy, Receipt, RequestMark};
 use crate::gen_v1 as v1;
-use crate::ids::repeats;
+use crate::ids::{Uid, repeats};
 use crate::journal::{Close, Held, Op, Seq};
 use prost::Message;
 use std::collections::HashMap;
@@ -16,9 +17,13 @@ use std::sync::Arc;
 
 /// A close that is in the journal, and what is still to be freed.
 pub(crate) struct Ending {
+    /// The session that was to be closed, above all others.
+    uid: Uid,
     pub(crate) receipt: Receipt,
     /// Lines that were closed, with their depth where a slot is to be freed.
     lines: Vec<(u32, Option<u32>)>,
+    /// The turns that it ended.
+    turns: Vec<(u32, Box<Lease>)>,
 }
 
 #[derive(Default)]
@@ -75,6 +80,13 @@ impl Engine {
             v1::CloseReason::Unspecified => v1::CloseReason::Quit,
             reason => reason,
         };
+        if let Some(unread) = self.unread_due(state, index, &call) {
+            return self.load(call, tree, state, unread, Wanted::default());
+        }
+        // What was to finish by itself does so now: it was promised, and a closed session has no time to come.
+        for i in state.subtree(index) {
+            self.finish_pending(tree, state, i, now);
+        }
         // The journal is everybody's: what takes time is done before it is locked.
         let all = state.subtree(index);
         let appending = self.journal.append();
@@ -82,9 +94,9 @@ impl Engine {
         let mut ops = Vec::new();
         let ending = self.seal(state, &all, reason, close.mark.clone(), seq, &mut ops, now);
         state.last_seq = seq;
-        appending.push(tree, ops, Vec::new());
+        appending.push(tree, ops, Vec::new(), now.mono_ms);
         let receipt = Some(super::read::receipt(&ending.receipt));
-        self.sealed(ending, tree, state, work, now);
+        self.sealed(ending, false, tree, state, work, now);
         let reply = v1::CloseSessionResponse { closed: true, receipt };
         self.reply(call.ticket, Ok(reply.encode_to_vec()), tree, state, work);
     }
@@ -138,6 +150,7 @@ impl Engine {
             lines.push((i, line.running().map(|_| line.depth), receipt));
         }
         let mut ended = Vec::with_capacity(lines.len());
+        let mut turns = Vec::new();
         for (i, depth, receipt) in lines {
             let Some(line) = state.line_mut(i) else { continue };
             if line.born {
@@ -154,8 +167,12 @@ impl Engine {
                     receipt: receipt.clone(),
                 })));
                 line.provisional = 0;
+                line.finish_due_ms = 0;
                 if let Some(lease) = line.lease.take() {
                     self.untimer(lease.timer);
+                    if lease.running {
+                        turns.push((i, lease));
+                    }
                 }
                 state.open -= 1;
                 count(&self.counters.sessions_closed);
@@ -165,19 +182,34 @@ impl Engine {
             }
             ended.push((i, depth));
         }
-        Ending { receipt: own_receipt, lines: ended }
+        let uid = state.line(index).map_or(Uid(0), |l| l.uid);
+        Ending { uid, receipt: own_receipt, lines: ended, turns }
     }
 
-    /// The close is journaled: frees slots, ends waits, forgets what was in memory.
+    /// The close is journaled: frees slots, ends waits, forgets what was in memory. `last`: whether the last turn of the
+    /// session said so itself.
     pub(crate) fn sealed(
         &self,
         ending: Ending,
+        last: bool,
         tree: &Arc<Tree>,
         state: &mut TreeState,
         work: &mut Work,
         now: &Moment,
     ) {
-        let closed = ending.lines.iter().map(|(index, _)| *index).collect();
+        let closed: Vec<u32> = ending.lines.iter().map(|(index, _)| *index).collect();
+        for (index, lease) in ending.turns {
+            if let Some(line) = state.line(index) {
+                let (by, ended) = (EndedBy::Unspecified, Ended::default());
+                self.log_done(tree.root, line, &lease, "CLOSED", by, ended, state.last_seq, now);
+            }
+        }
+        for line in closed.iter().filter_map(|i| state.line(*i)).filter(|l| l.born) {
+            if let Some(receipt) = &line.closed {
+                let last = last && line.uid == ending.uid;
+                self.log_closed(tree.root, line, receipt, last, state.last_seq, now);
+            }
+        }
         for (index, slot) in ending.lines {
             self.end_wait(tree, state, index, work, now);
             if let Some(depth) = slot {

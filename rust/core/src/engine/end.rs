@@ -2,18 +2,43 @@
 
 use super::begin::{lease_lost, turn_ended};
 use super::close::Ending;
-use super::reload::{LoadedSession, Located};
-use super::requests::{Begin, CommitOptions, End, Payload};
+use super::events::{Ended, Times, outcome_name};
+use super::interrupt::interrupted;
+use super::reload::{LoadedSession, Located, Wanted, Why};
+use super::requests::{Begin, CommitOptions, End, Payload, TurnEnd};
+use super::rewind::Base;
+use super::trajectory::{finish, found_turn, repeated_finish};
 use super::tree::{Lease, Line, Tree, TreeState};
-use super::{Call, Engine, Moment, Pending, Timer, Work, closed, count, not_found};
+use super::{Call, Engine, Found, Moment, Pending, Timer, Work, closed, count, not_found};
 use crate::chain;
 use crate::error::{Reason, Refusal};
-use crate::gen_store::{RecordMeta, RequestMark, SessionFacts};
+use crate::gen_store::{EndedBy, RecordMeta, RequestMark, SessionFacts};
 use crate::gen_v1 as v1;
 use crate::ids::{LeaseToken, Uid, fingerprint, repeats};
 use crate::journal::{Op, Record, Seq};
 use prost::Message;
 use std::sync::Arc;
+
+/// A commit that nothing stands against.
+struct Commit {
+    ticket: u64,
+    lease: Lease,
+    payload: Payload,
+    mark: Option<RequestMark>,
+    options: CommitOptions,
+    /// What it is built on, if that is not the head.
+    base: Option<Arc<Base>>,
+    ended: Ended,
+}
+
+/// How a turn was left that did not commit.
+pub(crate) struct Left {
+    pub(crate) outcome: v1::TurnOutcome,
+    pub(crate) by: EndedBy,
+    /// For good: its record is never superseded.
+    pub(crate) give_up: bool,
+    pub(crate) mark: Option<RequestMark>,
+}
 
 impl Engine {
     pub(crate) fn end_turn(&self, call: Pending, work: &mut Work, now: &mut Moment) {
@@ -56,21 +81,24 @@ impl Engine {
         let (uid, last_seq, ended) = (line.uid, state.last_seq, line.closed.is_some());
         let lease = match &call.call {
             Call::End(end) => {
+                let lost = |why: &str, work: &mut Work| {
+                    let refusal = lease_lost(&end.session_id, why);
+                    self.log_end_conflict(tree.root, line, &call, &refusal, now);
+                    self.reply(call.ticket, Err(refusal), tree, state, work);
+                };
                 if end.lease.uid != uid {
-                    let refusal = lease_lost(&end.session_id, "it belongs to another session");
-                    return self.reply(call.ticket, Err(refusal), tree, state, work);
+                    return lost("it belongs to another session", work);
                 }
                 let latest = line.lease.as_ref().filter(|l| l.token(uid) == end.lease);
                 let Some(latest) = latest else {
                     let LeaseToken { fence, .. } = end.lease;
                     if !ended && (fence > line.fence || line.lease.as_ref().is_some_and(|l| l.fence == fence)) {
                         // Never given out: no record can bear it.
-                        let refusal = lease_lost(&end.session_id, "it is not the session's latest grant");
-                        return self.reply(call.ticket, Err(refusal), tree, state, work);
+                        return lost("it is not the session's latest grant", work);
                     }
                     if line.running().is_some() && line.resident.is_none() {
                         // What a repeated commit went on with may be this very turn: its answer is made from memory.
-                        return self.load(call, tree, state, index, false);
+                        return self.load(call, tree, state, index, Wanted::default());
                     }
                     return self.ask_repeat(call, uid, ended, last_seq, work);
                 };
@@ -82,50 +110,125 @@ impl Engine {
             },
             _ => return,
         };
-        if line.resident.is_none() {
-            return self.load(call, tree, state, index, false);
-        }
-        let Pending { ticket, call, .. } = call;
-        match call {
-            Call::End(end) => {
-                let End { payload, mark, commit, .. } = *end;
-                if let Err(refusal) = check_span(state, index, &payload, commit.as_ref()) {
-                    return self.reply(ticket, Err(refusal), tree, state, work);
+        let Some(resident) = &line.resident else {
+            return self.load(call, tree, state, index, Wanted::default());
+        };
+        let mut rewinds = false;
+        if let Call::End(end) = &call.call
+            && let TurnEnd::Commit(options) = &end.how
+        {
+            match self.check_rewind(line, resident, options.base_turn) {
+                Err(refusal) => return self.reply(call.ticket, Err(refusal), tree, state, work),
+                Ok(Some(base)) if call.base(base, line.head_version).is_none() => {
+                    return self.ask_base(call, uid, base, last_seq);
                 }
-                match commit {
-                    Some(options) => self.commit(ticket, lease, payload, mark, options, tree, state, index, work, now),
-                    None => self.abort(ticket, lease, payload, mark, tree, state, index, work, now),
-                }
+                Ok(base) => rewinds = base.is_some(),
             }
-            _ => {
-                self.provisional(&lease, Payload::default(), None, v1::TurnOutcome::Expired, tree, state, index, now);
-                count(&self.counters.turns_expired);
-                self.turn_over(&lease, tree, state, index, work, now);
+            if options.then == v1::Then::Close
+                && let Some(unread) = self.unread_due(state, index, &call)
+            {
+                return self.load(call, tree, state, unread, Wanted::default());
+            }
+        }
+        let reload = call.reload_ms;
+        let Pending { ticket, call, found, .. } = call;
+        let end = match call {
+            Call::End(end) => *end,
+            _ => return self.expire(&lease, reload, tree, state, index, work, now),
+        };
+        let End { payload, mark, timings, how, .. } = end;
+        let ended = Ended { reload, ..Ended::of(&payload, mark.as_ref(), timings) };
+        let commit = match &how {
+            TurnEnd::Commit(options) => Some(options),
+            TurnEnd::Abort { .. } => None,
+        };
+        let base = match found {
+            Some(Found::Base(base)) if rewinds => Some(base),
+            _ => None,
+        };
+        if let Err(refusal) = check_span(state, index, base.as_deref(), &payload, commit) {
+            return self.reply(ticket, Err(refusal), tree, state, work);
+        }
+        match how {
+            TurnEnd::Commit(options) => {
+                let commit = Commit { ticket, lease, payload, mark, options, base, ended };
+                self.commit(commit, tree, state, index, work, now);
+            }
+            TurnEnd::Abort { give_up } => {
+                let outcome = match (lease.interrupted, give_up) {
+                    (true, _) => v1::TurnOutcome::Interrupted,
+                    (false, true) => v1::TurnOutcome::Failed,
+                    (false, false) => v1::TurnOutcome::Aborted,
+                };
+                let left = Left { outcome, by: EndedBy::Abort, give_up, mark };
+                self.stop(&lease, payload, left, ended, tree, state, index, work, now);
+                count(&self.counters.turns_aborted);
+                let status = record_status(give_up) as i32;
+                let reply = v1::AbortTurnResponse { turn: lease.turn, attempt: lease.attempt, status, repeated: false };
+                self.reply(ticket, Ok(reply.encode_to_vec()), tree, state, work);
             }
         }
     }
 
+    /// The lease of the turn that runs has run out. It stays valid for a commit until a newer grant.
     #[allow(clippy::too_many_arguments)]
-    fn commit(
+    fn expire(
         &self,
-        ticket: u64,
-        lease: Lease,
-        payload: Payload,
-        mark: Option<RequestMark>,
-        options: CommitOptions,
+        lease: &Lease,
+        reload: u64,
         tree: &Arc<Tree>,
         state: &mut TreeState,
         index: u32,
         work: &mut Work,
         now: &mut Moment,
     ) {
+        let left = Left { outcome: lease.expired_outcome(), by: EndedBy::Expiry, give_up: false, mark: None };
+        let ended = Ended { reload, ..Ended::default() };
+        self.stop(lease, Payload::default(), left, ended, tree, state, index, work, now);
+        count(&self.counters.turns_expired);
+    }
+
+    /// Ends the turn of `lease` with a record that the head does not move for.
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn stop(
+        &self,
+        lease: &Lease,
+        payload: Payload,
+        left: Left,
+        ended: Ended,
+        tree: &Arc<Tree>,
+        state: &mut TreeState,
+        index: u32,
+        work: &mut Work,
+        now: &Moment,
+    ) {
+        let (outcome, by) = (left.outcome, left.by);
+        self.append(tree, state, index, now, |seq, line, ops| leave(seq, line, ops, lease, payload, left, now));
+        if let Some(line) = state.line(index) {
+            let name = outcome_name(outcome);
+            self.log_done(tree.root, line, lease, name, by, ended, state.last_seq, now);
+        }
+        self.turn_over(lease, tree, state, index, work, now);
+    }
+
+    fn commit(
+        &self,
+        commit: Commit,
+        tree: &Arc<Tree>,
+        state: &mut TreeState,
+        index: u32,
+        work: &mut Work,
+        now: &mut Moment,
+    ) {
+        let Commit { ticket, lease, payload, mark, options, base, mut ended } = commit;
         let held_slot = lease.running;
         let outcome = if options.completed { v1::TurnOutcome::Completed } else { v1::TurnOutcome::Committed };
         let keep = (options.then == v1::Then::Continue).then(|| self.may_continue(&lease, tree, state, index));
         let nonce = now.draw().to_le_bytes();
+        let turn = base.as_ref().map_or(lease.turn, |b| b.turn + 1);
         let next = matches!(keep, Some(Ok(()))).then(|| Lease {
             nonce,
-            turn: lease.turn + 1,
+            turn: turn + 1,
             attempt: 1,
             fence: lease.fence + 1,
             begin_wall_ms: now.wall_ms,
@@ -135,11 +238,16 @@ impl Engine {
             answers: 1,
             deadline_ms: now.mono_ms + lease.lease_ms,
             timer: (0, 0),
+            times: Times { asked: now.mono_ms, granted: now.mono_ms, ..Times::default() },
             ..lease.clone()
         });
         let next_fence = next.as_ref().map_or(0, |l| l.fence);
         let then = options.then;
         let below = if then == v1::Then::Close { state.subtree(index) } else { Vec::new() };
+        for child in below.iter().skip(1) {
+            self.finish_pending(tree, state, *child, now);
+        }
+        ended.base_turn = base.as_ref().map(|b| b.turn);
         let mut ending: Option<Ending> = None;
         let committed = self.append_with(
             tree,
@@ -152,32 +260,60 @@ impl Engine {
                     ops.push(Op::Status { seq: line.provisional, status: v1::RecordStatus::Superseded as i32 });
                     line.provisional = 0;
                 }
-                line.head += 1;
+                line.head = turn;
                 line.head_version += 1;
+                let mut attempt = lease.attempt;
+                let base_turn = base.as_ref().map(|b| b.turn);
+                let rewinds = base.is_some();
+                if let Some(base) = base {
+                    let base = Arc::unwrap_or_clone(base);
+                    let superseded = v1::RecordStatus::Superseded as i32;
+                    ops.extend(base.later.iter().map(|seq| Op::Status { seq: *seq, status: superseded }));
+                    attempt = base.attempts + 1;
+                    resident.checkpoint_tokens = base.tokens();
+                    resident.checkpoint = Some(Box::new(base.checkpoint));
+                    let (state_seq, state) = base.state.unzip();
+                    resident.state_seq = state_seq.unwrap_or(0);
+                    resident.state = state.map(Vec::into_boxed_slice);
+                }
                 let (offset, ids) = match &payload.span {
                     Some(span) => (span.offset, &span.token_ids[..]),
                     None => (resident.checkpoint_tokens, &[][..]),
                 };
-                // One that is not at hand stays where it is, unless there is nothing of it yet.
-                if resident.checkpoint.is_some() || (resident.checkpoint_tokens == 0 && !ids.is_empty()) {
+                if rewinds {
+                    resident.checkpoint.get_or_insert_default().commit_rewound(line.head_version, offset, ids);
+                } else if resident.checkpoint.is_some() || (resident.checkpoint_tokens == 0 && !ids.is_empty()) {
+                    // One that is not at hand stays where it is, unless there is nothing of it yet.
                     resident.checkpoint.get_or_insert_default().commit(line.head_version, offset, ids);
                 }
                 resident.checkpoint_tokens = offset + (ids.len() / crate::checkpoint::TOKEN) as u64;
                 resident.attempts = u32::from(next_fence > 0);
                 resident.head_seq = seq;
+                // A trajectory that is due ends with this turn, in this very entry; so does one that would come due
+                // after the session's end.
+                let finishes =
+                    line.finish_due_ms != 0 && (line.finish_due_ms <= now.wall_ms || then == v1::Then::Close);
                 if let Some(state) = &options.state {
                     resident.state_seq = seq;
                     resident.state = Some(state.clone().into_boxed_slice());
                 }
                 let meta = RecordMeta {
+                    turn,
+                    attempt,
+                    base_turn,
                     head_version: line.head_version,
                     new_segment: options.new_segment,
                     state_digest: options.state_digest,
                     then: then as i32,
                     next_fence,
-                    ..meta(&lease, outcome, mark, now)
+                    finishes,
+                    trajectory_base: if finishes { resident.trajectory_turns } else { 0 },
+                    ..meta(&lease, outcome, EndedBy::Commit, mark, now)
                 };
                 ops.push(record(seq, line, meta, payload, v1::RecordStatus::Committed, options.state));
+                if finishes {
+                    ops.push(Op::Finish(Box::new(finish(seq, line, tree, now))));
+                }
                 line.lease = next.map(Box::new);
                 line.fence += u64::from(next_fence > 0);
             },
@@ -190,7 +326,15 @@ impl Engine {
             },
         );
         count(&self.counters.turns_committed);
+        self.told_ready(tree, state, index);
+        if ended.base_turn.is_some() {
+            count(&self.counters.turns_rewound);
+        }
         let Some((turn, head_version)) = committed else { return };
+        if let Some(line) = state.line(index) {
+            let name = outcome_name(outcome);
+            self.log_done(tree.root, line, &lease, name, EndedBy::Commit, ended, state.last_seq, now);
+        }
         let mut reply = v1::CommitTurnResponse { turn, head_version, ..Default::default() };
         if let Some(ending) = ending {
             // The turn was over before its session was: the receipt does not count its slot.
@@ -200,7 +344,7 @@ impl Engine {
                 self.release_header(tree, state, now);
             }
             reply.receipt = Some(super::read::receipt(&ending.receipt));
-            self.sealed(ending, tree, state, work, now);
+            self.sealed(ending, true, tree, state, work, now);
         } else if next_fence > 0 {
             self.granted(ticket, tree, index, next_fence, work);
             self.untimer(lease.timer);
@@ -212,6 +356,7 @@ impl Engine {
                 reply.next = line.resident.as_ref().and_then(|r| self.grant_message(line, r, known, 0, now));
             }
             count(&self.counters.turns_begun);
+            self.log_granted(tree, state, index, now);
         } else {
             self.turn_over(&lease, tree, state, index, work, now);
             if let Some(Err(refusal)) = keep {
@@ -227,6 +372,9 @@ impl Engine {
         if !lease.running {
             return Err(lease_lost(&line.session_id, "it ran out before the commit, which stands"));
         }
+        if lease.interrupted {
+            return Err(interrupted(&line.session_id));
+        }
         self.admit_new()?;
         let (nodes, gates) = tree.gates(line);
         for ((node, _), gate) in nodes.iter().zip(gates) {
@@ -236,58 +384,6 @@ impl Engine {
             }
         }
         Ok(())
-    }
-
-    #[allow(clippy::too_many_arguments)]
-    fn abort(
-        &self,
-        ticket: u64,
-        lease: Lease,
-        payload: Payload,
-        mark: Option<RequestMark>,
-        tree: &Arc<Tree>,
-        state: &mut TreeState,
-        index: u32,
-        work: &mut Work,
-        now: &mut Moment,
-    ) {
-        self.provisional(&lease, payload, mark, v1::TurnOutcome::Aborted, tree, state, index, now);
-        count(&self.counters.turns_aborted);
-        self.turn_over(&lease, tree, state, index, work, now);
-        let status = v1::RecordStatus::Provisional as i32;
-        let reply = v1::AbortTurnResponse { turn: lease.turn, attempt: lease.attempt, status, repeated: false };
-        self.reply(ticket, Ok(reply.encode_to_vec()), tree, state, work);
-    }
-
-    /// Appends a PROVISIONAL record; at most one is live (I8). Head and checkpoint do not move. An expired lease stays
-    /// valid until a newer grant.
-    #[allow(clippy::too_many_arguments)]
-    fn provisional(
-        &self,
-        lease: &Lease,
-        payload: Payload,
-        mark: Option<RequestMark>,
-        outcome: v1::TurnOutcome,
-        tree: &Arc<Tree>,
-        state: &mut TreeState,
-        index: u32,
-        now: &Moment,
-    ) {
-        self.append(tree, state, index, now, |seq, line, ops| {
-            if line.provisional != 0 {
-                ops.push(Op::Status { seq: line.provisional, status: v1::RecordStatus::Superseded as i32 });
-            }
-            let meta = meta(lease, outcome, mark, now);
-            ops.push(record(seq, line, meta, payload, v1::RecordStatus::Provisional, None));
-            line.provisional = seq;
-            if outcome == v1::TurnOutcome::Expired {
-                if let Some(lease) = line.lease.as_mut() {
-                    lease.running = false;
-                }
-            } else {
-                line.lease = None;
-            }
-        });
     }
 
     /// The end of the turn of `lease` is journaled: frees what it held.
@@ -306,14 +402,15 @@ impl Engine {
             self.release_header(tree, state, now);
             self.free_slots(tree, state.line(index).map_or(0, |l| l.depth), work);
         }
+        self.finish_if_due(tree, state, index, now);
         work.evict = true;
     }
 
-    /// The records of a session were read, to answer a repeat from.
+    /// The records of a session were read: to answer a repeat from, or for what a call needs of an older turn.
     pub(crate) fn records_loaded(
         &self,
         mut call: Pending,
-        ended: bool,
+        why: Why,
         loaded: Option<LoadedSession>,
         work: &mut Work,
         now: &Moment,
@@ -329,6 +426,23 @@ impl Engine {
             Ok(loaded) => loaded,
             Err(refusal) => return self.refuse(call.ticket, refusal.with("session_id", &id), work),
         };
+        let ended = match why {
+            Why::Repeat { ended } => ended,
+            Why::Base(turn) => {
+                return match Base::of(loaded, &metas, turn) {
+                    Err(refusal) => self.refuse(call.ticket, refusal.with("session_id", &id), work),
+                    Ok(base) => {
+                        call.found = Some(Found::Base(Arc::new(base)));
+                        work.calls.push_back(call);
+                    }
+                };
+            }
+            Why::Turn(turn) => {
+                call.found = Some(found_turn(turn, &loaded, &metas));
+                work.calls.push_back(call);
+                return;
+            }
+        };
         // Read from the store, hence durable; but for what memory adds.
         let mut after = 0;
         let result = match &call.call {
@@ -342,6 +456,14 @@ impl Engine {
                 Some(refusal) => Err(refusal),
             },
             Call::End(end) => self.repeated_end(end, &call, ended, &loaded, &metas, &mut after, now),
+            Call::Finish(finish) => match repeated_finish(finish, &loaded, &metas) {
+                None => {
+                    call.request_is_new = true;
+                    work.calls.push_back(call);
+                    return;
+                }
+                Some(result) => result,
+            },
             _ => return,
         };
         work.answers.push(super::Answer { ticket: call.ticket, result, after, root: None });
@@ -366,22 +488,20 @@ impl Engine {
             }
         };
         let made = |meta: &&RecordMeta| meta.fence == fence && meta.nonce == nonce;
-        let by_commit = |m: &RecordMeta| {
-            m.outcome == v1::TurnOutcome::Committed as i32 || m.outcome == v1::TurnOutcome::Completed as i32
-        };
-        let by_abort = |m: &RecordMeta| m.outcome == v1::TurnOutcome::Aborted as i32;
+        let commits = matches!(end.how, TurnEnd::Commit(_));
         // A lease can have two records: what its expiry left, and its late commit.
-        let own = |m: &RecordMeta| made(&m) && if end.commit.is_some() { by_commit(m) } else { by_abort(m) };
+        let own =
+            |m: &RecordMeta| made(&m) && chain::ended_by(m) == if commits { EndedBy::Commit } else { EndedBy::Abort };
         let Some((line, meta)) = loaded.lines.iter().zip(metas).find(|(_, m)| own(m)) else {
             return Err(match metas.iter().find(made) {
-                Some(m) => lost().with("outcome", outcome_name(m.outcome)),
+                Some(m) => lost().with("outcome", outcome_name(turn_outcome(m))),
                 None => lost(),
             });
         };
         if let (Some(then), Some(now)) = (&meta.end_request, &end.mark) {
             repeats(Some(then), Some(now))?;
         }
-        if end.commit.is_none() {
+        if !commits {
             let status = line.status;
             let reply = v1::AbortTurnResponse { turn: meta.turn, attempt: meta.attempt, status, repeated: true };
             return Ok(reply.encode_to_vec());
@@ -419,9 +539,8 @@ impl Engine {
     }
 }
 
-fn outcome_name(outcome: i32) -> &'static str {
-    let outcome = v1::TurnOutcome::try_from(outcome).unwrap_or(v1::TurnOutcome::Unspecified);
-    outcome.as_str_name().trim_start_matches("TURN_OUTCOME_")
+fn turn_outcome(meta: &RecordMeta) -> v1::TurnOutcome {
+    v1::TurnOutcome::try_from(meta.outcome).unwrap_or(v1::TurnOutcome::Unspecified)
 }
 
 /// The refusal of a BeginTurn whose request_id a record bears; `None` if none does.
@@ -431,8 +550,7 @@ fn repeated_begin(begin: &Begin, metas: &[RecordMeta]) -> Option<Refusal> {
             Err(refusal) => return Some(refusal),
             Ok(false) => {}
             Ok(true) => {
-                let outcome = v1::TurnOutcome::try_from(meta.outcome).unwrap_or(v1::TurnOutcome::Unspecified);
-                return Some(turn_ended(&begin.session_id, meta.turn, meta.attempt, outcome));
+                return Some(turn_ended(&begin.session_id, meta.turn, meta.attempt, turn_outcome(meta)));
             }
         }
     }
@@ -440,9 +558,16 @@ fn repeated_begin(begin: &Begin, metas: &[RecordMeta]) -> Option<Refusal> {
 }
 
 /// Whether the span continues the checkpoint.
-fn check_span(state: &TreeState, index: u32, payload: &Payload, commit: Option<&CommitOptions>) -> Result<(), Refusal> {
+fn check_span(
+    state: &TreeState,
+    index: u32,
+    base: Option<&Base>,
+    payload: &Payload,
+    commit: Option<&CommitOptions>,
+) -> Result<(), Refusal> {
     let (Some(span), Some(line)) = (&payload.span, state.line(index)) else { return Ok(()) };
-    let length = line.resident.as_ref().map_or(0, |r| r.checkpoint_tokens);
+    let newest = || line.resident.as_ref().map_or(0, |r| r.checkpoint_tokens);
+    let length = base.map_or_else(newest, Base::tokens);
     let mismatch = |message: String| {
         Refusal::new(Reason::TokenPrefixMismatch, message)
             .with("session_id", &line.session_id)
@@ -464,13 +589,45 @@ fn check_span(state: &TreeState, index: u32, payload: &Payload, commit: Option<&
     }
 }
 
+fn record_status(give_up: bool) -> v1::RecordStatus {
+    if give_up { v1::RecordStatus::Aborted } else { v1::RecordStatus::Provisional }
+}
+
+/// Writes what a turn leaves that did not commit into the entry of sequence `seq`: a PROVISIONAL record, of which at
+/// most one is live (I8), or an ABORTED one. Head and checkpoint do not move. A lease that ran out stays valid until a
+/// newer grant; any other end ends it.
+pub(crate) fn leave(
+    seq: Seq,
+    line: &mut Line,
+    ops: &mut Vec<Op>,
+    lease: &Lease,
+    payload: Payload,
+    left: Left,
+    now: &Moment,
+) {
+    if line.provisional != 0 {
+        ops.push(Op::Status { seq: line.provisional, status: v1::RecordStatus::Superseded as i32 });
+    }
+    let meta = meta(lease, left.outcome, left.by, left.mark, now);
+    ops.push(record(seq, line, meta, payload, record_status(left.give_up), None));
+    line.provisional = if left.give_up { 0 } else { seq };
+    if left.by == EndedBy::Expiry {
+        if let Some(lease) = line.lease.as_mut() {
+            lease.running = false;
+        }
+    } else {
+        line.lease = None;
+    }
+}
+
 /// What every record says of its turn.
-fn meta(lease: &Lease, outcome: v1::TurnOutcome, mark: Option<RequestMark>, now: &Moment) -> RecordMeta {
+fn meta(lease: &Lease, outcome: v1::TurnOutcome, by: EndedBy, mark: Option<RequestMark>, now: &Moment) -> RecordMeta {
     RecordMeta {
         turn: lease.turn,
         attempt: lease.attempt,
         fence: lease.fence,
         outcome: outcome as i32,
+        ended_by: by as i32,
         create_ms: now.wall_ms,
         nonce: lease.nonce.to_vec(),
         begin_request: lease.request.clone(),
@@ -494,6 +651,8 @@ fn record(
     meta.content_type = payload.content_type;
     meta.finish_reason = payload.finish_reason;
     meta.labels = payload.labels;
+    meta.attachments = payload.attachments;
+    meta.trajectory = resident.trajectories + 1;
     meta.content_digest = payload.content_digest;
     if let Some(usage) = payload.usage {
         meta.has_usage = true;

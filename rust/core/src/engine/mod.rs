@@ -11,13 +11,18 @@ mod begin;
 mod check;
 mod close;
 mod directory;
+mod due;
 mod end;
+mod events;
+mod interrupt;
 mod open;
 mod read;
 mod recover;
 mod reload;
 mod requests;
 mod resident;
+mod rewind;
+mod trajectory;
 mod tree;
 mod wait;
 
@@ -38,9 +43,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
 use tree::{Gate, Line, Place, Queue, Tenant, Tenants, TreeState};
 
-pub use read::{RecordRow, SessionView, verify_history};
+pub use events::{Event, Value};
+pub use read::{Dress, RecordRow, SessionView, verify_history};
 pub use recover::Appended;
-pub use reload::{Effect, FoundSession, HeaderRow, LoadedSession, SessionRow};
+pub use reload::{DueSession, Effect, FoundSession, FoundTrajectory, HeaderRow, LoadedSession, SessionRow, Wanted};
 pub(crate) use requests::Call;
 pub use requests::Method;
 pub(crate) use tree::Tree;
@@ -100,6 +106,24 @@ pub(crate) struct Pending {
     pub(crate) request_is_new: bool,
     /// The place in the queue that it had before it had to be run again.
     pub(crate) arrival: Option<u64>,
+    /// What was read for it alone.
+    pub(crate) found: Option<Found>,
+    /// It closes sessions, and one whose trajectory was still to finish cannot be read: it closes it as it is.
+    pub(crate) forgoes_due: bool,
+    /// When it was last run, and for how long it has been parked for reads before that. Unit: milliseconds.
+    pub(crate) ran_ms: u64,
+    pub(crate) reload_ms: u64,
+}
+
+/// What was read of a session for one call alone, never kept in memory.
+#[derive(Debug, Clone)]
+pub(crate) enum Found {
+    /// The record with this sequence, with its payload: the live provisional.
+    Provisional(Seq, Arc<v1::Record>),
+    /// The checkpoint that a rewind starts from.
+    Base(Arc<rewind::Base>),
+    /// At this head_version, the turn of this number is the record with this sequence.
+    Turn { head_version: u64, turn: u32, seq: Seq },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -185,7 +209,8 @@ macro_rules! counters {
 }
 
 counters! {
-    turns_begun, turns_committed, turns_aborted, turns_expired, turns_released, sessions_opened, sessions_closed,
+    turns_begun, turns_committed, turns_rewound, turns_aborted, turns_expired, turns_taken_over, turns_interrupted,
+    turns_released, trajectories_finished, trajectories_acknowledged, sessions_opened, sessions_closed,
     evictions, header_evictions, reloads, header_loads, load_failures, refusals, batches_stored, entries_stored, batches_refused,
 }
 
@@ -226,6 +251,9 @@ pub struct Engine {
     stalled: AtomicBool,
     running: AtomicI64,
     counters: Counters,
+    events: Mutex<events::Events>,
+    logging: AtomicBool,
+    due: Mutex<due::Due>,
 }
 
 impl fmt::Debug for Engine {
@@ -268,6 +296,9 @@ impl Engine {
             stalled: AtomicBool::new(false),
             running: AtomicI64::new(0),
             counters: Counters::default(),
+            events: Mutex::default(),
+            logging: AtomicBool::new(false),
+            due: Mutex::default(),
             limits,
             hash_seed,
         }
@@ -374,6 +405,7 @@ impl Engine {
             }
         }
         self.resume_waits(&mut work);
+        self.look_for_due(&now);
         self.residents.maintain(256, now.tick());
         self.headers.maintain(256, now.tick());
         self.finish(&mut work, &mut now);
@@ -394,6 +426,11 @@ impl Engine {
     /// Entries not yet durable.
     pub fn backlog(&self) -> u64 {
         self.journal.backlog().0
+    }
+
+    /// For how long the oldest of them has waited. Unit: milliseconds.
+    pub fn journal_lag(&self, now: &Moment) -> u64 {
+        self.journal.lag(now.mono_ms)
     }
 
     /// How much room the store has, as its handler finds it.
@@ -457,6 +494,10 @@ impl Engine {
             known: Vec::new(),
             request_is_new: false,
             arrival: None,
+            found: None,
+            forgoes_due: false,
+            ran_ms: now.mono_ms,
+            reload_ms: 0,
         }
     }
 
@@ -501,10 +542,14 @@ impl Engine {
         }
     }
 
-    fn run(&self, call: Pending, work: &mut Work, now: &mut Moment) {
+    fn run(&self, mut call: Pending, work: &mut Work, now: &mut Moment) {
+        // Whatever it was parked for since it last ran was a read.
+        call.reload_ms += now.mono_ms.saturating_sub(call.ran_ms);
+        call.ran_ms = now.mono_ms;
         match &call.call {
             Call::Get(_) => return self.get_session(call, work),
             Call::Renew(_) => return self.renew(call, work, now),
+            Call::Checkpoint(_) => return self.get_checkpoint(call, work),
             _ => {}
         }
         if let Err(refusal) = self.admit(&call.call) {
@@ -516,7 +561,12 @@ impl Engine {
             Call::Close(_) => self.close_session(call, work, now),
             Call::Begin(_) => self.begin_turn(call, work, now),
             Call::End(_) | Call::Expire { .. } => self.end_turn(call, work, now),
-            Call::Get(_) | Call::Renew(_) => {}
+            Call::Interrupt(_) => self.interrupt_session(call, work, now),
+            Call::Reward(_) => self.set_reward(call, work, now),
+            Call::Finish(_) => self.finish_trajectory(call, work, now),
+            Call::FinishDue(_) => self.finish_due(call, work, now),
+            Call::Ack(_) => self.ack_trajectories(call, work),
+            Call::Get(_) | Call::Renew(_) | Call::Checkpoint(_) => {}
         }
     }
 
@@ -621,7 +671,7 @@ impl Engine {
         }
         let out = tail(seq, state, &mut ops);
         state.last_seq = seq;
-        appending.push(tree, ops, pinned.into_iter().collect());
+        appending.push(tree, ops, pinned.into_iter().collect(), now.mono_ms);
         self.charge(state, index);
         out
     }

@@ -1,10 +1,9 @@
 //! Making sessions: OpenSession, and the unborn line that a BeginTurn with `open` waits on.
 
-use super::reload::Located;
+use super::reload::{Located, Wanted};
 use super::requests::{Begin, Open, OpenOptions, Update};
 use super::tree::{Line, Resident, Tree, TreeState};
 use super::{Call, Engine, Moment, Pending, Work, closed, count, not_found};
-use crate::chain;
 use crate::error::{Quota, Reason, Refusal};
 use crate::gen_store::RequestMark;
 use crate::gen_v1 as v1;
@@ -74,7 +73,7 @@ impl Engine {
             return;
         }
         let Some(resident) = &line.resident else {
-            return self.load(call, tree, state, index, false);
+            return self.load(call, tree, state, index, Wanted::default());
         };
         let exists = || {
             Refusal::new(Reason::SessionExists, format!("session {:?} is open", open.session_id))
@@ -275,21 +274,10 @@ impl Engine {
         state.open += 1;
         self.charge_header(tree, state, now);
         let make = |handle| Resident {
-            handle,
-            create_ms: now.wall_ms,
             labels: options.labels,
             stale_timeout_ms: options.stale_timeout_ms,
-            last_outcome: v1::TurnOutcome::None,
-            chain: chain::GENESIS,
-            checkpoint_tokens: 0,
-            state_seq: 0,
             open_request: mark.map(Box::new),
-            update_request: None,
-            attempts: 0,
-            head_seq: 0,
-            requests: Vec::new(),
-            state: None,
-            checkpoint: None,
+            ..Resident::new(handle, now.wall_ms)
         };
         self.admit_resident(tree, state, index, make, now);
         count(&self.counters.sessions_opened);
@@ -305,7 +293,7 @@ impl Engine {
         };
         let Some(line) = state.line_mut(index) else { return };
         let Some(resident) = line.resident.as_mut() else {
-            return self.load(call, &tree, &mut state, index, false);
+            return self.load(call, &tree, &mut state, index, Wanted::default());
         };
         let Call::Update(update) = call.call else { return };
         let result = ids::repeats(resident.update_request.as_deref(), update.mark.as_ref()).and_then(|repeat| {

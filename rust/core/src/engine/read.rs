@@ -1,9 +1,12 @@
 //! What callers see: sessions and records as messages of the API, from memory or from the store alike (I11).
 
+use super::begin::lease_lost;
+use super::reload::Wanted;
 use super::requests::Call;
 use super::tree::{Lease, Tenant, TreeState};
 use super::{Engine, Pending, Work, duration, not_found, timestamp};
 use crate::chain::{self, digest};
+use crate::checkpoint::{Checkpoint, TOKEN};
 use crate::error::{Reason, Refusal};
 use crate::gen_store::{Receipt, RecordMeta, RunningGrant, SessionFacts};
 use crate::gen_v1 as v1;
@@ -32,6 +35,9 @@ pub struct SessionView {
     running: Option<v1::RunningTurn>,
     receipt: Option<v1::CloseReceipt>,
     has_provisional: bool,
+    trajectories: u32,
+    trajectory_turns: u32,
+    finish_due_ms: i64,
 }
 
 impl SessionView {
@@ -56,12 +62,16 @@ impl SessionView {
             receipt: self.receipt,
             // A provisional always stands at the number after the head (I8).
             provisional_turn: if self.has_provisional { self.turn_count + 1 } else { 0 },
+            trajectory: self.trajectories + 1,
+            trajectory_first_turn: self.trajectory_turns + 1,
+            finish_time: (self.finish_due_ms != 0).then(|| timestamp(self.finish_due_ms)),
         }
     }
 }
 
-fn running_turn(turn: u32, attempt: u32, owner: &str, begin_ms: i64) -> v1::RunningTurn {
-    v1::RunningTurn { turn, attempt, owner: owner.to_owned(), begin_time: Some(timestamp(begin_ms)) }
+fn running_turn(turn: u32, attempt: u32, owner: &str, begin_ms: i64, interrupt_requested: bool) -> v1::RunningTurn {
+    let (owner, begin_time) = (owner.to_owned(), Some(timestamp(begin_ms)));
+    v1::RunningTurn { turn, attempt, owner, begin_time, interrupt_requested }
 }
 
 pub(crate) fn receipt(r: &Receipt) -> v1::CloseReceipt {
@@ -104,6 +114,50 @@ impl Engine {
         }
     }
 
+    /// One part of the checkpoint that a lease starts from.
+    pub(crate) fn get_checkpoint(&self, call: Pending, work: &mut Work) {
+        const PART: usize = 1 << 20;
+        let Some((call, tree, index)) = self.locate_open(call, work) else { return };
+        let Call::Checkpoint(asked) = &call.call else { return };
+        let Some(mut state) = Self::still_at(&tree, index, &asked.session_id) else {
+            work.calls.push_back(call);
+            return;
+        };
+        let Some(line) = state.line(index) else { return };
+        if line.lease.as_ref().is_none_or(|l| l.token(line.uid) != asked.lease) {
+            let refusal = lease_lost(&asked.session_id, "it is not the session's latest grant, or its turn has ended");
+            return self.reply(call.ticket, Err(refusal), &tree, &state, work);
+        }
+        let Some(resident) = line.resident.as_ref().filter(|r| r.has_tokens()) else {
+            return self.load(call, &tree, &mut state, index, Wanted { tokens: true, ..Wanted::default() });
+        };
+        let whole = Checkpoint::default();
+        let checkpoint = resident.checkpoint.as_deref().unwrap_or(&whole);
+        let (first, tokens) = checkpoint.since(asked.known, line.head_version);
+        let offset = asked.from.unwrap_or(first).max(first);
+        if offset > resident.checkpoint_tokens {
+            let length = resident.checkpoint_tokens;
+            let refusal = Refusal::field("from_offset", format!("{offset} is behind the checkpoint's end at {length}"));
+            let refusal = refusal.with("from_offset", offset).with("checkpoint_tokens", length);
+            return self.reply(call.ticket, Err(refusal), &tree, &state, work);
+        }
+        let tokens = &tokens[(offset - first) as usize * TOKEN..];
+        let part = &tokens[..tokens.len().min(PART)];
+        let state_of = resident.state.as_deref().filter(|_| asked.from.is_none());
+        let reply = v1::GetCheckpointResponse {
+            checkpoint: Some(v1::Checkpoint {
+                offset,
+                token_ids: part.to_vec(),
+                length: resident.checkpoint_tokens,
+                state: state_of.map(<[u8]>::to_vec).unwrap_or_default(),
+                omitted: false,
+            }),
+            head_version: line.head_version,
+            last: part.len() == tokens.len(),
+        };
+        self.reply(call.ticket, Ok(reply.encode_to_vec()), &tree, &state, work);
+    }
+
     /// A resident session. The tree is locked.
     pub(crate) fn line_view(&self, state: &TreeState, index: u32) -> SessionView {
         let line = state.line(index).expect("the caller has just looked at it");
@@ -130,9 +184,12 @@ impl Engine {
             labels: resident.labels.clone(),
             stale_timeout_ms: resident.stale_timeout_ms,
             create_ms: resident.create_ms,
-            running: running.map(|l| running_turn(l.turn, l.attempt, &l.owner, l.begin_wall_ms)),
+            running: running.map(|l| running_turn(l.turn, l.attempt, &l.owner, l.begin_wall_ms, l.interrupted)),
             receipt: None,
             has_provisional: line.provisional != 0,
+            trajectories: resident.trajectories,
+            trajectory_turns: resident.trajectory_turns,
+            finish_due_ms: line.finish_due_ms,
         }
     }
 
@@ -175,9 +232,12 @@ impl Engine {
             labels: facts.labels,
             stale_timeout_ms: facts.stale_timeout_ms,
             create_ms: row.create_ms,
-            running: grant.map(|g| running_turn(g.turn, g.attempt, &g.owner, g.begin_ms)),
+            running: grant.map(|g| running_turn(g.turn, g.attempt, &g.owner, g.begin_ms, g.interrupted)),
             receipt: row.receipt.as_deref().and_then(decode_receipt),
             has_provisional: row.provisional != 0,
+            trajectories: facts.trajectories,
+            trajectory_turns: facts.trajectory_turns,
+            finish_due_ms: row.finish_due_ms,
         })
     }
 
@@ -207,7 +267,28 @@ pub struct RecordRow {
     pub content: Option<Vec<u8>>,
 }
 
+/// What an export makes of a record beside what is stored.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Dress {
+    pub omit_payload: bool,
+    /// Nothing of it is to be trained on: its loss mask is all zeros.
+    pub masked: bool,
+    pub reward: Option<f64>,
+    pub discounted_reward: Option<f64>,
+}
+
 impl RecordRow {
+    /// As [`Self::to_proto`], dressed.
+    pub fn dressed(self, dress: Dress) -> Result<v1::Record, Refusal> {
+        let mut record = self.to_proto(dress.omit_payload)?;
+        (record.reward, record.discounted_reward) = (dress.reward, dress.discounted_reward);
+        let span = record.record.as_mut().and_then(|r| r.tokens.as_mut()).filter(|_| dress.masked);
+        if let Some(span) = span {
+            span.loss_mask = vec![0; span.token_ids.len() / TOKEN];
+        }
+        Ok(record)
+    }
+
     /// As `roost.v1.Record`. With payloads they are verified against their digests.
     pub fn to_proto(self, omit_payload: bool) -> Result<v1::Record, Refusal> {
         let corrupt = |what: &str| {
@@ -260,6 +341,18 @@ impl RecordRow {
                 usage,
                 finish_reason: meta.finish_reason,
                 labels: meta.labels,
+                attachments: meta
+                    .attachments
+                    .into_iter()
+                    .map(|a| v1::Attachment {
+                        name: a.name,
+                        dtype: a.dtype,
+                        shape: a.shape,
+                        uri: a.uri,
+                        sha256: a.sha256,
+                        size_bytes: a.size_bytes,
+                    })
+                    .collect(),
             }),
             create_time: Some(timestamp(meta.create_ms)),
             outcome: meta.outcome,
@@ -267,13 +360,19 @@ impl RecordRow {
             fence: meta.fence,
             new_segment: meta.new_segment,
             owner: meta.owner,
+            reward: None,
+            trajectory: meta.trajectory.max(1),
+            discounted_reward: None,
+            base_turn: meta.base_turn,
         })
     }
 }
 
-/// Verifies the hash chain of a session's records, newest first, against its facts.
-pub fn verify_history(lines: &[chain::Line], last: u64, facts: &[u8]) -> Result<(), Refusal> {
+/// Verifies the hash chain of a session's events, newest first, against its facts. Returns their statuses as of the
+/// newest: a rewind since then has changed what is stored of older ones.
+pub fn verify_history(lines: &[chain::Line], last: u64, facts: &[u8]) -> Result<Vec<i32>, Refusal> {
     let facts = SessionFacts::decode(facts)
         .map_err(|_| Refusal::new(Reason::SessionCorrupt, "the session's facts do not decode"))?;
-    chain::verify(lines, last, &facts.chain).map(|_| ())
+    let metas = chain::verify(lines, last, &facts.chain)?;
+    chain::statuses(lines, &metas)
 }

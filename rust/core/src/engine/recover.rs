@@ -84,13 +84,11 @@ impl Engine {
     }
 
     fn settle(&self, released: Released, reread: bool, work: &mut Work, now: &mut Moment) {
-        self.counters.entries_stored.fetch_add(
-            if reread { 0 } else { (released.entries - released.lost_trees.len()) as u64 },
-            Ordering::Relaxed,
-        );
+        self.counters.entries_stored.fetch_add(released.stored, Ordering::Relaxed);
         self.unpin(released.unpin, now);
         let (mut seen, mut ask) = (HashSet::new(), Vec::new());
-        for tree in released.lost_trees.into_iter().filter(|t| seen.insert(t.root)) {
+        // By pointer: an acknowledgement's tree may bear the root of one that is in memory, and both are lost.
+        for tree in released.lost_trees.into_iter().filter(|t| seen.insert(Arc::as_ptr(t))) {
             if reread {
                 let mut recovery = self.recovery.lock();
                 if !recovery.quarantined.contains(&tree.root) && recovery.reading.insert(tree.root) {
@@ -102,15 +100,17 @@ impl Engine {
         for held in released.lost_held {
             match held {
                 Held::Answer(answer) => self.deliver(answer.ticket, Err(not_stored()), work),
-                Held::Effect(id) => self.lost_effect(id, work),
-                Held::Cleanup(..) => {}
+                Held::Effect(id, _) => self.lost_effect(id, work),
+                Held::Cleanup(..) | Held::Event(_) | Held::Ready(..) => {}
             }
         }
         for held in released.held {
             match held {
                 Held::Answer(answer) => self.deliver(answer.ticket, answer.result, work),
-                Held::Effect(id) => self.start_effect(id),
+                Held::Effect(id, _) => self.start_effect(id),
                 Held::Cleanup(tree, closed) => self.clean_up(&tree, closed, now),
+                Held::Event(event) => self.emit(*event, now),
+                Held::Ready(_, seq) => self.ready(seq),
             }
         }
         if reread {

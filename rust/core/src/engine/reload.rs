@@ -5,13 +5,13 @@
 //! meanwhile, they see it.
 
 use super::tree::{Lease, Line, Loading, Resident, Tenant, Tree, TreeState};
-use super::{Engine, Known, Moment, Pending, Timer, Work, count};
+use super::{Engine, Found, Known, Moment, Pending, RecordRow, Timer, Work, count};
 use crate::chain;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Reason, Refusal};
-use crate::gen_store::{RecordMeta, SessionFacts};
+use crate::gen_store::{EndedBy, RecordMeta, SessionFacts};
 use crate::gen_v1 as v1;
-use crate::ids::{Uid, fingerprint};
+use crate::ids::{TrajectoryId, Uid, fingerprint};
 use crate::journal::{Held, Seq};
 use crate::slots::SlotNode;
 use parking_lot::{Mutex, MutexGuard};
@@ -28,9 +28,42 @@ pub enum Effect {
     /// Read a tree's header.
     Header { id: u64, root: Uid },
     /// Read a session and its records.
-    Session { id: u64, uid: Uid, with_tokens: bool },
+    Session { id: u64, uid: Uid, wanted: Wanted },
     /// Read one session row.
     Read { id: u64, tenant: Arc<str>, session_id: Arc<str> },
+    /// Look finished trajectories up.
+    Trajectories { id: u64, wanted: Vec<TrajectoryId> },
+    /// At most `limit` open sessions whose trajectory is due by `until_ms`, in order of (time, uid), behind `after`.
+    Due { id: u64, until_ms: i64, after: Option<DueSession>, limit: usize },
+}
+
+/// What a read of a session brings beside its row and its records.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// The records' tokens.
+    pub tokens: bool,
+    /// The live provisional in full.
+    pub provisional: bool,
+    /// The client's state after this turn, instead of the newest.
+    pub state_turn: Option<u32>,
+}
+
+/// A session whose trajectory is due.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DueSession {
+    pub due_ms: i64,
+    pub uid: Uid,
+    pub tenant: String,
+    pub session_id: String,
+}
+
+/// A finished trajectory as the store holds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundTrajectory {
+    pub tenant: String,
+    pub root: Uid,
+    pub root_session_id: String,
+    pub acknowledged: bool,
 }
 
 /// An OPEN session as its tree's header in the store holds it.
@@ -48,6 +81,7 @@ pub struct HeaderRow {
     pub last: Seq,
     pub running: bool,
     pub lease: Option<Vec<u8>>,
+    pub finish_due_ms: i64,
     pub seq: Seq,
 }
 
@@ -79,15 +113,18 @@ pub struct SessionRow {
     pub lease: Option<Vec<u8>>,
     pub facts: Vec<u8>,
     pub receipt: Option<Vec<u8>>,
+    pub finish_due_ms: i64,
     pub seq: Seq,
 }
 
-/// What a reload reads: records newest first.
+/// What a reload reads: records newest first; the client's state with the record that set it; the live provisional, if
+/// it was asked for and there is one.
 #[derive(Clone, Debug)]
 pub struct LoadedSession {
     pub row: SessionRow,
     pub lines: Vec<chain::Line>,
-    pub state: Option<Vec<u8>>,
+    pub state: Option<(Seq, Vec<u8>)>,
+    pub provisional: Option<RecordRow>,
 }
 
 /// What an answer of the store is for.
@@ -102,10 +139,10 @@ pub(crate) enum Purpose {
         index: u32,
         uid: Uid,
     },
-    /// The records of a session, to answer a repeat from.
+    /// The records of a session, for one call.
     Records {
         call: Box<Pending>,
-        ended: bool,
+        why: Why,
     },
     Read {
         call: Box<Pending>,
@@ -113,6 +150,22 @@ pub(crate) enum Purpose {
     Recover {
         root: Uid,
     },
+    /// The trajectories that a call acknowledges.
+    Ack {
+        call: Box<Pending>,
+    },
+    Due,
+}
+
+/// What a call wants of a session's records.
+#[derive(Debug)]
+pub(crate) enum Why {
+    /// To be answered from them, if it is a repeat. `ended`: the session has ended.
+    Repeat { ended: bool },
+    /// What a rewind to this turn starts from.
+    Base(u32),
+    /// Which record this turn is.
+    Turn(u32),
 }
 
 #[derive(Default)]
@@ -134,6 +187,8 @@ impl Engine {
     /// Finds the session of `id` for a call, or parks the call until the store has said where it is.
     pub(crate) fn locate(&self, mut call: Pending, id: &str, work: &mut Work) -> Located {
         if let Some((tree, index)) = call.tenant.directory.get(id) {
+            // What the store said before is of before: should this call run again, it must not be believed.
+            call.known.retain(|(known, _)| &**known != id);
             return Located::At(call, tree, index);
         }
         if let Some(at) = call.known.iter().position(|(known, _)| &**known == id) {
@@ -188,7 +243,11 @@ impl Engine {
         valid.then_some(state)
     }
 
-    fn ask(&self, after: Seq, purpose: Purpose, effect: impl FnOnce(u64) -> Effect) {
+    pub(crate) fn ask(&self, after: Seq, purpose: Purpose, effect: impl FnOnce(u64) -> Effect) {
+        let root = match &purpose {
+            Purpose::Load { tree, .. } => Some(tree.root),
+            _ => None,
+        };
         let id = {
             let mut effects = self.effects.lock();
             effects.next += 1;
@@ -196,7 +255,7 @@ impl Engine {
             effects.open.insert(id, (effect(id), purpose));
             id
         };
-        if let Some(Held::Effect(id)) = self.journal.hold(after, Held::Effect(id)) {
+        if let Some(Held::Effect(id, _)) = self.journal.hold(after, Held::Effect(id, root)) {
             self.start_effect(id);
         }
     }
@@ -213,12 +272,17 @@ impl Engine {
     /// What an effect had to wait for did not happen. What its call made of it is not so: it is decided again.
     pub(crate) fn lost_effect(&self, id: u64, work: &mut Work) {
         let mut effects = self.effects.lock();
-        let decides = |p: &Purpose| matches!(p, Purpose::Records { .. } | Purpose::Read { .. });
+        let decides = |p: &Purpose| matches!(p, Purpose::Records { .. } | Purpose::Read { .. } | Purpose::Ack { .. });
         if effects.open.get(&id).is_some_and(|(_, purpose)| decides(purpose)) {
-            if let Some((_, Purpose::Records { call, .. } | Purpose::Read { call })) = effects.open.remove(&id) {
+            let open = effects.open.remove(&id);
+            if let Some((_, Purpose::Records { call, .. } | Purpose::Read { call } | Purpose::Ack { call })) = open {
                 work.calls.push_back(*call);
             }
             return;
+        }
+        if matches!(effects.open.get(&id), Some((_, Purpose::Due))) {
+            effects.open.remove(&id);
+            return self.look_again();
         }
         drop(effects);
         self.start_effect(id);
@@ -235,20 +299,25 @@ impl Engine {
     }
 
     /// Parks a call until its session is in memory. The tree is locked.
-    pub(crate) fn load(&self, call: Pending, tree: &Arc<Tree>, state: &mut TreeState, index: u32, tokens: bool) {
+    pub(crate) fn load(&self, call: Pending, tree: &Arc<Tree>, state: &mut TreeState, index: u32, wanted: Wanted) {
         let after = state.last_seq;
         let Some(line) = state.line_mut(index) else { return };
         let uid = line.uid;
         match &mut line.loading {
-            // A load without tokens that is under way is of no use to who needs them: it is asked for again after it.
+            // A load that is under way and brings less than is wanted is of no use: it is asked for again after it.
             Some(loading) => loading.calls.push(call),
             None => {
                 line.loading = Some(Box::new(Loading { calls: vec![call], ..Loading::default() }));
                 self.hold_header(state);
                 let purpose = Purpose::Load { tree: tree.clone(), index, uid };
-                self.ask(after, purpose, |id| Effect::Session { id, uid, with_tokens: tokens });
+                self.ask_session(after, purpose, uid, wanted);
             }
         }
+    }
+
+    /// Has a session read.
+    pub(crate) fn ask_session(&self, after: Seq, purpose: Purpose, uid: Uid, wanted: Wanted) {
+        self.ask(after, purpose, |id| Effect::Session { id, uid, wanted });
     }
 
     /// As [`Self::load`], for a call that has its slots.
@@ -258,10 +327,10 @@ impl Engine {
         tree: &Arc<Tree>,
         state: &mut TreeState,
         index: u32,
-        tokens: bool,
+        wanted: Wanted,
     ) {
         self.running.fetch_add(1, Ordering::Relaxed);
-        self.load(call, tree, state, index, tokens);
+        self.load(call, tree, state, index, wanted);
         if let Some(loading) = state.line_mut(index).and_then(|l| l.loading.as_mut()) {
             loading.granted = loading.calls.pop().map(Box::new);
             loading.granted_after = self.losses.load(Ordering::Acquire);
@@ -269,7 +338,7 @@ impl Engine {
     }
 
     /// Takes the call out that has slots; they are the caller's now. For those who end a load.
-    fn take_granted(&self, loading: &mut Loading) -> Option<Pending> {
+    pub(crate) fn take_granted(&self, loading: &mut Loading) -> Option<Pending> {
         let call = loading.granted.take()?;
         self.running.fetch_sub(1, Ordering::Relaxed);
         Some(*call)
@@ -307,8 +376,14 @@ impl Engine {
 
     /// Has the records of a session read, to answer a repeat from.
     pub(crate) fn ask_records(&self, call: Pending, uid: Uid, ended: bool, after: Seq) {
-        let purpose = Purpose::Records { call: Box::new(call), ended };
-        self.ask(after, purpose, |id| Effect::Session { id, uid, with_tokens: false });
+        let purpose = Purpose::Records { call: Box::new(call), why: Why::Repeat { ended } };
+        self.ask_session(after, purpose, uid, Wanted::default());
+    }
+
+    /// Has the record of a turn looked up; the call runs again with it.
+    pub(crate) fn ask_turn(&self, call: Pending, uid: Uid, turn: u32, after: Seq) {
+        let purpose = Purpose::Records { call: Box::new(call), why: Why::Turn(turn) };
+        self.ask_session(after, purpose, uid, Wanted::default());
     }
 
     /// Has one session row read.
@@ -328,7 +403,7 @@ impl Engine {
         !self.effects.lock().queue.is_empty()
     }
 
-    fn purpose(&self, id: u64) -> Option<Purpose> {
+    pub(crate) fn purpose(&self, id: u64) -> Option<Purpose> {
         self.effects.lock().open.remove(&id).map(|(_, purpose)| purpose)
     }
 
@@ -418,9 +493,10 @@ impl Engine {
             line.fence = row.fence;
             line.provisional = row.provisional;
             line.last = row.last;
+            line.finish_due_ms = row.finish_due_ms;
             line.seq = row.seq;
             if let Some(bytes) = &row.lease {
-                let lease = Lease::decode(bytes, row.running, now.mono_ms);
+                let lease = Lease::decode(bytes, row.running, now);
                 line.lease = Some(Box::new(lease.ok_or_else(|| corrupt(row, "its grant does not decode"))?));
             }
             by_uid.insert(row.uid, state.add(line));
@@ -467,7 +543,7 @@ impl Engine {
         let mut work = Work::default();
         match self.purpose(id) {
             Some(Purpose::Load { tree, index, uid }) => self.loaded(&tree, index, uid, loaded, &mut work, &mut now),
-            Some(Purpose::Records { call, ended }) => self.records_loaded(*call, ended, loaded, &mut work, &now),
+            Some(Purpose::Records { call, why }) => self.records_loaded(*call, why, loaded, &mut work, &now),
             _ => {}
         }
         work.evict = true;
@@ -498,14 +574,25 @@ impl Engine {
         match made {
             Err(refusal) if !closed => {
                 count(&self.counters.load_failures);
-                let refusal = refusal.with("session_id", &line.session_id);
+                let id = line.session_id.clone();
+                let refusal = refusal.with("session_id", &id);
                 for call in self.give_up_load(&mut loading, tree, &state, index, work) {
-                    self.reply(call.ticket, Err(refusal.clone()), tree, &state, work);
+                    if let Some(call) = self.forgo(call, &id, work) {
+                        self.reply(call.ticket, Err(refusal.clone()), tree, &state, work);
+                    }
                 }
             }
-            Ok((loaded, made)) if !closed && loaded.row.seq == seq => {
+            Ok((loaded, mut made)) if !closed && loaded.row.seq == seq => {
+                if let Some((seq, record)) = made.provisional.take() {
+                    let record = Arc::new(record);
+                    let calls = loading.calls.iter_mut().chain(loading.granted.as_deref_mut());
+                    for call in calls.filter(|c| c.call.wants_provisional()) {
+                        call.found = Some(Found::Provisional(seq, record.clone()));
+                    }
+                }
                 self.make_resident(tree, &mut state, index, loaded, made, now);
-                if let Some(call) = self.take_granted(&mut loading) {
+                if let Some(mut call) = self.take_granted(&mut loading) {
+                    call.reload_ms += now.mono_ms.saturating_sub(call.ran_ms);
                     let sound = loading.granted_after == self.losses.load(Ordering::Acquire);
                     if sound && self.admit_begin().is_ok() && self.tickets.lock().contains_key(&call.ticket) {
                         let arrival = call.arrival;
@@ -532,35 +619,20 @@ impl Engine {
         made: Reloaded,
         now: &Moment,
     ) {
-        let Reloaded { facts, metas, checkpoint } = made;
+        let Reloaded { facts, metas, checkpoint, .. } = made;
         if let Some(resident) = state.line_mut(index).and_then(|l| l.resident.as_mut()) {
             // Only its checkpoint was missing; nothing was committed since, or the row would have moved.
             resident.checkpoint = resident.checkpoint.take().or(checkpoint);
             return self.charge(state, index);
         }
         count(&self.counters.reloads);
-        let chain = <[u8; 32]>::try_from(&facts.chain[..]).unwrap_or(chain::GENESIS);
-        let make = |handle| Resident {
-            handle,
-            create_ms: facts.create_ms,
-            labels: facts.labels,
-            stale_timeout_ms: facts.stale_timeout_ms,
-            last_outcome: v1::TurnOutcome::try_from(facts.last_outcome).unwrap_or(v1::TurnOutcome::None),
-            chain,
-            checkpoint_tokens: facts.checkpoint_tokens,
-            state_seq: facts.state_seq as u64,
-            open_request: facts.open_request.map(Box::new),
-            update_request: facts.update_request.map(Box::new),
-            attempts: facts.attempts,
-            head_seq: facts.head_seq as u64,
-            requests: metas
-                .iter()
-                .filter_map(|m| m.begin_request.as_ref())
-                .map(|m| fingerprint(&m.request_id))
-                .collect(),
-            state: loaded.state.map(Vec::into_boxed_slice),
-            checkpoint,
-        };
+        let marks = metas.iter().flat_map(|m| match m.ended_by() {
+            EndedBy::Finish => [m.end_request.as_ref(), None],
+            _ => [m.begin_request.as_ref(), None],
+        });
+        let requests = marks.flatten().map(|m| fingerprint(&m.request_id)).collect();
+        let state_of = loaded.state.map(|(_, state)| state.into_boxed_slice());
+        let make = |handle| Resident { requests, state: state_of, checkpoint, ..Resident::from_facts(handle, facts) };
         self.admit_resident(tree, state, index, make, now);
     }
 
@@ -588,15 +660,20 @@ impl Engine {
             }
             Some(Purpose::Load { tree, index, uid }) => {
                 let mut state = tree.state.lock();
-                let loading = state.line_mut(index).filter(|l| l.uid == uid).and_then(|l| l.loading.take());
-                if let Some(mut loading) = loading {
+                let line = state.line_mut(index).filter(|l| l.uid == uid);
+                if let Some((mut loading, id)) = line.and_then(|l| Some((l.loading.take()?, l.session_id.clone()))) {
                     for call in self.give_up_load(&mut loading, &tree, &state, index, &mut work) {
-                        self.refuse(call.ticket, refusal.clone(), &mut work);
+                        if let Some(call) = self.forgo(call, &id, &mut work) {
+                            self.refuse(call.ticket, refusal.clone(), &mut work);
+                        }
                     }
                     self.release_header(&tree, &mut state, &now);
                 }
             }
-            Some(Purpose::Records { call, .. } | Purpose::Read { call }) => self.refuse_part(*call, refusal, &mut work),
+            Some(Purpose::Records { call, .. } | Purpose::Read { call } | Purpose::Ack { call }) => {
+                self.refuse_part(*call, refusal, &mut work);
+            }
+            Some(Purpose::Due) => self.due_failed(&now),
             // Until it is re-read nothing is admitted: it is asked for again.
             Some(Purpose::Recover { root }) => {
                 let again = self.recovery.lock().failed(root);
@@ -615,6 +692,8 @@ struct Reloaded {
     metas: Vec<RecordMeta>,
     /// If its tokens were read, and there are any.
     checkpoint: Option<Box<Checkpoint>>,
+    /// If it was read.
+    provisional: Option<(Seq, v1::Record)>,
 }
 
 impl Reloaded {
@@ -622,15 +701,29 @@ impl Reloaded {
         let corrupt = |what: &str| Refusal::new(Reason::SessionCorrupt, what.to_owned());
         let facts = SessionFacts::decode(&loaded.row.facts[..]).map_err(|_| corrupt("its facts do not decode"))?;
         let metas = chain::verify(&loaded.lines, loaded.row.last, &facts.chain)?;
+        let statuses = chain::statuses(&loaded.lines, &metas)?;
+        let committed = v1::RecordStatus::Committed as i32;
+        if statuses.iter().zip(&loaded.lines).any(|(status, line)| *status != line.status)
+            || statuses.iter().filter(|s| **s == committed).count() != loaded.row.head as usize
+        {
+            return Err(corrupt("its records' statuses or its turn count are not what its records make them"));
+        }
         if facts.state_seq != 0 {
             let setter = loaded.lines.iter().position(|l| l.seq == facts.state_seq as u64);
-            let digest = chain::digest(&[loaded.state.as_deref().unwrap_or_default()]);
+            let digest = chain::digest(&[loaded.state.as_ref().map_or(&[][..], |(_, state)| state)]);
             if setter.is_none_or(|i| metas[i].state_digest != digest) {
                 return Err(corrupt("its state does not match its digest"));
             }
         }
         let with_tokens = facts.checkpoint_tokens > 0 && loaded.lines.iter().any(|l| l.tokens.is_some());
-        let checkpoint = with_tokens.then(|| Box::new(Checkpoint::fold(&loaded.lines, &metas)));
-        Ok(Reloaded { facts, metas, checkpoint })
+        let checkpoint = with_tokens.then(|| Box::new(Checkpoint::fold(&loaded.lines, &metas, u32::MAX)));
+        if checkpoint.as_ref().is_some_and(|c| c.len() != facts.checkpoint_tokens) {
+            return Err(corrupt("its checkpoint is not as long as its records make it"));
+        }
+        let provisional = match &loaded.provisional {
+            Some(row) => Some((row.seq, row.clone().to_proto(false)?)),
+            None => None,
+        };
+        Ok(Reloaded { facts, metas, checkpoint, provisional })
     }
 }

@@ -5,12 +5,12 @@
 use crate::chain::digest;
 use crate::checkpoint::TOKEN;
 use crate::error::{Reason, Refusal};
-use crate::gen_store::RequestMark;
+use crate::gen_store::{self as store, RequestMark};
 use crate::gen_v1 as v1;
-use crate::ids::{self, LeaseToken};
-use crate::limits::{LEASE_MS, Limits};
+use crate::ids::{self, LeaseToken, TrajectoryId};
+use crate::limits::{LEASE_MS, Limits, MAX_FINISH_AFTER_MS};
 use prost::Message;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The RPCs that the engine answers, numbered for the boundary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +24,11 @@ pub enum Method {
     RenewTurns,
     CommitTurn,
     AbortTurn,
+    InterruptSession,
+    SetReward,
+    FinishTrajectory,
+    AckTrajectories,
+    GetCheckpoint,
 }
 
 impl Method {
@@ -37,6 +42,12 @@ impl Method {
         ("/roost.v1.TurnService/RenewTurns", Method::RenewTurns),
         ("/roost.v1.TurnService/CommitTurn", Method::CommitTurn),
         ("/roost.v1.TurnService/AbortTurn", Method::AbortTurn),
+        ("/roost.v1.SessionService/InterruptSession", Method::InterruptSession),
+        ("/roost.v1.TrajectoryService/SetReward", Method::SetReward),
+        ("/roost.v1.TrajectoryService/FinishTrajectory", Method::FinishTrajectory),
+        ("/roost.v1.TrajectoryService/AckTrajectories", Method::AckTrajectories),
+        // One part of its stream a call; the transport asks for the next.
+        ("/roost.v1.TurnService/GetCheckpoint", Method::GetCheckpoint),
     ];
 }
 
@@ -85,6 +96,8 @@ pub(crate) struct Begin {
     pub(crate) owner: String,
     pub(crate) priority: i32,
     pub(crate) validate_only: bool,
+    pub(crate) takeover: bool,
+    pub(crate) want_provisional: bool,
 }
 
 /// A turn's payload, checked and digested.
@@ -96,6 +109,7 @@ pub(crate) struct Payload {
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) usage: Option<v1::Usage>,
     pub(crate) span: Option<Span>,
+    pub(crate) attachments: Vec<store::Attachment>,
     pub(crate) content_digest: Vec<u8>,
 }
 
@@ -117,7 +131,18 @@ pub(crate) struct End {
     pub(crate) lease: LeaseToken,
     pub(crate) mark: Option<RequestMark>,
     pub(crate) payload: Payload,
-    pub(crate) commit: Option<CommitOptions>,
+    /// The client's own times, for the log.
+    pub(crate) timings: BTreeMap<String, f64>,
+    pub(crate) how: TurnEnd,
+}
+
+#[derive(Debug)]
+pub(crate) enum TurnEnd {
+    Commit(CommitOptions),
+    /// `give_up`: for good.
+    Abort {
+        give_up: bool,
+    },
 }
 
 #[derive(Debug)]
@@ -128,6 +153,45 @@ pub(crate) struct CommitOptions {
     pub(crate) new_segment: bool,
     pub(crate) then: v1::Then,
     pub(crate) completed: bool,
+    pub(crate) base_turn: Option<u32>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Interrupt {
+    pub(crate) session_id: String,
+    pub(crate) mark: Option<RequestMark>,
+    pub(crate) force: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Reward {
+    pub(crate) session_id: String,
+    pub(crate) mark: Option<RequestMark>,
+    /// 0: the last one.
+    pub(crate) turn: u32,
+    pub(crate) value: f64,
+    pub(crate) finish_after_ms: Option<u64>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Finish {
+    pub(crate) session_id: String,
+    pub(crate) mark: Option<RequestMark>,
+    pub(crate) reward: Option<f64>,
+}
+
+/// Acknowledgements: what each names, if it names anything.
+#[derive(Debug)]
+pub(crate) struct Ack {
+    pub(crate) wanted: Vec<Result<TrajectoryId, Refusal>>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Checkpoint {
+    pub(crate) session_id: String,
+    pub(crate) lease: LeaseToken,
+    pub(crate) known: Option<u64>,
+    pub(crate) from: Option<u64>,
 }
 
 /// Renewals, and what became of those that are done.
@@ -151,6 +215,13 @@ pub(crate) enum Call {
     Begin(Begin),
     Renew(Renew),
     End(Box<End>),
+    Interrupt(Interrupt),
+    Reward(Reward),
+    Finish(Finish),
+    Ack(Ack),
+    Checkpoint(Checkpoint),
+    /// The engine's own: finish the active trajectory of this session if it is due.
+    FinishDue(String),
     /// The engine's own: end the grant of this fence, whose lease ran out.
     Expire {
         session_id: String,
@@ -194,6 +265,68 @@ fn check_labels(field: &str, labels: &BTreeMap<String, String>) -> Result<(), Re
 
 fn check_len(field: &str, len: usize, limit: usize) -> Result<(), Refusal> {
     if len > limit { Err(Refusal::too_large(field, len, limit)) } else { Ok(()) }
+}
+
+/// As long a list as a call may bring.
+fn check_count(field: &str, count: usize, limit: usize) -> Result<(), Refusal> {
+    if count <= limit {
+        return Ok(());
+    }
+    Err(Refusal::field(field, format!("has {count} entries; at most {limit} are allowed"))
+        .with("size", count)
+        .with("limit", limit))
+}
+
+fn check_timings(timings: &BTreeMap<String, f64>) -> Result<(), Refusal> {
+    check_count("timings", timings.len(), 16)?;
+    let name = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+    if timings.keys().any(|k| k.is_empty() || k.len() > 32 || !k.bytes().all(name)) {
+        return Err(Refusal::field("timings", "names have 1 to 32 characters of [a-z0-9_]"));
+    }
+    if timings.values().any(|v| !v.is_finite()) {
+        return Err(Refusal::field("timings", "values must be finite"));
+    }
+    Ok(())
+}
+
+fn check_reward(field: &str, value: f64) -> Result<(), Refusal> {
+    if value.is_finite() { Ok(()) } else { Err(Refusal::field(field, "must be finite")) }
+}
+
+fn attachments(given: Vec<v1::Attachment>) -> Result<Vec<store::Attachment>, Refusal> {
+    check_count("record.attachments", given.len(), 64)?;
+    let mut names = BTreeSet::new();
+    let in_name = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+    for a in &given {
+        if a.name.is_empty() || a.name.len() > 128 || !a.name.bytes().all(in_name) {
+            return Err(Refusal::field("record.attachments.name", "must be 1 to 128 characters of [A-Za-z0-9._-]"));
+        }
+        if !names.insert(&a.name) {
+            return Err(Refusal::field("record.attachments.name", "must be unique in its record").with("name", &a.name));
+        }
+        check_len("record.attachments.dtype", a.dtype.len(), 32)?;
+        check_count("record.attachments.shape", a.shape.len(), 8)?;
+        check_len("record.attachments.uri", a.uri.len(), 2_048)?;
+        if a.uri.is_empty() {
+            return Err(Refusal::field("record.attachments.uri", "must not be empty"));
+        }
+        if !matches!(a.sha256.len(), 0 | 32) {
+            return Err(Refusal::field("record.attachments.sha256", "must be 32 bytes, or empty")
+                .with("size", a.sha256.len())
+                .with("expected", 32));
+        }
+    }
+    Ok(given
+        .into_iter()
+        .map(|a| store::Attachment {
+            name: a.name,
+            dtype: a.dtype,
+            shape: a.shape,
+            uri: a.uri,
+            sha256: a.sha256,
+            size_bytes: a.size_bytes,
+        })
+        .collect())
 }
 
 fn unknown_enum(field: &str, value: i32) -> Refusal {
@@ -247,6 +380,7 @@ fn payload(record: v1::RecordInput, limits: &Limits) -> Result<Payload, Refusal>
     }
     check_len("record", size, limits.max_turn_bytes as usize)?;
     let span = record.tokens.map(span).transpose()?;
+    let attachments = attachments(record.attachments)?;
     let content_digest = digest(&[&record.content]);
     Ok(Payload {
         content: record.content,
@@ -255,6 +389,7 @@ fn payload(record: v1::RecordInput, limits: &Limits) -> Result<Payload, Refusal>
         labels: record.labels,
         usage: record.usage,
         span,
+        attachments,
         content_digest,
     })
 }
@@ -310,18 +445,27 @@ fn span(t: v1::TokenSpan) -> Result<Span, Refusal> {
 }
 
 impl Call {
-    /// The session it addresses; empty for RenewTurns, which addresses many.
+    /// The session it addresses; empty for RenewTurns and AckTrajectories, which address many.
     pub(crate) fn session_id(&self) -> &str {
         match self {
             Call::Open(c) => &c.session_id,
-            Call::Get(id) => id,
+            Call::Get(id) | Call::FinishDue(id) => id,
             Call::Update(c) => &c.session_id,
             Call::Close(c) => &c.session_id,
             Call::Begin(c) => &c.session_id,
             Call::End(c) => &c.session_id,
+            Call::Interrupt(c) => &c.session_id,
+            Call::Reward(c) => &c.session_id,
+            Call::Finish(c) => &c.session_id,
+            Call::Checkpoint(c) => &c.session_id,
             Call::Expire { session_id, .. } => session_id,
-            Call::Renew(_) => "",
+            Call::Renew(_) | Call::Ack(_) => "",
         }
+    }
+
+    /// Whether its answer brings the live provisional.
+    pub(crate) fn wants_provisional(&self) -> bool {
+        matches!(self, Call::Begin(begin) if begin.want_provisional)
     }
 
     pub(crate) fn parse(method: Method, bytes: &[u8], tenant: &str, limits: &Limits) -> Result<Call, Refusal> {
@@ -380,17 +524,16 @@ impl Call {
             Method::RenewTurns => {
                 let r: v1::RenewTurnsRequest = message(bytes)?;
                 let count = r.renewals.len();
-                if count > 1_000 {
-                    return Err(Refusal::field("renewals", format!("has {count} entries; at most 1000 are allowed"))
-                        .with("size", count)
-                        .with("limit", 1_000));
-                }
+                check_count("renewals", count, 1_000)?;
                 Call::Renew(Renew { results: Vec::with_capacity(count), renewals: r.renewals, after: 0, losses: 0 })
             }
             Method::CommitTurn => {
                 let mut r: v1::CommitTurnRequest = message(bytes)?;
                 ids::check_session_id("session_id", &r.session_id)?;
                 let then = v1::Then::try_from(r.then).map_err(|_| unknown_enum("then", r.then))?;
+                // A repeat may have taken other times.
+                let timings = std::mem::take(&mut r.timings);
+                check_timings(&timings)?;
                 let mark = mark(&mut r, |r| &mut r.request_id)?;
                 if let Some(state) = &r.state {
                     check_len("state", state.len(), limits.max_state_bytes as usize)?;
@@ -402,26 +545,60 @@ impl Call {
                     new_segment: r.new_segment,
                     then,
                     completed: r.completed,
+                    base_turn: r.base_turn,
                 };
                 Call::End(Box::new(End {
                     session_id: r.session_id,
                     lease: LeaseToken::decode(&r.lease)?,
                     mark,
                     payload: payload(r.record.unwrap_or_default(), limits)?,
-                    commit: Some(commit),
+                    timings,
+                    how: TurnEnd::Commit(commit),
                 }))
             }
             Method::AbortTurn => {
                 let mut r: v1::AbortTurnRequest = message(bytes)?;
                 ids::check_session_id("session_id", &r.session_id)?;
+                let timings = std::mem::take(&mut r.timings);
+                check_timings(&timings)?;
                 let mark = mark(&mut r, |r| &mut r.request_id)?;
                 Call::End(Box::new(End {
                     session_id: r.session_id,
                     lease: LeaseToken::decode(&r.lease)?,
                     mark,
                     payload: payload(r.record.unwrap_or_default(), limits)?,
-                    commit: None,
+                    timings,
+                    how: TurnEnd::Abort { give_up: r.r#final },
                 }))
+            }
+            Method::InterruptSession => {
+                let mut r: v1::InterruptSessionRequest = message(bytes)?;
+                ids::check_session_id("session_id", &r.session_id)?;
+                let mark = mark(&mut r, |r| &mut r.request_id)?;
+                Call::Interrupt(Interrupt { session_id: r.session_id, mark, force: r.force })
+            }
+            Method::SetReward => Call::Reward(reward(message(bytes)?, limits)?),
+            Method::FinishTrajectory => {
+                let mut r: v1::FinishTrajectoryRequest = message(bytes)?;
+                ids::check_session_id("session_id", &r.session_id)?;
+                r.reward.map_or(Ok(()), |value| check_reward("reward", value))?;
+                let mark = mark(&mut r, |r| &mut r.request_id)?;
+                Call::Finish(Finish { session_id: r.session_id, mark, reward: r.reward })
+            }
+            Method::AckTrajectories => {
+                let r: v1::AckTrajectoriesRequest = message(bytes)?;
+                check_count("trajectory_ids", r.trajectory_ids.len(), 1_000)?;
+                Call::Ack(Ack { wanted: r.trajectory_ids.iter().map(|id| TrajectoryId::decode(id)).collect() })
+            }
+            Method::GetCheckpoint => {
+                let r: v1::GetCheckpointRequest = message(bytes)?;
+                ids::check_session_id("session_id", &r.session_id)?;
+                Call::Checkpoint(Checkpoint {
+                    lease: LeaseToken::decode(&r.lease)?,
+                    session_id: r.session_id,
+                    known: r.known_head_version,
+                    from: r.from_offset,
+                })
             }
         })
     }
@@ -442,6 +619,7 @@ fn begin(mut r: v1::BeginTurnRequest, limits: &Limits) -> Result<Begin, Refusal>
     // How long a repeat waits is not part of what was asked for.
     r.wait = None;
     let mark = mark(&mut r, |r| &mut r.request_id)?;
+    let if_running = v1::IfRunning::try_from(r.if_running).map_err(|_| unknown_enum("if_running", r.if_running))?;
     if r.expected_turn == Some(0) {
         return Err(Refusal::field("expected_turn", "turns are numbered from 1").with("expected_turn", 0));
     }
@@ -459,5 +637,21 @@ fn begin(mut r: v1::BeginTurnRequest, limits: &Limits) -> Result<Begin, Refusal>
         owner: r.owner,
         priority: r.priority,
         validate_only: r.validate_only,
+        takeover: if_running == v1::IfRunning::Takeover,
+        want_provisional: r.want_provisional,
     })
+}
+
+fn reward(mut r: v1::SetRewardRequest, limits: &Limits) -> Result<Reward, Refusal> {
+    ids::check_session_id("session_id", &r.session_id)?;
+    check_reward("reward", r.reward)?;
+    let finish_after_ms = match &r.finish_after {
+        Some(d) => Some(millis("finish_after", d)?),
+        None => Some(limits.reward_finish_delay_ms).filter(|ms| *ms > 0),
+    };
+    if let Some(ms) = finish_after_ms.filter(|ms| *ms > MAX_FINISH_AFTER_MS) {
+        return Err(Refusal::field("finish_after", "must be at most 30 days").with("milliseconds", ms));
+    }
+    let mark = mark(&mut r, |r| &mut r.request_id)?;
+    Ok(Reward { session_id: r.session_id, mark, turn: r.turn, value: r.reward, finish_after_ms })
 }

@@ -15,7 +15,9 @@ use prost::Message;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use super::Moment;
 use super::Pending;
+use super::events::Times;
 
 /// A tenant: who the caller is. Everything else lives inside one.
 #[derive(Debug)]
@@ -79,6 +81,8 @@ pub(crate) struct Line {
     pub(crate) fence: u64,
     pub(crate) provisional: Seq,
     pub(crate) last: Seq,
+    /// Wall-clock milliseconds from which on its active trajectory finishes by itself; 0: never.
+    pub(crate) finish_due_ms: i64,
     /// Sequence of the entry that last wrote its row.
     pub(crate) seq: Seq,
     pub(crate) lease: Option<Box<Lease>>,
@@ -101,12 +105,16 @@ pub(crate) struct Lease {
     pub(crate) request: Option<RequestMark>,
     /// Holds a slot. False once the lease ran out.
     pub(crate) running: bool,
+    /// InterruptSession asked it to end.
+    pub(crate) interrupted: bool,
     /// Answers that bear it: it is released undelivered only when none of them was delivered. Never journaled.
     pub(crate) answers: u32,
     /// On the service clock; moved by renewals, never journaled.
     pub(crate) deadline_ms: u64,
     /// Looks at the deadline; a renewal leaves it where it is.
     pub(crate) timer: super::TimerKey,
+    /// For the log; never journaled.
+    pub(crate) times: Times,
 }
 
 impl Lease {
@@ -125,13 +133,16 @@ impl Lease {
             begin_ms: self.begin_wall_ms,
             request: self.request.clone(),
             expired: !self.running,
+            interrupted: self.interrupted,
         }
         .encode_to_vec()
     }
 
-    /// From the store; a running one gets a full lease from `now_ms`.
-    pub(crate) fn decode(bytes: &[u8], running: bool, now_ms: u64) -> Option<Self> {
+    /// From the store; a running one gets a full lease from now.
+    pub(crate) fn decode(bytes: &[u8], running: bool, now: &Moment) -> Option<Self> {
         let grant = RunningGrant::decode(bytes).ok()?;
+        // Its BeginTurn was answered by an earlier server, some time ago.
+        let began = now.mono_ms.saturating_sub((now.wall_ms - grant.begin_ms).max(0) as u64);
         Some(Lease {
             fence: grant.fence,
             nonce: grant.nonce.try_into().ok()?,
@@ -142,9 +153,11 @@ impl Lease {
             begin_wall_ms: grant.begin_ms,
             request: grant.request,
             running,
+            interrupted: grant.interrupted,
             answers: 1,
-            deadline_ms: now_ms + grant.lease_ms as u64,
+            deadline_ms: now.mono_ms + grant.lease_ms as u64,
             timer: (0, 0),
+            times: Times { asked: began, granted: began, ..Times::default() },
         })
     }
 }
@@ -224,12 +237,44 @@ pub(crate) struct Resident {
     pub(crate) update_request: Option<Box<RequestMark>>,
     pub(crate) attempts: u32,
     pub(crate) head_seq: Seq,
-    /// Fingerprints of the BeginTurn request_ids of all its records: a repeat is told from a new call without a read.
+    /// How many trajectories were finished, the turns on the live line when the last of them was, and the event that
+    /// finished it: the active one's records come after that.
+    pub(crate) trajectories: u32,
+    pub(crate) trajectory_turns: u32,
+    pub(crate) trajectory_seq: Seq,
+    /// The latest reward, and the latest InterruptSession with its answer.
+    pub(crate) reward: Option<Box<LatestReward>>,
+    pub(crate) interrupt_request: Option<Box<InterruptMark>>,
+    /// Fingerprints of the BeginTurn request_ids of all its records, and of its FinishTrajectory ones: a repeat is told
+    /// from a new call without a read.
     pub(crate) requests: Vec<u64>,
     /// The client's own state after the last commit.
     pub(crate) state: Option<Box<[u8]>>,
     /// The checkpoint, once asked for; one without tokens needs none.
     pub(crate) checkpoint: Option<Box<Checkpoint>>,
+}
+
+/// A turn that was rewarded, and its trajectory.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct RewardedTurn {
+    pub(crate) turn: u32,
+    pub(crate) trajectory: u32,
+}
+
+/// The latest reward, and the latest SetReward that bore a request_id.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct LatestReward {
+    pub(crate) of: RewardedTurn,
+    pub(crate) value: f64,
+    pub(crate) request: Option<(RequestMark, RewardedTurn)>,
+}
+
+/// An InterruptSession request, and what the session did and ran then.
+#[derive(Debug, Clone)]
+pub(crate) struct InterruptMark {
+    pub(crate) mark: RequestMark,
+    pub(crate) activity: v1::Activity,
+    pub(crate) turn: u32,
 }
 
 impl Resident {
@@ -242,6 +287,13 @@ impl Resident {
         let variable = labels
             + mark(&self.open_request)
             + mark(&self.update_request)
+            + self.reward.as_ref().map_or(0, |r| {
+                size_of::<LatestReward>() + r.request.as_ref().map_or(0, |(m, _)| m.request_id.len() + m.hash.len())
+            })
+            + self
+                .interrupt_request
+                .as_ref()
+                .map_or(0, |m| size_of::<InterruptMark>() + m.mark.request_id.len() + m.mark.hash.len())
             + self.requests.capacity() * 8
             + self.state.as_ref().map_or(0, |s| s.len())
             + self.checkpoint.as_ref().map_or(0, |c| c.bytes());
@@ -254,6 +306,10 @@ impl Resident {
     }
 
     fn facts(&self) -> SessionFacts {
+        let reward = self.reward.as_deref();
+        let reward_of = reward.map(|r| r.of).unwrap_or_default();
+        let (reward_request, answered) = reward.and_then(|r| r.request.clone()).unzip();
+        let answered = answered.unwrap_or_default();
         SessionFacts {
             create_ms: self.create_ms,
             labels: self.labels.clone(),
@@ -266,6 +322,78 @@ impl Resident {
             update_request: self.update_request.as_deref().cloned(),
             attempts: self.attempts,
             head_seq: self.head_seq as i64,
+            trajectories: self.trajectories,
+            trajectory_turns: self.trajectory_turns,
+            trajectory_seq: self.trajectory_seq as i64,
+            reward_request,
+            reward_request_turn: answered.turn,
+            reward_request_trajectory: answered.trajectory,
+            reward_turn: reward_of.turn,
+            reward_trajectory: reward_of.trajectory,
+            reward_value: reward.map_or(0.0, |r| r.value),
+            interrupt_request: self.interrupt_request.as_ref().map(|m| m.mark.clone()),
+            interrupt_activity: self.interrupt_request.as_ref().map_or(0, |m| m.activity as i32),
+            interrupt_turn: self.interrupt_request.as_ref().map_or(0, |m| m.turn),
+        }
+    }
+
+    /// What a session that was never trained on or spoken to is made of, beside what its maker gives.
+    pub(crate) fn new(handle: Handle, create_ms: i64) -> Self {
+        Resident {
+            handle,
+            create_ms,
+            labels: BTreeMap::new(),
+            stale_timeout_ms: 0,
+            last_outcome: v1::TurnOutcome::None,
+            chain: crate::chain::GENESIS,
+            checkpoint_tokens: 0,
+            state_seq: 0,
+            open_request: None,
+            update_request: None,
+            attempts: 0,
+            head_seq: 0,
+            trajectories: 0,
+            trajectory_turns: 0,
+            trajectory_seq: 0,
+            reward: None,
+            interrupt_request: None,
+            requests: Vec::new(),
+            state: None,
+            checkpoint: None,
+        }
+    }
+
+    /// From the store: its facts; what its records add is put in by the caller.
+    pub(crate) fn from_facts(handle: Handle, facts: SessionFacts) -> Self {
+        let answered = RewardedTurn { turn: facts.reward_request_turn, trajectory: facts.reward_request_trajectory };
+        let reward = (facts.reward_turn > 0).then(|| {
+            Box::new(LatestReward {
+                of: RewardedTurn { turn: facts.reward_turn, trajectory: facts.reward_trajectory },
+                value: facts.reward_value,
+                request: facts.reward_request.map(|mark| (mark, answered)),
+            })
+        });
+        let interrupt_activity = v1::Activity::try_from(facts.interrupt_activity).unwrap_or(v1::Activity::Idle);
+        let interrupt_turn = facts.interrupt_turn;
+        Resident {
+            labels: facts.labels,
+            stale_timeout_ms: facts.stale_timeout_ms,
+            last_outcome: v1::TurnOutcome::try_from(facts.last_outcome).unwrap_or(v1::TurnOutcome::None),
+            chain: <[u8; 32]>::try_from(&facts.chain[..]).unwrap_or(crate::chain::GENESIS),
+            checkpoint_tokens: facts.checkpoint_tokens,
+            state_seq: facts.state_seq as u64,
+            open_request: facts.open_request.map(Box::new),
+            update_request: facts.update_request.map(Box::new),
+            attempts: facts.attempts,
+            head_seq: facts.head_seq as u64,
+            trajectories: facts.trajectories,
+            trajectory_turns: facts.trajectory_turns,
+            trajectory_seq: facts.trajectory_seq as u64,
+            reward,
+            interrupt_request: facts
+                .interrupt_request
+                .map(|mark| Box::new(InterruptMark { mark, activity: interrupt_activity, turn: interrupt_turn })),
+            ..Resident::new(handle, facts.create_ms)
         }
     }
 }
@@ -295,6 +423,7 @@ impl Line {
             fence: 0,
             provisional: 0,
             last: 0,
+            finish_due_ms: 0,
             seq: 0,
             lease: None,
             waiter: None,
@@ -428,6 +557,7 @@ impl TreeState {
             running: line.running().is_some(),
             lease: line.lease.as_ref().map(|l| l.encode()),
             facts: resident.facts().encode_to_vec(),
+            finish_due_ms: line.finish_due_ms,
             seq,
             prev,
         })

@@ -60,7 +60,7 @@ impl Engine {
     /// Parks a call at a gate, until its deadline. Refuses it if as many wait as may.
     pub(crate) fn enqueue(
         &self,
-        call: Pending,
+        mut call: Pending,
         gate: Gate,
         arrival: Option<u64>,
         tree: &Arc<Tree>,
@@ -69,6 +69,8 @@ impl Engine {
         work: &mut Work,
         now: &Moment,
     ) {
+        // A record of up to a megabyte is not kept for as long as a call may wait: it is read again with the grant.
+        call.found = None;
         let Call::Begin(begin) = &call.call else { return };
         let (wait_ms, priority, request) = (begin.wait_ms, begin.priority, begin.mark.clone());
         let arrival = {
@@ -185,7 +187,9 @@ impl Engine {
     fn grant_waiter(&self, tree: &Arc<Tree>, state: &mut TreeState, index: u32, work: &mut Work, now: &mut Moment) {
         let Some(waiter) = self.take_waiter(tree, state, index, work, now) else { return };
         let (since_ms, place) = (waiter.since_ms, waiter.place);
-        let Some(call) = waiter.call else { return };
+        let Some(mut call) = waiter.call else { return };
+        // It stood in a queue, and was not parked for a read.
+        call.ran_ms = now.mono_ms;
         if now.mono_ms >= waiter.deadline_ms && waiter.deadline_ms > since_ms {
             let refusal = gate_refusal(tree, state, waiter.gate, self.limits.max_turns_per_tree, now.wall_ms);
             self.return_slots(tree, state, index, work);

@@ -38,6 +38,42 @@ pub struct SessionFacts {
     /// Sequence of the last record on the live COMMITTED line; 0 = none.
     #[prost(int64, tag = "11")]
     pub head_seq: i64,
+    /// How many trajectories were finished.
+    #[prost(uint32, tag = "12")]
+    pub trajectories: u32,
+    /// Turns on the live line when the last of them was finished: a rewind goes no further back.
+    #[prost(uint32, tag = "13")]
+    pub trajectory_turns: u32,
+    /// Sequence of the event that finished it; the active trajectory's records come after it. 0 = none.
+    #[prost(int64, tag = "14")]
+    pub trajectory_seq: i64,
+    /// The latest SetReward request that bore a request_id.
+    #[prost(message, optional, tag = "15")]
+    pub reward_request: ::core::option::Option<RequestMark>,
+    /// The turn that got the latest reward; 0 = none has been given.
+    #[prost(uint32, tag = "16")]
+    pub reward_turn: u32,
+    /// The trajectory that turn belongs to.
+    #[prost(uint32, tag = "17")]
+    pub reward_trajectory: u32,
+    /// The latest InterruptSession request.
+    #[prost(message, optional, tag = "18")]
+    pub interrupt_request: ::core::option::Option<RequestMark>,
+    /// What it answered: roost.v1.Activity.
+    #[prost(int32, tag = "19")]
+    pub interrupt_activity: i32,
+    /// What it answered: the turn.
+    #[prost(uint32, tag = "20")]
+    pub interrupt_turn: u32,
+    /// The latest reward.
+    #[prost(double, tag = "21")]
+    pub reward_value: f64,
+    /// What reward_request answered: the turn.
+    #[prost(uint32, tag = "22")]
+    pub reward_request_turn: u32,
+    /// What reward_request answered: its trajectory.
+    #[prost(uint32, tag = "23")]
+    pub reward_request_trajectory: u32,
 }
 /// A request_id and the hash of the request that bore it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -79,6 +115,9 @@ pub struct RunningGrant {
     /// True once its lease ran out: no slot is held, but a late commit is accepted until a newer grant.
     #[prost(bool, tag = "9")]
     pub expired: bool,
+    /// True once InterruptSession asked it to end.
+    #[prost(bool, tag = "10")]
+    pub interrupted: bool,
 }
 /// The column session.receipt.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -108,10 +147,32 @@ pub struct Receipt {
     #[prost(message, optional, tag = "8")]
     pub request: ::core::option::Option<RequestMark>,
 }
+/// roost.v1.Attachment.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Attachment {
+    /// Its name.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Element type.
+    #[prost(string, tag = "2")]
+    pub dtype: ::prost::alloc::string::String,
+    /// Length of each dimension.
+    #[prost(uint64, repeated, tag = "3")]
+    pub shape: ::prost::alloc::vec::Vec<u64>,
+    /// Where it lies.
+    #[prost(string, tag = "4")]
+    pub uri: ::prost::alloc::string::String,
+    /// SHA-256 of its bytes.
+    #[prost(bytes = "vec", tag = "5")]
+    pub sha256: ::prost::alloc::vec::Vec<u8>,
+    /// Its size in bytes.
+    #[prost(uint64, tag = "6")]
+    pub size_bytes: u64,
+}
 /// The column record.meta: all of a record but its payloads. Its bytes are what the chain hashes.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RecordMeta {
-    /// Turn number.
+    /// Turn number. Of a FINISH event: the turns on the live line.
     #[prost(uint32, tag = "1")]
     pub turn: u32,
     /// Attempt.
@@ -201,4 +262,71 @@ pub struct RecordMeta {
     /// The fence of the next grant that `then: CONTINUE` made; 0 = none.
     #[prost(uint64, tag = "29")]
     pub next_fence: u64,
+    /// What ended the turn.
+    #[prost(enumeration = "EndedBy", tag = "30")]
+    pub ended_by: i32,
+    /// Set where the commit rewound: the turn it was built on; COMMITTED records after that turn were superseded by it.
+    #[prost(uint32, optional, tag = "31")]
+    pub base_turn: ::core::option::Option<u32>,
+    /// What lies elsewhere.
+    #[prost(message, repeated, tag = "32")]
+    pub attachments: ::prost::alloc::vec::Vec<Attachment>,
+    /// The number of the trajectory it belongs to, of a FINISH event that it finished; 0 (records of 0.1.0): 1.
+    #[prost(uint32, tag = "33")]
+    pub trajectory: u32,
+    /// Of a FINISH event and of a commit that finishes: the turns on the live line before the trajectory's first.
+    #[prost(uint32, tag = "34")]
+    pub trajectory_base: u32,
+    /// True where the commit also finished its trajectory, which was due.
+    #[prost(bool, tag = "35")]
+    pub finishes: bool,
+}
+/// What ended the turn that a record is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum EndedBy {
+    /// Not said (records of 0.1.0): the outcome tells.
+    Unspecified = 0,
+    /// CommitTurn.
+    Commit = 1,
+    /// AbortTurn.
+    Abort = 2,
+    /// Its lease ran out.
+    Expiry = 3,
+    /// BeginTurn with TAKEOVER.
+    Takeover = 4,
+    /// InterruptSession with force.
+    Interrupt = 5,
+    /// Not a turn: the event that finished a trajectory. It is no record to anybody outside the store.
+    Finish = 6,
+}
+impl EndedBy {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "ENDED_BY_UNSPECIFIED",
+            Self::Commit => "ENDED_BY_COMMIT",
+            Self::Abort => "ENDED_BY_ABORT",
+            Self::Expiry => "ENDED_BY_EXPIRY",
+            Self::Takeover => "ENDED_BY_TAKEOVER",
+            Self::Interrupt => "ENDED_BY_INTERRUPT",
+            Self::Finish => "ENDED_BY_FINISH",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ENDED_BY_UNSPECIFIED" => Some(Self::Unspecified),
+            "ENDED_BY_COMMIT" => Some(Self::Commit),
+            "ENDED_BY_ABORT" => Some(Self::Abort),
+            "ENDED_BY_EXPIRY" => Some(Self::Expiry),
+            "ENDED_BY_TAKEOVER" => Some(Self::Takeover),
+            "ENDED_BY_INTERRUPT" => Some(Self::Interrupt),
+            "ENDED_BY_FINISH" => Some(Self::Finish),
+            _ => None,
+        }
+    }
 }

@@ -21,16 +21,18 @@ pub struct Limit {
 /// Response of GetStats.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct GetStatsResponse {
-    /// Counts that only grow while the server runs, by name: turns_begun, turns_committed, turns_aborted,
-    /// turns_expired, turns_released, sessions_opened, sessions_closed, evictions, header_evictions, reloads,
-    /// header_loads, load_failures, refusals, batches_stored, entries_stored, batches_refused.
+    /// Counts that only grow while the server runs, by name: turns_begun, turns_committed, turns_rewound (of them),
+    /// turns_aborted, turns_expired, turns_taken_over, turns_interrupted (by force), turns_released,
+    /// trajectories_finished, trajectories_acknowledged, sessions_opened, sessions_closed, evictions,
+    /// header_evictions, reloads, header_loads, load_failures, refusals, batches_stored, entries_stored,
+    /// batches_refused.
     #[prost(btree_map = "string, int64", tag = "1")]
     pub counters: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
         i64,
     >,
     /// What is true now, by name: slots_held, turns_running, waiting, resident_sessions, resident_bytes,
-    /// tree_headers, journal_entries, journal_bytes, store_low, quarantined_trees, calls_in_flight, store_bytes,
+    /// tree_headers, journal_entries, journal_bytes, journal_lag_ms (age of the oldest entry not yet durable), store_low, quarantined_trees, calls_in_flight, store_bytes,
     /// wal_bytes, reserve_bytes.
     #[prost(btree_map = "string, int64", tag = "2")]
     pub gauges: ::prost::alloc::collections::BTreeMap<
@@ -97,8 +99,31 @@ pub struct Usage {
     #[prost(uint64, tag = "3")]
     pub cached_tokens: u64,
 }
+/// An array or another large thing of a turn that lies in the client's own object store. Roost keeps what is said
+/// here and never reads what it names.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Attachment {
+    /// Its name, unique within the record: 1-128 chars of \[A-Za-z0-9._-\].
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Element type in numpy's words, for example "float32"; at most 32 bytes; empty: not an array.
+    #[prost(string, tag = "2")]
+    pub dtype: ::prost::alloc::string::String,
+    /// Length of each dimension, at most 8 of them. Unit: elements.
+    #[prost(uint64, repeated, tag = "3")]
+    pub shape: ::prost::alloc::vec::Vec<u64>,
+    /// Where it lies, for example "s3://bucket/key"; 1 to 2,048 bytes.
+    #[prost(string, tag = "4")]
+    pub uri: ::prost::alloc::string::String,
+    /// SHA-256 of its bytes, 32 bytes, or empty.
+    #[prost(bytes = "vec", tag = "5")]
+    pub sha256: ::prost::alloc::vec::Vec<u8>,
+    /// Its size. Unit: bytes.
+    #[prost(uint64, tag = "6")]
+    pub size_bytes: u64,
+}
 /// What a client stores with a turn. The inline payload (content, token span) is at most `max_turn_bytes`
-/// (1 MiB); labels are at most 64, keys and values at most 63 and 256 bytes of UTF-8.
+/// (1 MiB), attachments are at most 64; labels are at most 64, keys and values at most 63 and 256 bytes of UTF-8.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RecordInput {
     /// Opaque bytes of the turn: messages, for example. Returned byte for byte.
@@ -122,6 +147,9 @@ pub struct RecordInput {
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
+    /// What is too large to be inline, or lies elsewhere for another reason.
+    #[prost(message, repeated, tag = "7")]
+    pub attachments: ::prost::alloc::vec::Vec<Attachment>,
 }
 /// One entry of a session's history.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -156,6 +184,20 @@ pub struct Record {
     /// The `owner` its BeginTurn gave.
     #[prost(string, tag = "10")]
     pub owner: ::prost::alloc::string::String,
+    /// What SetReward or FinishTrajectory gave this turn; not set: no reward.
+    #[prost(double, optional, tag = "11")]
+    pub reward: ::core::option::Option<f64>,
+    /// The number of the trajectory it belongs to, from 1.
+    #[prost(uint32, tag = "12")]
+    pub trajectory: u32,
+    /// In an export only, for COMMITTED records on the live line: its reward (0 if it has none) plus the discounted
+    /// one of the turn after it in its trajectory.
+    #[prost(double, optional, tag = "13")]
+    pub discounted_reward: ::core::option::Option<f64>,
+    /// Set where the commit rewound the session: the turn it was built on. What was committed after that turn
+    /// is SUPERSEDED by it.
+    #[prost(uint32, optional, tag = "14")]
+    pub base_turn: ::core::option::Option<u32>,
 }
 /// The turn a session runs now.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -172,6 +214,9 @@ pub struct RunningTurn {
     /// When it began, by the server's wall clock.
     #[prost(message, optional, tag = "4")]
     pub begin_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// True once InterruptSession asked it to end.
+    #[prost(bool, tag = "5")]
+    pub interrupt_requested: bool,
 }
 /// What a close transaction decided. Closing again returns the same.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -231,7 +276,7 @@ pub struct Session {
     /// COMMITTED turns on the live line.
     #[prost(uint32, tag = "10")]
     pub turn_count: u32,
-    /// Grows by one with every commit.
+    /// Grows by one with every commit, one that rewinds included.
     #[prost(uint64, tag = "11")]
     pub head_version: u64,
     /// Length of the checkpoint. Unit: tokens.
@@ -258,6 +303,16 @@ pub struct Session {
     /// The number of its live PROVISIONAL record, 0 if there is none.
     #[prost(uint32, tag = "18")]
     pub provisional_turn: u32,
+    /// The number of its active trajectory, from 1: one more than it has finished ones.
+    #[prost(uint32, tag = "19")]
+    pub trajectory: u32,
+    /// The number that the active trajectory's first turn has or will get; a rewind goes back to it at most.
+    #[prost(uint32, tag = "20")]
+    pub trajectory_first_turn: u32,
+    /// When the active trajectory becomes READY by itself, by the server's wall clock (see SetReward); a turn that
+    /// runs then is waited for. Not set: FinishTrajectory makes it so.
+    #[prost(message, optional, tag = "21")]
+    pub finish_time: ::core::option::Option<::prost_types::Timestamp>,
 }
 /// How a new session is made, by OpenSession or by BeginTurn's `open`.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -723,6 +778,34 @@ pub struct CloseSessionResponse {
     #[prost(message, optional, tag = "2")]
     pub receipt: ::core::option::Option<CloseReceipt>,
 }
+/// Request of InterruptSession.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct InterruptSessionRequest {
+    /// The session, in memory or not.
+    #[prost(string, tag = "1")]
+    pub session_id: ::prost::alloc::string::String,
+    /// Makes a repeat safe: it does not interrupt a turn that began after the first; the latest one is kept with the
+    /// session.
+    #[prost(string, tag = "2")]
+    pub request_id: ::prost::alloc::string::String,
+    /// End the running turn at once (PROVISIONAL record, outcome INTERRUPTED, lease lost) instead of asking: for
+    /// operators.
+    #[prost(bool, tag = "3")]
+    pub force: bool,
+}
+/// Response of InterruptSession.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct InterruptSessionResponse {
+    /// What the session did when it was interrupted: RUNNING, WAITING or IDLE (nothing was done).
+    #[prost(enumeration = "Activity", tag = "1")]
+    pub previous_activity: i32,
+    /// The number of the turn that was interrupted; 0 if none ran.
+    #[prost(uint32, tag = "2")]
+    pub turn: u32,
+    /// True if this is the answer to a repeat.
+    #[prost(bool, tag = "3")]
+    pub repeated: bool,
+}
 /// What to do when an OpenSession meets a session of the same id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -756,38 +839,322 @@ impl IfExists {
         }
     }
 }
-/// Request of ExportTrajectories.
+/// A trajectory, without its records.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Trajectory {
+    /// Its id: the uid of its session, "-" and its number. Unique for good.
+    #[prost(string, tag = "1")]
+    pub trajectory_id: ::prost::alloc::string::String,
+    /// The id of its session.
+    #[prost(string, tag = "2")]
+    pub session_id: ::prost::alloc::string::String,
+    /// Which of its session's trajectories it is, from 1.
+    #[prost(uint32, tag = "3")]
+    pub number: u32,
+    /// Where it is in its life.
+    #[prost(enumeration = "TrajectoryState", tag = "4")]
+    pub state: i32,
+    /// The number that its first turn has, or would have.
+    #[prost(uint32, tag = "5")]
+    pub first_turn: u32,
+    /// How many COMMITTED turns on the live line it has.
+    #[prost(uint32, tag = "6")]
+    pub turn_count: u32,
+    /// When it became READY, by the server's wall clock.
+    #[prost(message, optional, tag = "7")]
+    pub ready_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// Its place in the order in which trajectories of this store became READY; 0 while it is active.
+    #[prost(uint64, tag = "8")]
+    pub ready_sequence: u64,
+}
+/// Request of SetReward.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SetRewardRequest {
+    /// The session, which must be OPEN.
+    #[prost(string, tag = "1")]
+    pub session_id: ::prost::alloc::string::String,
+    /// Makes a repeat safe; the latest one is kept with the session.
+    #[prost(string, tag = "2")]
+    pub request_id: ::prost::alloc::string::String,
+    /// The turn to reward; 0: the last committed one.
+    #[prost(uint32, tag = "3")]
+    pub turn: u32,
+    /// The reward: any finite number.
+    #[prost(double, tag = "4")]
+    pub reward: f64,
+    /// Finish the trajectory this long after this call, at once with 0; a turn that runs then is waited for, and another
+    /// SetReward starts the time anew. Not set: after the server's `reward_finish_delay_ms`, or not by itself
+    /// where that is 0. A close before that finishes it. At most 30 days.
+    #[prost(message, optional, tag = "5")]
+    pub finish_after: ::core::option::Option<::prost_types::Duration>,
+}
+/// Response of SetReward.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetRewardResponse {
+    /// The turn that was rewarded.
+    #[prost(uint32, tag = "1")]
+    pub turn: u32,
+    /// The trajectory it belongs to.
+    #[prost(string, tag = "2")]
+    pub trajectory_id: ::prost::alloc::string::String,
+    /// True if that is READY.
+    #[prost(bool, tag = "3")]
+    pub finished: bool,
+    /// When it will become READY by itself, by the server's wall clock.
+    #[prost(message, optional, tag = "4")]
+    pub finish_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// True if this is the answer to a repeat.
+    #[prost(bool, tag = "5")]
+    pub repeated: bool,
+}
+/// Request of FinishTrajectory.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FinishTrajectoryRequest {
+    /// The session, which must be OPEN.
+    #[prost(string, tag = "1")]
+    pub session_id: ::prost::alloc::string::String,
+    /// Makes a repeat return the same trajectory; kept with it.
+    #[prost(string, tag = "2")]
+    pub request_id: ::prost::alloc::string::String,
+    /// The reward of the last committed turn, as SetReward would give it; not set: what it has.
+    #[prost(double, optional, tag = "3")]
+    pub reward: ::core::option::Option<f64>,
+}
+/// Response of FinishTrajectory.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FinishTrajectoryResponse {
+    /// The trajectory that is READY now.
+    #[prost(message, optional, tag = "1")]
+    pub trajectory: ::core::option::Option<Trajectory>,
+    /// True if this is the answer to a repeat.
+    #[prost(bool, tag = "2")]
+    pub repeated: bool,
+}
+/// Request of ExportTrajectories.
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ExportTrajectoriesRequest {
-    /// The sessions to export, in this order, at most 1,000; empty: all sessions, in order of uid.
+    /// Only those of these sessions, at most 1,000; with ALL in this order; empty: of all sessions.
     #[prost(string, repeated, tag = "1")]
     pub session_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// Only the tree of this root session id; not together with session_ids.
+    /// Only those of the tree of this root session id; not together with session_ids.
     #[prost(string, tag = "2")]
     pub root_session_id: ::prost::alloc::string::String,
-    /// Export PROVISIONAL and ABORTED records as well.
+    /// Export PROVISIONAL and ABORTED records as well. An ABORTED one at the tail of its trajectory is always exported.
     #[prost(bool, tag = "3")]
     pub include_provisional: bool,
     /// Export SUPERSEDED records as well.
     #[prost(bool, tag = "4")]
     pub include_superseded: bool,
+    /// Which trajectories.
+    #[prost(enumeration = "TrajectorySelection", tag = "5")]
+    pub selection: i32,
+    /// When all there are have been sent, wait for the next one and go on, until the caller ends the stream or the
+    /// server stops (UNAVAILABLE SHUTTING_DOWN). Not with ALL, nor with trajectory_ids.
+    #[prost(bool, tag = "6")]
+    pub follow: bool,
+    /// Only those with a larger ready_sequence: where an earlier export ended. Not with ALL.
+    #[prost(uint64, tag = "7")]
+    pub after_sequence: u64,
+    /// These and no others, at most 1,000; not together with the fields above.
+    #[prost(string, repeated, tag = "8")]
+    pub trajectory_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Records or rows. Rows hold COMMITTED records and the ABORTED tail, whatever include_provisional and
+    /// include_superseded say.
+    #[prost(enumeration = "ExportStyle", tag = "9")]
+    pub style: i32,
+    /// Rewards run backward once through a trajectory: r\[i\] += discount * r\[i+1\]; 0 to 1; not set: 1. The stored
+    /// rewards stay as they are.
+    #[prost(double, optional, tag = "10")]
+    pub discount: ::core::option::Option<f64>,
+    /// Leave content, token arrays and context out; not with CONCAT.
+    #[prost(bool, tag = "11")]
+    pub omit_payload: bool,
+    /// End after this many trajectories; 0: no limit.
+    #[prost(uint32, tag = "12")]
+    pub limit: u32,
 }
-/// Response of ExportTrajectories: a part of one session's trajectory. Parts of a session follow each
-/// other; the first bears the session, the last says `last`.
+/// A part of a row of tokens: what a model saw and said from one cut to the next. Parts of a row follow each other;
+/// each token is trained on (loss_mask 1) in one row only.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TrajectoryRow {
+    /// Which row of its trajectory it is, from 1.
+    #[prost(uint32, tag = "1")]
+    pub segment: u32,
+    /// The first turn whose tokens are new in this row.
+    #[prost(uint32, tag = "2")]
+    pub first_turn: u32,
+    /// The last one.
+    #[prost(uint32, tag = "3")]
+    pub last_turn: u32,
+    /// The tokens of this part; `offset` is where it starts in the row. All arrays are there: loss_mask is 1 for output
+    /// to train on; logprobs are 0.0 and weight versions -1 where none are known. What earlier rows or
+    /// trajectories trained on, and an ABORTED tail, have loss_mask 0.
+    #[prost(message, optional, tag = "4")]
+    pub tokens: ::core::option::Option<TokenSpan>,
+    /// In the last part: the discounted reward of the row's last COMMITTED turn; not set if it has none.
+    #[prost(double, optional, tag = "5")]
+    pub reward: ::core::option::Option<f64>,
+    /// In the last part: true if the ABORTED tail is in this row.
+    #[prost(bool, tag = "6")]
+    pub aborted: bool,
+    /// True in the last part of the row.
+    #[prost(bool, tag = "7")]
+    pub last: bool,
+}
+/// Response of ExportTrajectories: a part of one trajectory. Parts of a trajectory follow each other; the first
+/// bears session and trajectory, the last says `last`.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ExportTrajectoriesResponse {
-    /// The session; set in its first part only.
+    /// The session; set in the first part of a trajectory only.
     #[prost(message, optional, tag = "1")]
     pub session: ::core::option::Option<Session>,
     /// The id of the session, in every part.
     #[prost(string, tag = "2")]
     pub session_id: ::prost::alloc::string::String,
-    /// Records in line order.
+    /// INDIVIDUAL: records in the order in which they were appended. What is not COMMITTED has a loss_mask of zeros.
     #[prost(message, repeated, tag = "3")]
     pub records: ::prost::alloc::vec::Vec<Record>,
-    /// True in the last part of the session.
+    /// True in the last part of the trajectory.
     #[prost(bool, tag = "4")]
     pub last: bool,
+    /// The trajectory; set in its first part only.
+    #[prost(message, optional, tag = "5")]
+    pub trajectory: ::core::option::Option<Trajectory>,
+    /// CONCAT: rows, in parts.
+    #[prost(message, repeated, tag = "6")]
+    pub rows: ::prost::alloc::vec::Vec<TrajectoryRow>,
+    /// INDIVIDUAL, before the records: the tokens that the trajectory's first turn builds on, in as many parts as it
+    /// takes (`offset` is where a part starts, there are no other arrays). Empty for a session's first trajectory.
+    #[prost(message, optional, tag = "7")]
+    pub context: ::core::option::Option<TokenSpan>,
+}
+/// Request of AckTrajectories.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AckTrajectoriesRequest {
+    /// At most 1,000.
+    #[prost(string, repeated, tag = "1")]
+    pub trajectory_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// What became of one acknowledgement.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AckResult {
+    /// Set when it was refused (INVALID_FIELD, TRAJECTORY_NOT_FOUND, TREE_QUARANTINED); the others go on.
+    #[prost(message, optional, tag = "1")]
+    pub refusal: ::core::option::Option<Refusal>,
+    /// True if it was acknowledged before.
+    #[prost(bool, tag = "2")]
+    pub repeated: bool,
+}
+/// Response of AckTrajectories.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AckTrajectoriesResponse {
+    /// One result for each id, in their order.
+    #[prost(message, repeated, tag = "1")]
+    pub results: ::prost::alloc::vec::Vec<AckResult>,
+}
+/// Where a trajectory is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum TrajectoryState {
+    /// Not set.
+    Unspecified = 0,
+    /// Turns are added to it. That of an ended session stays so: its unfinished tail.
+    Active = 1,
+    /// Finished: its records and rewards do not change any more.
+    Ready = 2,
+    /// Finished and taken.
+    Acknowledged = 3,
+}
+impl TrajectoryState {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "TRAJECTORY_STATE_UNSPECIFIED",
+            Self::Active => "TRAJECTORY_STATE_ACTIVE",
+            Self::Ready => "TRAJECTORY_STATE_READY",
+            Self::Acknowledged => "TRAJECTORY_STATE_ACKNOWLEDGED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "TRAJECTORY_STATE_UNSPECIFIED" => Some(Self::Unspecified),
+            "TRAJECTORY_STATE_ACTIVE" => Some(Self::Active),
+            "TRAJECTORY_STATE_READY" => Some(Self::Ready),
+            "TRAJECTORY_STATE_ACKNOWLEDGED" => Some(Self::Acknowledged),
+            _ => None,
+        }
+    }
+}
+/// Which trajectories an export takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum TrajectorySelection {
+    /// Not set: as READY; with trajectory_ids: those.
+    Unspecified = 0,
+    /// Those that are READY and not acknowledged, in the order in which they became so.
+    Ready = 1,
+    /// Acknowledged and active ones too, session by session in order of uid.
+    All = 2,
+}
+impl TrajectorySelection {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "TRAJECTORY_SELECTION_UNSPECIFIED",
+            Self::Ready => "TRAJECTORY_SELECTION_READY",
+            Self::All => "TRAJECTORY_SELECTION_ALL",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "TRAJECTORY_SELECTION_UNSPECIFIED" => Some(Self::Unspecified),
+            "TRAJECTORY_SELECTION_READY" => Some(Self::Ready),
+            "TRAJECTORY_SELECTION_ALL" => Some(Self::All),
+            _ => None,
+        }
+    }
+}
+/// What an export makes of a trajectory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ExportStyle {
+    /// Not set: as INDIVIDUAL.
+    Unspecified = 0,
+    /// Its records, each with its own tokens.
+    Individual = 1,
+    /// Rows of tokens: one for each segment, that is, from one cut (a commit that trimmed tokens or said new_segment) to
+    /// the next.
+    Concat = 2,
+}
+impl ExportStyle {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "EXPORT_STYLE_UNSPECIFIED",
+            Self::Individual => "EXPORT_STYLE_INDIVIDUAL",
+            Self::Concat => "EXPORT_STYLE_CONCAT",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "EXPORT_STYLE_UNSPECIFIED" => Some(Self::Unspecified),
+            "EXPORT_STYLE_INDIVIDUAL" => Some(Self::Individual),
+            "EXPORT_STYLE_CONCAT" => Some(Self::Concat),
+            _ => None,
+        }
+    }
 }
 /// The state a turn starts from.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -804,12 +1171,12 @@ pub struct Checkpoint {
     /// The client's own state after the last COMMITTED turn.
     #[prost(bytes = "vec", tag = "4")]
     pub state: ::prost::alloc::vec::Vec<u8>,
-    /// True when the tokens are over 1 MiB and therefore not inline; read them with ReadHistory.
+    /// True when the tokens are over 1 MiB and therefore not inline; read them with GetCheckpoint.
     #[prost(bool, tag = "5")]
     pub omitted: bool,
 }
 /// A turn that was granted.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Grant {
     /// The opaque lease token that RenewTurns, CommitTurn and AbortTurn want.
     #[prost(bytes = "vec", tag = "1")]
@@ -838,6 +1205,9 @@ pub struct Grant {
     /// How long the call queued for its slot.
     #[prost(message, optional, tag = "9")]
     pub queue_wait: ::core::option::Option<::prost_types::Duration>,
+    /// What the last attempt at this turn left, if `want_provisional` asked for it and there is a live one.
+    #[prost(message, optional, tag = "10")]
+    pub provisional: ::core::option::Option<Record>,
 }
 /// Request of BeginTurn.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -875,9 +1245,15 @@ pub struct BeginTurnRequest {
     /// Check everything, take nothing.
     #[prost(bool, tag = "11")]
     pub validate_only: bool,
+    /// What to do when a turn of the session runs.
+    #[prost(enumeration = "IfRunning", tag = "12")]
+    pub if_running: i32,
+    /// Return the live PROVISIONAL record with its payload, to generate on from the partial answer.
+    #[prost(bool, tag = "13")]
+    pub want_provisional: bool,
 }
 /// Response of BeginTurn.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct BeginTurnResponse {
     /// The grant; with validate_only as it would be, without lease and fence.
     #[prost(message, optional, tag = "1")]
@@ -960,11 +1336,23 @@ pub struct CommitTurnRequest {
     /// The task of the session is complete: last_outcome becomes COMPLETED.
     #[prost(bool, tag = "9")]
     pub completed: bool,
+    /// Rewinds: the record becomes turn base_turn + 1, built on the checkpoint after turn base_turn (0: on nothing), and
+    /// what was committed after that turn becomes SUPERSEDED in the same transaction. At most `max_rewind` (8) turns
+    /// back, and not into a finished trajectory, else REWIND_REFUSED. Not set, or the turn count: no rewind.
+    #[prost(uint32, optional, tag = "10")]
+    pub base_turn: ::core::option::Option<u32>,
+    /// The client's own times of this turn by name, for the server's log (`turn_done`); not stored. At most 16; names
+    /// are 1-32 chars of \[a-z0-9_\], values finite. Unit: milliseconds.
+    #[prost(btree_map = "string, double", tag = "11")]
+    pub timings: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        f64,
+    >,
 }
 /// Response of CommitTurn.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CommitTurnResponse {
-    /// The number the turn got.
+    /// The number the turn got: that of its grant, or base_turn + 1.
     #[prost(uint32, tag = "1")]
     pub turn: u32,
     /// The session's head_version after it.
@@ -999,6 +1387,16 @@ pub struct AbortTurnRequest {
     /// checkpoint's length.
     #[prost(message, optional, tag = "4")]
     pub record: ::core::option::Option<RecordInput>,
+    /// The client gives the turn up: the record is ABORTED at once, nothing will supersede it, and the outcome is
+    /// FAILED. The number can be begun again.
+    #[prost(bool, tag = "5")]
+    pub r#final: bool,
+    /// As in CommitTurnRequest.
+    #[prost(btree_map = "string, double", tag = "6")]
+    pub timings: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        f64,
+    >,
 }
 /// Response of AbortTurn.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1009,13 +1407,77 @@ pub struct AbortTurnResponse {
     /// Which try it was.
     #[prost(uint32, tag = "2")]
     pub attempt: u32,
-    /// What the record is now: PROVISIONAL; to a repeat also SUPERSEDED (a later turn took its place) or
-    /// ABORTED (the session was closed).
+    /// What the record is now: PROVISIONAL, with `final` ABORTED; to a repeat also SUPERSEDED (a later attempt
+    /// or commit took its place) or ABORTED (the trajectory was finished or the session closed).
     #[prost(enumeration = "RecordStatus", tag = "3")]
     pub status: i32,
     /// True if this is the answer to a repeat.
     #[prost(bool, tag = "4")]
     pub repeated: bool,
+}
+/// Request of GetCheckpoint.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetCheckpointRequest {
+    /// The session.
+    #[prost(string, tag = "1")]
+    pub session_id: ::prost::alloc::string::String,
+    /// The lease of its running turn.
+    #[prost(bytes = "vec", tag = "2")]
+    pub lease: ::prost::alloc::vec::Vec<u8>,
+    /// As in BeginTurnRequest: only what changed since this head_version is returned.
+    #[prost(uint64, optional, tag = "3")]
+    pub known_head_version: ::core::option::Option<u64>,
+    /// Leave the tokens before this one out, to take a stream up again where it broke. At most the checkpoint's
+    /// length. Unit: tokens.
+    #[prost(uint64, optional, tag = "4")]
+    pub from_offset: ::core::option::Option<u64>,
+}
+/// Response of GetCheckpoint: one part. Parts follow each other without a gap.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetCheckpointResponse {
+    /// The tokens of this part from `offset` on, about 1 MiB of them; `state` in the first part only.
+    #[prost(message, optional, tag = "1")]
+    pub checkpoint: ::core::option::Option<Checkpoint>,
+    /// The head_version it is the checkpoint of.
+    #[prost(uint64, tag = "2")]
+    pub head_version: u64,
+    /// True in the last part.
+    #[prost(bool, tag = "3")]
+    pub last: bool,
+}
+/// What BeginTurn does when a turn of the session runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum IfRunning {
+    /// Not set: as REFUSE.
+    Unspecified = 0,
+    /// TURN_IN_PROGRESS.
+    Refuse = 1,
+    /// The turn that runs ends as if its lease had run out (a PROVISIONAL record, outcome EXPIRED; its lease is lost
+    /// for good), and its slot passes to this one: no gate, no wait.
+    Takeover = 2,
+}
+impl IfRunning {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "IF_RUNNING_UNSPECIFIED",
+            Self::Refuse => "IF_RUNNING_REFUSE",
+            Self::Takeover => "IF_RUNNING_TAKEOVER",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "IF_RUNNING_UNSPECIFIED" => Some(Self::Unspecified),
+            "IF_RUNNING_REFUSE" => Some(Self::Refuse),
+            "IF_RUNNING_TAKEOVER" => Some(Self::Takeover),
+            _ => None,
+        }
+    }
 }
 /// What CommitTurn does after the commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

@@ -89,8 +89,15 @@ impl World {
                         let (tenant, rows) = self.store.header(root);
                         self.engine.header_loaded(id, root, &tenant, &rows, now);
                     }
-                    Effect::Session { id, uid, with_tokens } => {
-                        self.engine.session_loaded(id, self.store.load(uid, with_tokens), now);
+                    Effect::Session { id, uid, wanted } => {
+                        self.engine.session_loaded(id, self.store.load(uid, wanted), now);
+                    }
+                    Effect::Trajectories { id, wanted } => {
+                        self.engine.trajectories_found(id, self.store.found_trajectories(&wanted), now);
+                    }
+                    Effect::Due { id, until_ms, after, limit } => {
+                        let (due, next) = self.store.due(until_ms, after.as_ref(), limit);
+                        self.engine.due_found(id, due, next, now);
                     }
                     Effect::Read { id, tenant, session_id } => {
                         self.engine.session_read(id, self.store.read(&tenant, &session_id), now);
@@ -156,5 +163,18 @@ fn masked(req: &Req, result: &Result<Vec<u8>, Refusal>) -> String {
             format!("{reply:?}")
         }
         Req::Abort(_) => format!("{:?}", v1::AbortTurnResponse::decode(reply)),
+        Req::Interrupt(_) => format!("{:?}", v1::InterruptSessionResponse::decode(reply)),
+        Req::Reward(_) => {
+            let mut reply = v1::SetRewardResponse::decode(reply).expect("a reply decodes");
+            reply.trajectory_id.clear();
+            format!("{reply:?}")
+        }
+        Req::Finish(_) => {
+            let mut reply = v1::FinishTrajectoryResponse::decode(reply).expect("a reply decodes");
+            reply.trajectory.iter_mut().for_each(|t| (t.trajectory_id, t.ready_sequence) = (String::new(), 0));
+            format!("{reply:?}")
+        }
+        Req::Ack(_) => format!("{:?}", v1::AckTrajectoriesResponse::decode(reply)),
+        Req::Checkpoint(_) => format!("{:?}", v1::GetCheckpointResponse::decode(reply)),
     }
 }

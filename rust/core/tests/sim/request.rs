@@ -16,6 +16,11 @@ pub(crate) enum Req {
     Renew(v1::RenewTurnsRequest),
     Commit(v1::CommitTurnRequest),
     Abort(v1::AbortTurnRequest),
+    Interrupt(v1::InterruptSessionRequest),
+    Reward(v1::SetRewardRequest),
+    Finish(v1::FinishTrajectoryRequest),
+    Ack(v1::AckTrajectoriesRequest),
+    Checkpoint(v1::GetCheckpointRequest),
 }
 
 impl Req {
@@ -29,6 +34,11 @@ impl Req {
             Req::Renew(r) => (Method::RenewTurns, r.encode_to_vec()),
             Req::Commit(r) => (Method::CommitTurn, r.encode_to_vec()),
             Req::Abort(r) => (Method::AbortTurn, r.encode_to_vec()),
+            Req::Interrupt(r) => (Method::InterruptSession, r.encode_to_vec()),
+            Req::Reward(r) => (Method::SetReward, r.encode_to_vec()),
+            Req::Finish(r) => (Method::FinishTrajectory, r.encode_to_vec()),
+            Req::Ack(r) => (Method::AckTrajectories, r.encode_to_vec()),
+            Req::Checkpoint(r) => (Method::GetCheckpoint, r.encode_to_vec()),
         }
     }
 
@@ -39,9 +49,13 @@ impl Req {
             Req::Update(r) => &r.session_id,
             Req::Close(r) => &r.session_id,
             Req::Begin(r) => &r.session_id,
-            Req::Renew(_) => "",
+            Req::Renew(_) | Req::Ack(_) => "",
             Req::Commit(r) => &r.session_id,
             Req::Abort(r) => &r.session_id,
+            Req::Interrupt(r) => &r.session_id,
+            Req::Reward(r) => &r.session_id,
+            Req::Finish(r) => &r.session_id,
+            Req::Checkpoint(r) => &r.session_id,
         }
     }
 }
@@ -54,6 +68,7 @@ pub(crate) struct Held {
     pub(crate) lease: Vec<u8>,
     /// Length of the checkpoint it starts from.
     pub(crate) length: u64,
+    pub(crate) turn: u32,
 }
 
 /// What the clients remember: grants, and requests to repeat.
@@ -63,9 +78,13 @@ pub(crate) struct Clients {
     sent: VecDeque<(usize, Req)>,
     /// The newest of the ids in use; older ones go out of use.
     ids: usize,
+    /// Sessions live long: ids go out of use slowly, and hardly one is closed.
+    long_lives: bool,
     requests: u64,
     /// Checkpoint length of each session as last seen.
     pub(crate) lengths: HashMap<(usize, String), u64>,
+    /// Trajectories that were finished, with their tenants.
+    pub(crate) finished: VecDeque<(usize, String)>,
 }
 
 pub(crate) const TENANTS: [&str; 2] = ["a", "b"];
@@ -75,16 +94,29 @@ fn seconds(s: usize) -> prost_types::Duration {
 }
 
 impl Clients {
+    pub(crate) fn new(long_lives: bool) -> Self {
+        Clients { long_lives, ..Clients::default() }
+    }
+
     pub(crate) fn remember(&mut self, grant: Held) {
         self.lengths.insert((grant.tenant, grant.session_id.clone()), grant.length);
         self.grants.push_front(grant);
         self.grants.truncate(40);
     }
 
+    /// What answers tell beside grants.
+    pub(crate) fn learn(&mut self, tenant: usize, req: &Req, reply: &[u8]) {
+        if let Req::Finish(_) = req {
+            let reply = v1::FinishTrajectoryResponse::decode(reply).expect("a reply decodes");
+            self.finished.push_front((tenant, reply.trajectory.unwrap_or_default().trajectory_id));
+            self.finished.truncate(20);
+        }
+    }
+
     /// A session id: mostly one of few, so that calls meet.
     fn id(&mut self, rng: &mut Rng) -> String {
         const IN_USE: usize = 12;
-        if rng.chance(2) {
+        if rng.below(1_000) < if self.long_lives { 2 } else { 20 } {
             self.ids += 1;
         }
         if rng.chance(2) {
@@ -132,10 +164,18 @@ impl Clients {
         if rng.chance(8) && !self.sent.is_empty() {
             return self.sent[rng.below(self.sent.len())].clone();
         }
-        let tenant = usize::from(rng.chance(25));
-        let id = self.id(rng);
+        let mut tenant = usize::from(rng.chance(25));
+        let mut id = self.id(rng);
         let request_id = self.request_id(rng);
-        let made = match rng.below(100) {
+        let kind = rng.below(118);
+        if kind >= 100
+            && rng.chance(70)
+            && let Some(held) = self.grants.get(rng.below(self.grants.len().clamp(1, 6)))
+        {
+            // Mostly of a session that has turns.
+            (tenant, id) = (held.tenant, held.session_id.clone());
+        }
+        let made = match kind {
             0..12 => Req::Open(v1::OpenSessionRequest {
                 session_id: if request_id.is_empty() || rng.chance(95) { id } else { String::new() },
                 request_id,
@@ -157,6 +197,8 @@ impl Clients {
                     owner: if rng.chance(20) { "host".into() } else { String::new() },
                     priority: if rng.chance(20) { rng.below(5) as i32 - 2 } else { 0 },
                     validate_only: rng.chance(4),
+                    if_running: if rng.chance(12) { v1::IfRunning::Takeover as i32 } else { 0 },
+                    want_provisional: rng.chance(30),
                 })
             }
             44..50 => {
@@ -172,7 +214,12 @@ impl Clients {
                 let Some(held) = self.lease(rng) else {
                     return (tenant, Req::Get(v1::GetSessionRequest { session_id: id }));
                 };
-                let (then, max_trim) = (rng.below(8) as i32, if rng.chance(30) { 12 } else { 0 });
+                let then = if self.long_lives {
+                    rng.below(3) as i32 + 5 * i32::from(rng.chance(50))
+                } else {
+                    rng.below(8) as i32
+                };
+                let max_trim = if rng.chance(30) { 12 } else { 0 };
                 let made = Req::Commit(v1::CommitTurnRequest {
                     record: Some(self.record(rng, held.length)),
                     session_id: held.session_id,
@@ -190,6 +237,10 @@ impl Clients {
                         then
                     },
                     completed: rng.chance(10),
+                    base_turn: rng
+                        .chance(if self.long_lives { 40 } else { 20 })
+                        .then(|| held.turn.saturating_sub(1 + rng.below(4) as u32)),
+                    timings: [("engine".to_owned(), 1.5)].into(),
                 });
                 return self.keep(rng, held.tenant, made);
             }
@@ -202,16 +253,59 @@ impl Clients {
                     session_id: held.session_id,
                     lease: held.lease,
                     request_id,
+                    r#final: rng.chance(20),
+                    timings: [].into(),
                 });
                 return self.keep(rng, held.tenant, made);
             }
             83..87 => {
-                let reason = if rng.chance(80) { rng.below(2) as i32 } else { 4 + rng.below(6) as i32 };
+                let ends = if self.long_lives { 5 } else { 80 };
+                let reason = if rng.chance(ends) { rng.below(2) as i32 } else { 6 + rng.below(4) as i32 };
                 Req::Close(v1::CloseSessionRequest { session_id: id, request_id, reason })
             }
             87..92 => {
                 let labels = [("l".to_owned(), ["", "x", "y"][rng.below(3)].to_owned())].into();
                 Req::Update(v1::UpdateSessionRequest { session_id: id, request_id, labels, stale_timeout: None })
+            }
+            100..104 => {
+                Req::Interrupt(v1::InterruptSessionRequest { session_id: id, request_id, force: rng.chance(30) })
+            }
+            104..108 => Req::Reward(v1::SetRewardRequest {
+                session_id: id,
+                request_id,
+                turn: if rng.chance(50) { 0 } else { rng.below(5) as u32 },
+                reward: rng.below(3) as f64,
+                finish_after: rng.chance(40).then(|| seconds([0, 0, 3, 20][rng.below(4)])),
+            }),
+            108..112 => {
+                let reward = rng.chance(40).then(|| rng.below(3) as f64);
+                Req::Finish(v1::FinishTrajectoryRequest { session_id: id, request_id, reward })
+            }
+            112..115 => {
+                let mut trajectory_ids = Vec::new();
+                for _ in 0..rng.below(4) {
+                    // Now and then one of the other tenant's.
+                    let known = self.finished.get(rng.below(self.finished.len().max(1)));
+                    let known = known.filter(|(of, _)| *of == tenant || rng.chance(10)).map(|(_, id)| id.clone());
+                    trajectory_ids.push(known.filter(|_| rng.chance(90)).unwrap_or_else(|| "x-1".into()));
+                }
+                return (tenant, Req::Ack(v1::AckTrajectoriesRequest { trajectory_ids }));
+            }
+            115..118 => {
+                let Some(held) = self.lease(rng) else {
+                    return (tenant, Req::Get(v1::GetSessionRequest { session_id: id }));
+                };
+                let known_head_version = rng.chance(40).then(|| rng.below(4) as u64);
+                let from_offset = rng.chance(20).then(|| rng.below(8) as u64);
+                return (
+                    held.tenant,
+                    Req::Checkpoint(v1::GetCheckpointRequest {
+                        session_id: held.session_id,
+                        lease: held.lease,
+                        known_head_version,
+                        from_offset,
+                    }),
+                );
             }
             _ => Req::Get(v1::GetSessionRequest { session_id: id }),
         };

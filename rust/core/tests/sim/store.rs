@@ -2,12 +2,14 @@
 //! the invariants that every stored prefix must keep (I2, I4, I7, I8, I13, I16, I21, I23). An append that breaks one is
 //! a bug of the engine.
 
-use roost_core::chain::{Line, link};
-use roost_core::engine::{FoundSession, HeaderRow, LoadedSession, SessionRow};
-use roost_core::ids::Uid;
-use roost_core::journal::{Batch, Row, Seq};
-use roost_core::proto::store_v1::{Receipt, RecordMeta, RunningGrant, SessionFacts};
-use roost_core::proto::v1::{RecordStatus, SessionState, TurnOutcome};
+use roost_core::chain::{FINISHED, Line, ended_by, link};
+use roost_core::engine::{
+    DueSession, FoundSession, FoundTrajectory, HeaderRow, LoadedSession, RecordRow, SessionRow, Wanted,
+};
+use roost_core::ids::{TrajectoryId, Uid};
+use roost_core::journal::{Batch, Finished, Row, Seq};
+use roost_core::proto::store_v1::{EndedBy, Receipt, RecordMeta, RunningGrant, SessionFacts};
+use roost_core::proto::v1::{RecordStatus, SessionState};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use prost::Message;
@@ -16,6 +18,8 @@ pub(crate) const OPEN: i32 = SessionState::Open as i32;
 const CLOSED: i32 = SessionState::Closed as i32;
 const COMMITTED: i32 = RecordStatus::Committed as i32;
 const PROVISIONAL: i32 = RecordStatus::Provisional as i32;
+const ABORTED: i32 = RecordStatus::Aborted as i32;
+const SUPERSEDED: i32 = RecordStatus::Superseded as i32;
 
 macro_rules! ensure {
     ($condition:expr, $($message:tt)*) => {
@@ -35,11 +39,27 @@ pub(crate) struct Session {
     pub(crate) facts: SessionFacts,
     /// The live provisional as the records' statuses tell it.
     live: Option<Seq>,
-    /// Checkpoint and client state after each head_version, folded from the records alone.
-    pub(crate) folds: Vec<(Vec<u8>, Vec<u8>)>,
+    /// The line after each head_version, folded from the records alone.
+    pub(crate) folds: Vec<Fold>,
+    /// The COMMITTED records of the live line, turn after turn, and the head_version of each.
+    pub(crate) turns: Vec<(Seq, u64)>,
+    /// Turns that a commit has rewound past, and whose status does not say so yet.
+    superseded: BTreeSet<Seq>,
+    /// head_version of the last commit that rewound.
+    pub(crate) rewound: u64,
+    pub(crate) trajectories: Vec<(Finished, bool)>,
+    pub(crate) rewards: BTreeMap<Seq, f64>,
     /// Fence of the grant that each BeginTurn request_id became a record of.
     pub(crate) requests: HashMap<String, u64>,
     committed_fences: HashSet<u64>,
+}
+
+/// What a head_version stands for.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Fold {
+    pub(crate) turns: u32,
+    pub(crate) tokens: Vec<u8>,
+    pub(crate) state: Vec<u8>,
 }
 
 #[derive(Clone, Debug)]
@@ -69,6 +89,7 @@ pub(crate) struct Store {
     pub(crate) broken: HashSet<Uid>,
     pub(crate) tenant_cap: usize,
     pub(crate) tree_cap: usize,
+    pub(crate) max_rewind: u64,
 }
 
 impl Store {
@@ -113,6 +134,7 @@ impl Store {
             ensure!(session.state == OPEN && close.state == CLOSED, "close of {id}, which is not open");
             session.row.seq = close.seq;
             (session.row.running, session.row.lease, session.grant, session.row.provisional) = (false, None, None, 0);
+            session.row.finish_due_ms = 0;
             session.state = close.state;
             session.receipt = Some(close.receipt.clone());
             self.open_paths.remove(&(session.row.root, session.row.path.clone()));
@@ -133,19 +155,57 @@ impl Store {
         for (_, seq, status) in &batch.statuses {
             ensure!(statuses.insert(*seq), "the status of record {seq} is set twice in a batch");
             let record = self.records.get_mut(seq).ok_or("the status of an unknown record")?;
-            ensure!(record.status == PROVISIONAL, "record {seq} leaves status {}", record.status);
-            record.status = *status;
+            let right = match record.status {
+                PROVISIONAL => [SUPERSEDED, ABORTED].contains(status),
+                COMMITTED => *status == SUPERSEDED,
+                _ => false,
+            };
+            ensure!(right, "record {seq} goes from status {} to {status}", record.status);
+            let was = std::mem::replace(&mut record.status, *status);
             touched.insert(record.session);
             let session = self.sessions.get_mut(&record.session).ok_or("a record without a session")?;
+            ensure!(was != COMMITTED || session.superseded.remove(seq), "I4: turn {} leaves the line", record.turn);
             if session.live == Some(*seq) {
                 session.live = None;
             }
+        }
+        for (_, finished) in &batch.finished {
+            self.finish(finished)?;
+        }
+        for (_, uid, seq, value) in &batch.rewards {
+            let record = self.records.get(seq).ok_or("the reward of an unknown record")?;
+            ensure!(record.session == *uid && ended_by(&record.decoded) == EndedBy::Commit, "a reward of no turn");
+            let session = self.sessions.get_mut(uid).ok_or("the reward of an unknown session")?;
+            session.rewards.insert(*seq, *value);
+        }
+        for (_, uid, number, _) in &batch.acks {
+            let session = self.sessions.get_mut(uid).ok_or("an unknown session is acknowledged")?;
+            let trajectory = session.trajectories.get_mut(*number as usize - 1);
+            trajectory.ok_or("an unknown trajectory is acknowledged")?.1 = true;
         }
         self.last_seq = self.last_seq.max(batch.last_seq);
         for uid in &touched {
             self.check_session(*uid).map_err(|e| format!("{}: {e}", self.sessions[uid].row.session_id))?;
         }
         self.check_caps()
+    }
+
+    /// A trajectory is finished by an event of its own or by its last commit, and takes all records since the one before.
+    fn finish(&mut self, finished: &Finished) -> Result<(), String> {
+        let record = self.records.get(&finished.ready_seq).ok_or("a trajectory is finished by nothing")?;
+        let session = self.sessions.get_mut(&finished.session).ok_or("a trajectory of an unknown session")?;
+        let by = &record.decoded;
+        ensure!(record.session == finished.session, "a trajectory is finished by another session");
+        ensure!(record.status == FINISHED || by.finishes, "record {} finishes nothing", finished.ready_seq);
+        let before = session.trajectories.last().map(|(f, _)| f);
+        let (after, base) = before.map_or((0, 0), |f| (f.ready_seq, f.first_turn + f.turn_count - 1));
+        let number = session.trajectories.len() as u32 + 1;
+        ensure!(finished.number == number && by.trajectory == number, "trajectory {} after {number}", finished.number);
+        ensure!(finished.after_seq == after, "trajectory {number} starts at {}, not {after}", finished.after_seq);
+        ensure!(finished.first_turn == base + 1 && by.trajectory_base == base, "trajectory {number} starts elsewhere");
+        ensure!(finished.root == session.row.root && *finished.tenant == *session.row.tenant, "of another tree");
+        session.trajectories.push((finished.clone(), false));
+        Ok(())
     }
 
     fn upsert(&mut self, row: &Row, opened: &mut Vec<Uid>) -> Result<(), String> {
@@ -168,7 +228,12 @@ impl Store {
                 grant,
                 facts,
                 live: None,
-                folds: vec![Default::default()],
+                folds: vec![Fold::default()],
+                turns: Vec::new(),
+                superseded: BTreeSet::new(),
+                rewound: 0,
+                trajectories: Vec::new(),
+                rewards: BTreeMap::new(),
                 requests: HashMap::new(),
                 committed_fences: HashSet::new(),
             };
@@ -179,7 +244,9 @@ impl Store {
             ensure!(old.seq == row.prev, "{id}: the row is at {}, not {}", old.seq, row.prev);
             ensure!(session.state == OPEN, "I13: {id} is changed after its end");
             ensure!(row.fence >= old.fence, "{id}: its fence goes back");
-            ensure!(row.head >= old.head && row.head_version >= old.head_version, "{id}: its head goes back");
+            ensure!(row.head_version >= old.head_version, "{id}: its head_version goes back");
+            let rewinds = row.head_version > old.head_version;
+            ensure!(row.head >= old.head || rewinds, "{id}: its head goes back without a commit");
             let path = session.row.path.clone();
             session.row = Row { path, ..row.clone() };
             (session.grant, session.facts) = (grant, facts);
@@ -210,30 +277,43 @@ impl Store {
                 meta.fence
             );
         }
-        let (tokens, state) = session.folds.last().expect("there is the empty one");
-        let length = tokens.len() as u64 / 4;
-        ensure!(meta.token_offset <= length, "{seq}: its span starts behind the checkpoint");
+        let finished: u32 = session.trajectories.iter().map(|(f, _)| f.turn_count).sum();
+        // An earlier record of this batch may have finished one, whose row is still to come.
+        ensure!(meta.trajectory > session.trajectories.len() as u32, "{seq}: of a trajectory that is finished");
+        let heads = session.turns.len() as u32;
         if record.status == COMMITTED {
-            ensure!(
-                record.turn as usize == session.folds.len(),
-                "I4: turn {} after {}",
-                record.turn,
-                session.folds.len() - 1
-            );
+            let base = meta.base_turn.unwrap_or(heads);
+            ensure!(record.turn == base + 1 && base <= heads, "I4: turn {} after {heads}", record.turn);
+            ensure!(base >= finished, "{seq}: rewinds into a finished trajectory");
+            ensure!(u64::from(heads - base) <= self.max_rewind, "{seq}: rewinds by {}", heads - base);
+            ensure!(meta.base_turn.is_none() || base < heads, "{seq}: rewinds by nothing");
             ensure!(meta.head_version == session.folds.len() as u64, "{seq}: head_version {}", meta.head_version);
             ensure!(session.committed_fences.insert(meta.fence), "I21: grant {} is committed twice", meta.fence);
-            let (mut tokens, mut state) = (tokens.clone(), state.clone());
+            session.superseded.extend(session.turns.drain(base as usize..).map(|(seq, _)| seq));
+            let version = session.turns.last().map_or(0, |(_, version)| *version);
+            let mut fold = session.folds[version as usize].clone();
+            ensure!(meta.token_offset * 4 <= fold.tokens.len() as u64, "{seq}: its span starts behind the checkpoint");
             if meta.has_tokens {
-                tokens.truncate(meta.token_offset as usize * 4);
-                tokens.extend_from_slice(record.tokens.as_deref().unwrap_or_default());
+                fold.tokens.truncate(meta.token_offset as usize * 4);
+                fold.tokens.extend_from_slice(record.tokens.as_deref().unwrap_or_default());
             }
             if let Some(new) = &record.state {
-                state.clone_from(new);
+                fold.state.clone_from(new);
             }
-            session.folds.push((tokens, state));
+            fold.turns = record.turn;
+            if meta.base_turn.is_some() {
+                session.rewound = meta.head_version;
+            }
+            session.turns.push((seq, meta.head_version));
+            session.folds.push(fold);
         } else {
-            ensure!(record.status == PROVISIONAL, "{seq} is born with status {}", record.status);
-            session.live = Some(seq);
+            ensure!([PROVISIONAL, ABORTED, FINISHED].contains(&record.status), "{seq} is born as {}", record.status);
+            let length = session.folds.last().map_or(0, |f| f.tokens.len() as u64 / 4);
+            ensure!(meta.token_offset <= length, "{seq}: its span starts behind the checkpoint");
+            ensure!((record.status == FINISHED) == (meta.ended_by() == EndedBy::Finish), "{seq}: an event, or not");
+            if record.status == PROVISIONAL {
+                session.live = Some(seq);
+            }
         }
         let stored = Rec {
             session: record.session,
@@ -258,10 +338,15 @@ impl Store {
         if let Some(record) = self.records.get(&live) {
             ensure!(record.turn == s.row.head + 1, "I8: provisional of turn {} at head {}", record.turn, s.row.head);
         }
-        ensure!(s.row.head as usize == s.folds.len() - 1, "I4: head {} of {} commits", s.row.head, s.folds.len() - 1);
-        ensure!(s.row.head_version == u64::from(s.row.head), "head_version {}", s.row.head_version);
-        let (tokens, _) = s.folds.last().expect("there is the empty one");
-        ensure!(s.facts.checkpoint_tokens == tokens.len() as u64 / 4, "I7: {} tokens", s.facts.checkpoint_tokens);
+        ensure!(s.row.head as usize == s.turns.len(), "I4: head {} of {} turns", s.row.head, s.turns.len());
+        ensure!(s.row.head_version as usize == s.folds.len() - 1, "head_version {}", s.row.head_version);
+        let fold = s.folds.last().expect("there is the empty one");
+        ensure!(s.facts.checkpoint_tokens == fold.tokens.len() as u64 / 4, "I7: {} tokens", s.facts.checkpoint_tokens);
+        ensure!(s.superseded.is_empty(), "I4: records {:?} were rewound past and stay COMMITTED", s.superseded);
+        let ended =
+            s.trajectories.last().map_or((0, 0, 0), |(f, _)| (f.number, f.first_turn + f.turn_count - 1, f.ready_seq));
+        let told = (s.facts.trajectories, s.facts.trajectory_turns, s.facts.trajectory_seq as u64);
+        ensure!(told == ended, "its facts tell of trajectory {told:?}, its events of {ended:?}");
         let last = self.records.get(&s.row.last);
         ensure!(s.row.last == 0 || last.is_some_and(|r| r.session == uid), "its last record is not its own");
         let chain = last.map_or(&[][..], |r| &r.chain[..]);
@@ -349,6 +434,7 @@ impl Store {
             last: s.row.last,
             running: s.row.running,
             lease: s.row.lease.clone(),
+            finish_due_ms: s.row.finish_due_ms,
             seq: s.row.seq,
         };
         (self.sessions[&root].row.tenant.to_string(), open.iter().map(row).collect())
@@ -380,18 +466,72 @@ impl Store {
             lease: s.row.lease.clone(),
             facts: s.row.facts.clone(),
             receipt: s.receipt.as_ref().map(Message::encode_to_vec),
+            finish_due_ms: s.row.finish_due_ms,
             seq: s.row.seq,
         })
     }
 
-    pub(crate) fn load(&self, uid: Uid, with_tokens: bool) -> Option<LoadedSession> {
+    pub(crate) fn load(&self, uid: Uid, wanted: Wanted) -> Option<LoadedSession> {
         let s = self.sessions.get(&uid)?;
         let row = self.read(&s.row.tenant, &s.row.session_id)?;
-        let setter = self.records.get(&(s.facts.state_seq as u64));
-        Some(LoadedSession { row, lines: self.lines(s, with_tokens), state: setter.and_then(|r| r.state.clone()) })
+        let setter = match wanted.state_turn {
+            None => self.records.get(&(s.facts.state_seq as u64)).map(|r| (s.facts.state_seq as u64, r)),
+            Some(turn) => self.line(s).find(|(_, r)| r.status == COMMITTED && r.turn <= turn && r.state.is_some()),
+        };
+        let state = setter.and_then(|(seq, r)| Some((seq, r.state.clone()?)));
+        let live = self.records.get(&s.row.provisional).filter(|_| wanted.provisional);
+        let provisional = live.map(|r| RecordRow {
+            seq: s.row.provisional,
+            status: r.status,
+            meta: r.meta.clone(),
+            tokens: r.tokens.clone(),
+            state: r.state.clone(),
+            arrays: None,
+            content: Some(r.content.clone()),
+        });
+        Some(LoadedSession { row, lines: self.lines(s, wanted.tokens), state, provisional })
+    }
+
+    pub(crate) fn found_trajectories(&self, wanted: &[TrajectoryId]) -> Vec<Option<FoundTrajectory>> {
+        let find = |id: &TrajectoryId| {
+            let session = self.sessions.get(&id.session)?;
+            let (_, acknowledged) = session.trajectories.get(id.number as usize - 1)?;
+            Some(FoundTrajectory {
+                tenant: session.row.tenant.to_string(),
+                root: session.row.root,
+                root_session_id: self.sessions[&session.row.root].row.session_id.to_string(),
+                acknowledged: *acknowledged,
+            })
+        };
+        wanted.iter().map(find).collect()
+    }
+
+    pub(crate) fn due(
+        &self,
+        until_ms: i64,
+        after: Option<&DueSession>,
+        limit: usize,
+    ) -> (Vec<DueSession>, Option<i64>) {
+        let mut due: Vec<DueSession> = self
+            .sessions
+            .values()
+            .filter(|s| s.row.finish_due_ms > 0)
+            .map(|s| DueSession {
+                due_ms: s.row.finish_due_ms,
+                uid: s.row.uid,
+                tenant: s.row.tenant.to_string(),
+                session_id: s.row.session_id.to_string(),
+            })
+            .filter(|d| after.is_none_or(|a| (d.due_ms, d.uid) > (a.due_ms, a.uid)))
+            .collect();
+        due.sort_by_key(|d| (d.due_ms, d.uid));
+        let now = due.iter().take_while(|d| d.due_ms <= until_ms).count().min(limit);
+        let next = due.get(now).map(|d| d.due_ms);
+        due.truncate(now);
+        (due, next)
     }
 
     pub(crate) fn committed(meta: &RecordMeta) -> bool {
-        meta.outcome == TurnOutcome::Committed as i32 || meta.outcome == TurnOutcome::Completed as i32
+        ended_by(meta) == EndedBy::Commit
     }
 }

@@ -5,9 +5,10 @@ use super::request::{Held, Req, TENANTS};
 use super::store::{OPEN, Session, Store, ensure};
 use super::world::OpenCall;
 use prost::Message;
+use roost_core::engine::{Event, Value};
 use roost_core::error::{Reason, Refusal};
-use roost_core::ids::{LeaseToken, Uid, derived_session_id};
-use roost_core::proto::store_v1::{Receipt, RecordMeta};
+use roost_core::ids::{LeaseToken, TrajectoryId, Uid, derived_session_id};
+use roost_core::proto::store_v1::{EndedBy, Receipt, RecordMeta};
 use roost_core::proto::v1;
 use std::collections::{HashMap, HashSet};
 
@@ -18,7 +19,8 @@ type Check<T = ()> = Result<T, String>;
 pub(crate) struct Start {
     exists: bool,
     closed: bool,
-    head: u32,
+    head_version: u64,
+    trajectories: usize,
     parent_exists: bool,
 }
 
@@ -30,6 +32,10 @@ pub(crate) struct Ledger {
     begins: HashMap<(usize, String, String), Vec<u8>>,
     /// Those whose caller vanished: its grant may have been released, and a repeat begins anew.
     given_up: HashSet<(usize, String, String)>,
+    /// The trajectory that each FinishTrajectory with a request_id was answered with.
+    finishes: HashMap<(usize, String, String), String>,
+    /// The grants that the log says have started, and have not ended, in this life of the server.
+    started: HashSet<(String, i64)>,
 }
 
 fn id_of(tenant: usize, req: &Req) -> String {
@@ -53,13 +59,54 @@ impl Start {
         Start {
             exists: session.is_some(),
             closed: session.is_some_and(|s| s.state != OPEN),
-            head: session.map_or(0, |s| s.row.head),
+            head_version: session.map_or(0, |s| s.row.head_version),
+            trajectories: session.map_or(0, |s| s.trajectories.len()),
             parent_exists: store.by_id(TENANTS[tenant], parent_of(req)).is_some(),
         }
     }
 }
 
 impl Ledger {
+    /// What a server has logged, the next one does not go on with.
+    pub(crate) fn restarted(&mut self) {
+        self.started.clear();
+    }
+
+    /// A line of the log tells of what is durable, and a turn that started ends once.
+    pub(crate) fn logged(&mut self, store: &Store, event: &Event) -> Check {
+        let field = |name: &str| event.fields.iter().find(|(n, _)| *n == name).map(|(_, v)| v);
+        let (Some(Value::Text(session)), fence) = (field("session"), field("fence")) else {
+            return Err(format!("{event:?}: of no session"));
+        };
+        let turn = match fence {
+            Some(Value::Int(fence)) => (session.to_string(), *fence),
+            _ => (session.to_string(), 0),
+        };
+        let mut of_id = TENANTS.iter().filter_map(|t| store.by_id(t, session));
+        match event.name {
+            "turn_start" => {
+                ensure!(of_id.any(|s| s.row.fence as i64 >= turn.1), "{event:?}: it is not durable");
+                self.started.insert(turn);
+            }
+            // A session of the other tenant may bear the same id, and a turn may have started in an earlier life.
+            "turn_done" => drop(self.started.remove(&turn)),
+            "session_closed" => ensure!(of_id.any(|s| s.state != OPEN), "{event:?}: it is not durable"),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// At rest, every turn that the log says has started has ended there too.
+    pub(crate) fn log_is_whole(&self, store: &Store) -> Check {
+        let broken = |id: &str| {
+            let sessions = TENANTS.iter().filter_map(|t| store.by_id(t, id));
+            sessions.into_iter().any(|s| store.broken.contains(&s.row.root))
+        };
+        let open: Vec<_> = self.started.iter().filter(|(id, _)| !broken(id)).collect();
+        ensure!(open.is_empty(), "the log does not say how these ended: {open:?}");
+        Ok(())
+    }
+
     pub(crate) fn gave_up(&mut self, call: &OpenCall) {
         if let Req::Begin(r) = &call.req {
             self.given_up.insert((call.tenant, r.session_id.clone(), r.request_id.clone()));
@@ -96,6 +143,14 @@ impl Ledger {
                 }
                 reply.next
             }
+            Req::Finish(r) if !r.request_id.is_empty() => {
+                let reply = v1::FinishTrajectoryResponse::decode(reply).expect("a reply decodes");
+                let id = reply.trajectory.unwrap_or_default().trajectory_id;
+                let key = (call.tenant, r.session_id.clone(), r.request_id.clone());
+                let before = self.finishes.insert(key.clone(), id.clone());
+                ensure!(before.is_none_or(|b| b == id), "I21: {key:?} finished two trajectories");
+                None
+            }
             _ => None,
         };
         let session_id = id_of(call.tenant, &call.req);
@@ -104,6 +159,7 @@ impl Ledger {
             tenant: call.tenant,
             session_id,
             lease: g.lease,
+            turn: g.turn,
             length: g.checkpoint.map_or(0, |c| c.length),
         }))
     }
@@ -112,7 +168,6 @@ impl Ledger {
     pub(crate) fn all_there(&self, store: &Store) -> Check {
         let mut found = HashMap::new();
         for record in store.records.values().filter(|r| Store::committed(&r.decoded)) {
-            ensure!(record.status == v1::RecordStatus::Committed as i32, "a commit has status {}", record.status);
             found.insert((record.session, record.decoded.fence), record);
         }
         for (key, (turn, content)) in &self.commits {
@@ -145,8 +200,9 @@ fn refused(store: &Store, call: &OpenCall, reason: Reason) -> Check {
             ensure!(session.requests.contains_key(&r.request_id), "I6: no record bears the request");
         }
         Reason::LeaseLost => {
-            let (Req::Commit(v1::CommitTurnRequest { lease, .. }) | Req::Abort(v1::AbortTurnRequest { lease, .. })) =
-                &call.req
+            let (Req::Commit(v1::CommitTurnRequest { lease, .. })
+            | Req::Abort(v1::AbortTurnRequest { lease, .. })
+            | Req::Checkpoint(v1::GetCheckpointRequest { lease, .. })) = &call.req
             else {
                 return Err("LEASE_LOST of what bears no lease".into());
             };
@@ -158,6 +214,16 @@ fn refused(store: &Store, call: &OpenCall, reason: Reason) -> Check {
                 let done = token.uid == s.row.uid && made(store, s, &token).any(Store::committed);
                 ensure!(!done, "I21: LEASE_LOST of a lease that has committed");
             }
+        }
+        Reason::TrajectoryFinished => {
+            ensure!(session.is_some_and(|s| !s.trajectories.is_empty()), "I6: no trajectory is durably finished");
+        }
+        Reason::TrajectoryEmpty => {
+            ensure!(session.is_some(), "I6: no such session is durable");
+        }
+        Reason::RewindRefused => {
+            let Req::Commit(r) = &call.req else { return Err("REWIND_REFUSED of what is no commit".into()) };
+            ensure!(r.base_turn.is_some(), "REWIND_REFUSED without base_turn");
         }
         Reason::TreeQuarantined => {
             let broken = |s: Option<&Session>| s.is_some_and(|s| store.broken.contains(&s.row.root));
@@ -236,7 +302,17 @@ fn replied(store: &Store, call: &OpenCall, reply: &[u8]) -> Check {
             }
             ensure!(r.expected_turn.is_none_or(|t| t == told.turn), "not the expected turn");
             ensure!(r.expected_head_version.is_none_or(|v| v == told.head_version), "not the expected version");
-            ensure!(told.turn > start.head, "a turn from before the call");
+            ensure!(told.head_version >= start.head_version, "a turn from before the call");
+            if let Some(provisional) = &told.provisional {
+                ensure!(r.want_provisional, "a provisional that was not asked for");
+                ensure!(provisional.turn == told.turn, "I8: the provisional of another turn");
+                let (_, record) = store
+                    .line(session)
+                    .find(|(_, r)| r.decoded.fence == provisional.fence && !Store::committed(&r.decoded))
+                    .ok_or("I6: the provisional is not durable")?;
+                let content = provisional.record.as_ref().map_or(&[][..], |r| &r.content);
+                ensure!(record.content == content, "another provisional than stored");
+            }
             grant(store, session, &told, r.known_head_version)
         }
         Req::Renew(r) => {
@@ -293,9 +369,76 @@ fn replied(store: &Store, call: &OpenCall, reply: &[u8]) -> Check {
             let reply = v1::AbortTurnResponse::decode(reply).expect("a reply decodes");
             let session = known()?;
             let token = LeaseToken::decode(&r.lease).expect("it was accepted");
-            let aborted = |m: &&RecordMeta| m.outcome == v1::TurnOutcome::Aborted as i32;
+            let aborted = |m: &&RecordMeta| m.ended_by() == EndedBy::Abort;
             let meta = made(store, session, &token).find(aborted).ok_or("I6: the abort is not durable")?;
             ensure!((reply.turn, reply.attempt) == (meta.turn, meta.attempt), "other numbers than stored");
+            let status = v1::RecordStatus::try_from(reply.status).map_err(|e| e.to_string())?;
+            ensure!(status != v1::RecordStatus::Committed, "an abort that committed");
+            ensure!(reply.repeated || r.r#final == (status == v1::RecordStatus::Aborted), "{status:?} of an abort");
+            Ok(())
+        }
+        Req::Interrupt(_) => {
+            let reply = v1::InterruptSessionResponse::decode(reply).expect("a reply decodes");
+            known()?;
+            let running = reply.previous_activity == v1::Activity::Running as i32;
+            ensure!(running == (reply.turn > 0), "turn {} of activity {}", reply.turn, reply.previous_activity);
+            Ok(())
+        }
+        Req::Reward(r) => {
+            let reply = v1::SetRewardResponse::decode(reply).expect("a reply decodes");
+            let session = known()?;
+            let id = TrajectoryId::decode(&reply.trajectory_id).map_err(|e| e.message)?;
+            ensure!(id.session == session.row.uid && id.number >= 1, "the trajectory of another session");
+            ensure!(
+                !reply.finished || id.number as usize <= session.trajectories.len(),
+                "I6: it is not durably finished"
+            );
+            ensure!(r.turn == 0 || reply.repeated || reply.turn == r.turn, "another turn was rewarded");
+            // A later one may have come over it already.
+            let of_turn = |seq: &u64| store.records.get(seq).is_some_and(|r| r.decoded.turn == reply.turn);
+            ensure!(session.rewards.keys().any(of_turn), "I6: the reward is not durable");
+            Ok(())
+        }
+        Req::Finish(_) => {
+            let told = v1::FinishTrajectoryResponse::decode(reply).expect("a reply decodes");
+            let session = known()?;
+            let trajectory = told.trajectory.ok_or("no trajectory")?;
+            let stored = session.trajectories.get(trajectory.number as usize - 1).ok_or("I6: it is not durable")?;
+            let is = (stored.0.ready_seq, stored.0.first_turn, stored.0.turn_count);
+            ensure!(is == (trajectory.ready_sequence, trajectory.first_turn, trajectory.turn_count), "not as stored");
+            ensure!(
+                told.repeated || session.trajectories.len() > start.trajectories,
+                "it was finished before the call"
+            );
+            Ok(())
+        }
+        Req::Ack(r) => {
+            let told = v1::AckTrajectoriesResponse::decode(reply).expect("a reply decodes");
+            ensure!(told.results.len() == r.trajectory_ids.len(), "as many results as ids");
+            for (id, result) in r.trajectory_ids.iter().zip(told.results) {
+                let id = TrajectoryId::decode(id).ok();
+                let found = id.and_then(|id| {
+                    let session = store.sessions.get(&id.session).filter(|s| *s.row.tenant == *tenant)?;
+                    session.trajectories.get(id.number as usize - 1)
+                });
+                match result.refusal.as_ref().map(|r| &*r.reason) {
+                    None => ensure!(found.is_some_and(|f| f.1), "I6: {id:?} is not durably acknowledged"),
+                    Some("INVALID_FIELD") => ensure!(id.is_none(), "it is the id of a trajectory"),
+                    Some("TRAJECTORY_NOT_FOUND") => ensure!(found.is_none(), "it is there"),
+                    Some("TREE_QUARANTINED") => {}
+                    Some(other) => return Err(format!("{other} for an acknowledgement")),
+                }
+            }
+            Ok(())
+        }
+        Req::Checkpoint(r) => {
+            let told = v1::GetCheckpointResponse::decode(reply).expect("a reply decodes");
+            let session = known()?;
+            let fold = session.folds.get(told.head_version as usize).ok_or("I6: the version is not durable")?;
+            let part = told.checkpoint.ok_or("no checkpoint")?;
+            ensure!(told.last && part.length == fold.tokens.len() as u64 / 4, "I7: length {}", part.length);
+            ensure!(fold.tokens[part.offset as usize * 4..] == part.token_ids, "I7: the checkpoint is not the fold");
+            ensure!(r.from_offset.is_some() || part.state == fold.state, "I7: another state");
             Ok(())
         }
     }
@@ -308,11 +451,15 @@ fn tells(store: &Store, session: &Session, told: &v1::Session, start: &Start) ->
     ensure!(told.uid == row.uid.to_string() && told.path == row.path, "another uid or path");
     ensure!(told.parent_session_id == id(row.parent), "another parent");
     ensure!(told.root_session_id == id(Some(row.root)), "another root");
-    ensure!(told.turn_count <= row.head, "I6: turn {} of {} is not durable", told.turn_count, row.head);
-    ensure!(told.turn_count >= start.head, "turn {} is from before the call", told.turn_count);
-    ensure!(told.head_version == u64::from(told.turn_count), "head_version {}", told.head_version);
-    let (tokens, _) = &session.folds[told.turn_count as usize];
-    ensure!(told.checkpoint_tokens == tokens.len() as u64 / 4, "I7: {} tokens", told.checkpoint_tokens);
+    let version = told.head_version;
+    ensure!(version <= row.head_version, "I6: version {version} of {} is not durable", row.head_version);
+    ensure!(version >= start.head_version, "version {version} is from before the call");
+    let fold = &session.folds[version as usize];
+    ensure!(told.turn_count == fold.turns, "I4: {} turns at version {version}", told.turn_count);
+    ensure!(told.checkpoint_tokens == fold.tokens.len() as u64 / 4, "I7: {} tokens", told.checkpoint_tokens);
+    let finished = told.trajectory as usize - 1;
+    ensure!(finished <= session.trajectories.len(), "I6: trajectory {finished} is not durable");
+    ensure!(finished >= start.trajectories, "trajectory {finished} is from before the call");
     ensure!([0, told.turn_count + 1].contains(&told.provisional_turn), "I8: provisional {}", told.provisional_turn);
     if told.state != OPEN {
         ensure!(session.state != OPEN, "I6: closed, and durably open");
@@ -353,23 +500,24 @@ fn grant(store: &Store, session: &Session, told: &v1::Grant, known: Option<u64>)
     }
     let ended = session.state != OPEN || row.fence > told.fence || made(store, session, &token).next().is_some();
     ensure!(session.grant.is_some() || ended, "the grant was released before it was handed out");
-    let turns = store.line(session).map(|(_, r)| &r.decoded);
-    ensure!(turns.filter(|m| m.fence > told.fence).all(|m| m.turn >= told.turn), "a later grant had an earlier turn");
     checkpoint(session, told, known)
 }
 
 /// I7: the checkpoint handed out completes what the client knows to the fold of the COMMITTED records.
 fn checkpoint(session: &Session, told: &v1::Grant, known: Option<u64>) -> Check {
-    ensure!(told.head_version + 1 == u64::from(told.turn), "turn {} after version {}", told.turn, told.head_version);
     let fold = session.folds.get(told.head_version as usize);
-    let (tokens, state) = fold.ok_or_else(|| format!("I6: version {} is not durable", told.head_version))?;
+    let fold = fold.ok_or_else(|| format!("I6: version {} is not durable", told.head_version))?;
+    ensure!(told.turn == fold.turns + 1, "turn {} after {} turns", told.turn, fold.turns);
+    let (tokens, state) = (&fold.tokens, &fold.state);
     let Some(given) = &told.checkpoint else {
         ensure!(tokens.is_empty() && state.is_empty(), "I7: no checkpoint");
         return Ok(());
     };
     ensure!(given.length == tokens.len() as u64 / 4, "I7: length {}", given.length);
     let held = known.and_then(|v| session.folds.get(v as usize)).filter(|_| known <= Some(told.head_version));
-    let mut whole = held.map(|(tokens, _)| tokens.clone()).unwrap_or_default();
+    let mut whole = held.map(|fold| fold.tokens.clone()).unwrap_or_default();
+    let rewound = known < Some(session.rewound) && told.head_version >= session.rewound;
+    ensure!(!rewound || given.offset == 0, "I7: a delta over a rewind");
     ensure!(given.offset as usize * 4 <= whole.len(), "I7: the delta starts behind what the client holds");
     whole.truncate(given.offset as usize * 4);
     whole.extend_from_slice(&given.token_ids);

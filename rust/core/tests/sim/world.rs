@@ -5,7 +5,8 @@ use super::rng::Rng;
 use super::store::Store;
 use super::verify::{Ledger, Start};
 use roost_core::engine::{
-    Appended, Effect, Engine, FoundSession, HeaderRow, LoadedSession, Moment, Outcome, SessionRow, Space,
+    Appended, DueSession, Effect, Engine, FoundSession, FoundTrajectory, HeaderRow, LoadedSession, Moment, Outcome,
+    SessionRow, Space,
 };
 use roost_core::error::Refusal;
 use roost_core::ids::Uid;
@@ -25,6 +26,7 @@ pub(crate) struct Config {
     pub(crate) failed_reads: u64,
     /// Of 10,000 steps, how many restart the server.
     pub(crate) restarts: u64,
+    pub(crate) long_lives: bool,
 }
 
 /// A call that has no answer yet.
@@ -41,6 +43,8 @@ enum Read {
     Header(Uid, String, Vec<HeaderRow>),
     Session(Option<LoadedSession>),
     Row(Option<SessionRow>),
+    Trajectories(Vec<Option<FoundTrajectory>>),
+    Due(Vec<DueSession>, Option<i64>),
 }
 
 enum Flight {
@@ -76,14 +80,16 @@ impl World {
         let mut store = Store::default();
         store.tenant_cap = config.limits.max_turns_per_tenant as usize;
         store.tree_cap = config.limits.max_turns_per_tree as usize;
+        store.max_rewind = config.limits.max_rewind;
         let engine = Engine::new(config.limits.clone(), 0, rng.next());
+        engine.set_logging(true);
         World {
             engine,
             store,
             rng,
             entropy: None,
             ledger: Ledger::default(),
-            clients: Clients::default(),
+            clients: Clients::new(config.long_lives),
             mono: 1_000,
             wall: 1_700_000_000_000,
             calls: BTreeMap::new(),
@@ -148,7 +154,7 @@ impl World {
                 self.engine.tick(now);
                 Ok(())
             }
-            900..930 => {
+            900..930 if !self.config.long_lives || self.rng.chance(5) => {
                 let open: Vec<u64> = self.calls.keys().copied().collect();
                 if let Some(ticket) = self.rng.pick(&open).copied() {
                     let call = self.calls.remove(&ticket).expect("it is open");
@@ -159,7 +165,7 @@ impl World {
                 }
                 Ok(())
             }
-            930..932 => {
+            930..932 if !self.config.long_lives => {
                 self.space = [Space::Low, Space::Full, Space::Ok][self.rng.below(3)];
                 self.engine.set_space(self.space);
                 Ok(())
@@ -187,10 +193,11 @@ impl World {
     /// As [`Self::answered`], by a transport that delivers everything.
     pub(crate) fn calmly_answered(&mut self, call: &OpenCall, result: Result<Vec<u8>, Refusal>) -> Result<(), String> {
         self.ledger.verify(&self.store, call, &result).map_err(|e| format!("{e}: {:?}: {result:?}", call.req))?;
-        if let Ok(reply) = result
-            && let Some(grant) = self.ledger.acknowledged(&self.store, call, &reply)?
-        {
-            self.clients.remember(grant);
+        if let Ok(reply) = result {
+            self.clients.learn(call.tenant, &call.req, &reply);
+            if let Some(grant) = self.ledger.acknowledged(&self.store, call, &reply)? {
+                self.clients.remember(grant);
+            }
         }
         Ok(())
     }
@@ -225,8 +232,11 @@ impl World {
                 let (method, bytes) = call.req.encode();
                 let now = self.now();
                 self.engine.undelivered(method, &bytes, &reply, TENANTS[call.tenant], now);
-            } else if let Some(grant) = self.ledger.acknowledged(&self.store, call, &reply)? {
-                self.clients.remember(grant);
+            } else {
+                self.clients.learn(call.tenant, &call.req, &reply);
+                if let Some(grant) = self.ledger.acknowledged(&self.store, call, &reply)? {
+                    self.clients.remember(grant);
+                }
             }
         }
         Ok(())
@@ -238,6 +248,14 @@ impl World {
             self.answered(&call, result)?;
         }
         self.asked.extend(self.engine.effects());
+        let (events, dropped) = self.engine.events();
+        if dropped > 0 {
+            return Err(format!("{dropped} events were dropped"));
+        }
+        for event in events {
+            self.count(event.name);
+            self.ledger.logged(&self.store, &event)?;
+        }
         Ok(())
     }
 
@@ -288,8 +306,13 @@ impl World {
                     let (tenant, rows) = self.store.header(root);
                     (id, Read::Header(root, tenant, rows))
                 }
-                Effect::Session { id, uid, with_tokens } => (id, Read::Session(self.store.load(uid, with_tokens))),
+                Effect::Session { id, uid, wanted } => (id, Read::Session(self.store.load(uid, wanted))),
                 Effect::Read { id, tenant, session_id } => (id, Read::Row(self.store.read(&tenant, &session_id))),
+                Effect::Trajectories { id, wanted } => (id, Read::Trajectories(self.store.found_trajectories(&wanted))),
+                Effect::Due { id, until_ms, after, limit } => {
+                    let (due, next) = self.store.due(until_ms, after.as_ref(), limit);
+                    (id, Read::Due(due, next))
+                }
             };
             self.read.push(read);
             return;
@@ -309,6 +332,8 @@ impl World {
             Read::Header(root, tenant, rows) => self.engine.header_loaded(id, root, &tenant, &rows, now),
             Read::Session(loaded) => self.engine.session_loaded(id, loaded, now),
             Read::Row(row) => self.engine.session_read(id, row, now),
+            Read::Trajectories(found) => self.engine.trajectories_found(id, found, now),
+            Read::Due(found, next) => self.engine.due_found(id, found, next, now),
         }
     }
 
@@ -323,8 +348,18 @@ impl World {
         Ok(())
     }
 
+    /// What this life of the server did that no answer tells by itself.
+    pub(crate) fn count_kinds(&mut self) {
+        for (name, n) in self.engine.stats() {
+            if name.starts_with("turns_") || name.starts_with("trajectories_") {
+                *self.seen.entry(name.to_owned()).or_default() += n as u64;
+            }
+        }
+    }
+
     fn restart(&mut self) {
         self.count("restart");
+        self.count_kinds();
         for call in std::mem::take(&mut self.calls).values() {
             self.ledger.gave_up(call);
         }
@@ -333,6 +368,8 @@ impl World {
         self.space = Space::Ok;
         let seed = self.rng.next();
         self.engine = Engine::new(self.config.limits.clone(), self.store.last_seq, seed);
+        self.engine.set_logging(true);
+        self.ledger.restarted();
         for root in self.store.running_roots() {
             let (tenant, rows) = self.store.header(root);
             let now = self.now();
@@ -373,6 +410,7 @@ impl World {
             return Err(format!("{} calls were never answered", self.calls.len()));
         }
         self.engine.check(true)?;
+        self.ledger.log_is_whole(&self.store)?;
         self.count("came to rest");
         Ok(())
     }

@@ -1,0 +1,489 @@
+//! Trajectories: rewards, finishing the active one, acknowledging finished ones.
+//!
+//! A trajectory is a run of journal entries: its records come after the event that finished the one before it, up to
+//! the event that finishes it. That event is on the session's hash chain (I23); rewards are not.
+
+use super::begin::turn_in_progress;
+use super::reload::{Effect, FoundTrajectory, LoadedSession, Purpose, Wanted, Why};
+use super::requests::{Finish, Reward};
+use super::tree::{LatestReward, Line, Resident, RewardedTurn, Tree, TreeState};
+use super::{Answer, Call, Engine, Found, Moment, Pending, Work, count, quarantined, timestamp};
+use crate::chain;
+use crate::error::{Reason, Refusal};
+use crate::gen_store::{EndedBy, RecordMeta, RequestMark};
+use crate::gen_v1 as v1;
+use crate::ids::{TrajectoryId, Uid, fingerprint, repeats};
+use crate::journal::{Finished, Held, Op, Record, Seq};
+use prost::Message;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+impl Line {
+    /// Whether its active trajectory is to finish by now.
+    pub(crate) fn is_due(&self, now: &Moment) -> bool {
+        self.finish_due_ms != 0 && self.finish_due_ms <= now.wall_ms
+    }
+}
+
+impl Engine {
+    pub(crate) fn set_reward(&self, call: Pending, work: &mut Work, now: &mut Moment) {
+        let Some((call, tree, index)) = self.locate_open(call, work) else { return };
+        let Call::Reward(reward) = &call.call else { return };
+        let Some(mut state) = Self::still_at(&tree, index, &reward.session_id) else {
+            work.calls.push_back(call);
+            return;
+        };
+        let Some(line) = state.line(index) else { return };
+        let Some(resident) = &line.resident else {
+            return self.load(call, &tree, &mut state, index, Wanted::default());
+        };
+        match rewarded(line, resident, reward) {
+            Err(refusal) => self.reply(call.ticket, Err(refusal), &tree, &state, work),
+            Ok(Rewarded::Before(of)) => {
+                let reply = reward_reply(line, resident, of, true);
+                self.reply(call.ticket, Ok(reply), &tree, &state, work);
+            }
+            Ok(Rewarded::Now(turn)) => {
+                let seq = match &call.found {
+                    _ if turn == line.head => resident.head_seq,
+                    Some(Found::Turn { head_version, turn: of, seq })
+                        if (*head_version, *of) == (line.head_version, turn) && *seq != 0 =>
+                    {
+                        *seq
+                    }
+                    _ => {
+                        let (uid, after) = (line.uid, state.last_seq);
+                        return self.ask_turn(call, uid, turn, after);
+                    }
+                };
+                let Pending { ticket, call: Call::Reward(reward), .. } = call else { return };
+                self.reward_turn(&tree, &mut state, index, turn, seq, reward, now);
+                let rewarded = state.line(index).and_then(|l| Some((l, l.resident.as_ref()?)));
+                if let Some((line, resident)) = rewarded {
+                    let of = resident.reward.as_ref().map(|r| r.of).unwrap_or_default();
+                    let reply = reward_reply(line, resident, of, false);
+                    self.reply(ticket, Ok(reply), &tree, &state, work);
+                }
+            }
+        }
+    }
+
+    /// Writes a reward, and finishes the trajectory if that is to be at once.
+    fn reward_turn(
+        &self,
+        tree: &Arc<Tree>,
+        state: &mut TreeState,
+        index: u32,
+        turn: u32,
+        seq: Seq,
+        reward: Reward,
+        now: &Moment,
+    ) {
+        let Reward { mark, value, finish_after_ms, .. } = reward;
+        let mut due = 0;
+        self.append(tree, state, index, now, |_, line, ops| {
+            let Some(resident) = line.resident.as_mut() else { return };
+            ops.push(Op::Reward { session: line.uid, seq, value });
+            resident.rewarded(turn, value, mark);
+            if let Some(ms) = finish_after_ms {
+                line.finish_due_ms = (now.wall_ms + ms as i64).max(1);
+                due = line.finish_due_ms;
+            }
+        });
+        if due != 0 && !self.finish_if_due(tree, state, index, now) {
+            self.due_at(due);
+        }
+    }
+
+    pub(crate) fn finish_trajectory(&self, call: Pending, work: &mut Work, now: &mut Moment) {
+        let Some((call, tree, index)) = self.locate_open(call, work) else { return };
+        let Call::Finish(finish) = &call.call else { return };
+        let Some(mut state) = Self::still_at(&tree, index, &finish.session_id) else {
+            work.calls.push_back(call);
+            return;
+        };
+        if let Some(loading) = state.line_mut(index).and_then(|l| l.loading.as_mut()).filter(|l| l.granted.is_some()) {
+            // A turn begins as soon as the session is in memory: then it is clear what this call meets.
+            return loading.calls.push(call);
+        }
+        let Some(line) = state.line(index) else { return };
+        let Some(resident) = &line.resident else {
+            return self.load(call, &tree, &mut state, index, Wanted::default());
+        };
+        let seen = |m: &RequestMark| resident.requests.contains(&fingerprint(&m.request_id));
+        if !call.request_is_new && finish.mark.as_ref().is_some_and(seen) {
+            let (uid, after) = (line.uid, state.last_seq);
+            let purpose = Purpose::Records { call: Box::new(call), why: Why::Repeat { ended: false } };
+            return self.ask_session(after, purpose, uid, Wanted::default());
+        }
+        if let Err(refusal) = check_finish(line, resident, finish, now) {
+            return self.reply(call.ticket, Err(refusal), &tree, &state, work);
+        }
+        let Pending { ticket, call: Call::Finish(finish), .. } = call else { return };
+        let finished = self.finish_active(&tree, &mut state, index, finish.mark, finish.reward, now);
+        let reply = v1::FinishTrajectoryResponse { trajectory: finished, repeated: false };
+        self.reply(ticket, Ok(reply.encode_to_vec()), &tree, &state, work);
+    }
+
+    /// The engine's own: a trajectory that the store says is due.
+    pub(crate) fn finish_due(&self, call: Pending, work: &mut Work, now: &mut Moment) {
+        let Some((call, tree, index)) = self.locate_open(call, work) else { return };
+        let Call::FinishDue(id) = &call.call else { return };
+        let Some(mut state) = Self::still_at(&tree, index, id) else {
+            work.calls.push_back(call);
+            return;
+        };
+        let Some(line) = state.line(index) else { return };
+        // A turn that runs is waited for: its end finishes the trajectory.
+        if !line.is_due(now) || line.running().is_some() {
+            return;
+        }
+        if line.resident.is_none() {
+            return self.load(call, &tree, &mut state, index, Wanted::default());
+        }
+        self.finish_if_due(&tree, &mut state, index, now);
+        work.evict = true;
+    }
+
+    /// Finishes the active trajectory if it is due and nothing stands against it. The tree is locked.
+    pub(crate) fn finish_if_due(&self, tree: &Arc<Tree>, state: &mut TreeState, index: u32, now: &Moment) -> bool {
+        let Some(line) = state.line(index) else { return false };
+        let begins = line.loading.as_ref().is_some_and(|l| l.granted.is_some());
+        if !line.is_due(now) || line.running().is_some() || begins || line.closed.is_some() || line.resident.is_none() {
+            return false;
+        }
+        self.finish_active(tree, state, index, None, None, now).is_some()
+    }
+
+    /// Finishes the active trajectory before its time, because its session is about to be closed.
+    pub(crate) fn finish_pending(&self, tree: &Arc<Tree>, state: &mut TreeState, index: u32, now: &Moment) {
+        if state.line(index).is_some_and(|l| l.finish_due_ms != 0 && l.resident.is_some()) {
+            self.finish_active(tree, state, index, None, None, now);
+        }
+    }
+
+    /// The first session of this subtree that is not in memory and whose trajectory is still to finish: a close of the
+    /// subtree has it loaded first.
+    pub(crate) fn unread_due(&self, state: &TreeState, index: u32, call: &Pending) -> Option<u32> {
+        if call.forgoes_due {
+            return None;
+        }
+        let unread = |i: &u32| state.line(*i).is_some_and(|l| l.finish_due_ms != 0 && l.resident.is_none());
+        state.subtree(index).into_iter().find(unread)
+    }
+
+    /// A session that `call` needs in memory cannot be read. A close of another session goes on without it; any other call
+    /// is given back.
+    pub(crate) fn forgo(&self, mut call: Pending, unread: &str, work: &mut Work) -> Option<Pending> {
+        let closes = match &call.call {
+            Call::Close(_) => true,
+            Call::End(end) => end.session_id != unread,
+            _ => false,
+        };
+        if !closes {
+            return Some(call);
+        }
+        call.forgoes_due = true;
+        work.calls.push_back(call);
+        None
+    }
+
+    /// Makes the active trajectory READY and starts the next. The session is resident, and its tree locked.
+    fn finish_active(
+        &self,
+        tree: &Arc<Tree>,
+        state: &mut TreeState,
+        index: u32,
+        mark: Option<RequestMark>,
+        reward: Option<f64>,
+        now: &Moment,
+    ) -> Option<v1::Trajectory> {
+        let mut told = None;
+        self.append(tree, state, index, now, |seq, line, ops| {
+            if line.provisional != 0 {
+                ops.push(Op::Status { seq: line.provisional, status: v1::RecordStatus::Aborted as i32 });
+                line.provisional = 0;
+            }
+            if line.running().is_none() {
+                // A late commit would come into another trajectory than its turn.
+                line.lease = None;
+            }
+            let uid = line.uid;
+            let Some(resident) = line.resident.as_mut() else { return };
+            if let Some(value) = reward {
+                ops.push(Op::Reward { session: uid, seq: resident.head_seq, value });
+                resident.rewarded(line.head, value, None);
+            }
+            ops.push(event(seq, line, mark, now));
+            let finished = finish(seq, line, tree, now);
+            told = Some(message(&line.session_id, &finished));
+            ops.push(Op::Finish(Box::new(finished)));
+        });
+        self.told_ready(tree, state, index);
+        told
+    }
+
+    /// If the entry that was just appended finished a trajectory: counts it, and tells who follows once it is durable.
+    pub(crate) fn told_ready(&self, tree: &Tree, state: &TreeState, index: u32) {
+        let seq = state.last_seq;
+        let finished = state.line(index).and_then(|l| l.resident.as_ref()).is_some_and(|r| r.trajectory_seq == seq);
+        if finished {
+            count(&self.counters.trajectories_finished);
+            if let Some(Held::Ready(_, seq)) = self.journal.hold(seq, Held::Ready(tree.root, seq)) {
+                self.ready(seq);
+            }
+        }
+    }
+
+    pub(crate) fn ack_trajectories(&self, call: Pending, work: &mut Work) {
+        let Call::Ack(ack) = &call.call else { return };
+        let wanted: Vec<TrajectoryId> = ack.wanted.iter().filter_map(|w| w.as_ref().ok()).copied().collect();
+        if wanted.is_empty() {
+            let results = ack.wanted.iter().map(|w| ack_result(w.as_ref().err(), false)).collect();
+            let result = Ok(v1::AckTrajectoriesResponse { results }.encode_to_vec());
+            return work.answers.push(Answer { ticket: call.ticket, result, after: 0, root: None });
+        }
+        self.ask(0, Purpose::Ack { call: Box::new(call) }, |id| Effect::Trajectories { id, wanted });
+    }
+
+    /// The answer to a Trajectories, in its order. Each is acknowledged by itself, in an entry of its tree; the sessions
+    /// may have ended, so no tree need be in memory for that.
+    pub fn trajectories_found(&self, id: u64, found: Vec<Option<FoundTrajectory>>, mut now: Moment) {
+        let _going = self.world.read();
+        let Some(Purpose::Ack { call }) = self.purpose(id) else { return };
+        let Call::Ack(ack) = &call.call else { return };
+        let mut work = Work::default();
+        if let Err(refusal) = self.admit_change() {
+            self.refuse(call.ticket, refusal, &mut work);
+            return self.finish(&mut work, &mut now);
+        }
+        let mut found = found.into_iter();
+        let mut ops: BTreeMap<Uid, (String, Vec<Op>)> = BTreeMap::new();
+        let mut results = Vec::with_capacity(ack.wanted.len());
+        for wanted in &ack.wanted {
+            let id = match wanted {
+                Ok(id) => id,
+                Err(refusal) => {
+                    results.push(ack_result(Some(refusal), false));
+                    continue;
+                }
+            };
+            let there = found.next().flatten().filter(|f| f.tenant == *call.tenant.name);
+            results.push(match there {
+                None => ack_result(Some(&trajectory_not_found(*id)), false),
+                Some(there) if self.recovery.lock().quarantined.contains(&there.root) => {
+                    ack_result(Some(&quarantined(&id.session.to_string())), false)
+                }
+                Some(there) if there.acknowledged => ack_result(None, true),
+                Some(there) => {
+                    let op = Op::Ack { session: id.session, number: id.number, ack_ms: now.wall_ms };
+                    ops.entry(there.root).or_insert((there.root_session_id, Vec::new())).1.push(op);
+                    count(&self.counters.trajectories_acknowledged);
+                    ack_result(None, false)
+                }
+            });
+        }
+        let mut after = 0;
+        for (root, (session_id, ops)) in ops {
+            let in_memory = call.tenant.directory.get(&session_id).map(|(tree, _)| tree).filter(|t| t.root == root);
+            // Else one that carries the entry, no more: nobody looks it up.
+            let tree = in_memory.unwrap_or_else(|| Arc::new(self.new_tree(root, call.tenant.clone())));
+            let mut state = tree.state.lock();
+            after = self.journal.append().push(&tree, ops, Vec::new(), now.mono_ms);
+            state.last_seq = after;
+        }
+        let result = Ok(v1::AckTrajectoriesResponse { results }.encode_to_vec());
+        work.answers.push(Answer { ticket: call.ticket, result, after, root: None });
+        self.finish(&mut work, &mut now);
+    }
+}
+
+fn ack_result(refusal: Option<&Refusal>, repeated: bool) -> v1::AckResult {
+    v1::AckResult { refusal: refusal.map(Refusal::to_proto), repeated }
+}
+
+fn trajectory_not_found(id: TrajectoryId) -> Refusal {
+    Refusal::new(Reason::TrajectoryNotFound, format!("no finished trajectory {id} is known")).with("trajectory_id", id)
+}
+
+/// What a SetReward comes to.
+enum Rewarded {
+    /// It was said before, of this turn.
+    Before(RewardedTurn),
+    /// This turn is to be rewarded.
+    Now(u32),
+}
+
+fn rewarded(line: &Line, resident: &Resident, reward: &Reward) -> Result<Rewarded, Refusal> {
+    let latest = resident.reward.as_deref();
+    if let Some((mark, of)) = latest.and_then(|r| r.request.as_ref())
+        && repeats(Some(mark), reward.mark.as_ref())?
+    {
+        return Ok(Rewarded::Before(*of));
+    }
+    let (id, head, first) = (&line.session_id, line.head, resident.trajectory_turns + 1);
+    let turn = if reward.turn == 0 { head } else { reward.turn };
+    if turn > head {
+        let message = format!("session {id:?} has {head} turns, and no turn {turn}");
+        let refusal = Refusal::new(Reason::TurnNotFound, message);
+        return Err(refusal.with("session_id", id).with("turn", turn).with("turn_count", head));
+    }
+    if turn >= first && turn > 0 {
+        return Ok(Rewarded::Now(turn));
+    }
+    let same = |r: &&LatestReward| r.of.turn == turn && r.value.to_bits() == reward.value.to_bits();
+    if let Some(latest) = latest.filter(same).filter(|_| turn > 0) {
+        return Ok(Rewarded::Before(latest.of));
+    }
+    if reward.turn == 0 {
+        return Err(empty(line, "no committed turn to reward"));
+    }
+    let message =
+        format!("turn {turn} of session {id:?} belongs to a finished trajectory; the active one starts at {first}");
+    let refusal = Refusal::new(Reason::TrajectoryFinished, message);
+    Err(refusal.with("session_id", id).with("turn", turn).with("trajectory_first_turn", first))
+}
+
+impl Resident {
+    fn rewarded(&mut self, turn: u32, value: f64, mark: Option<RequestMark>) {
+        let of = RewardedTurn { turn, trajectory: self.trajectories + 1 };
+        let before = self.reward.take().and_then(|r| r.request);
+        let request = mark.map(|m| (m, of)).or(before);
+        self.reward = Some(Box::new(LatestReward { of, value, request }));
+    }
+}
+
+fn reward_reply(line: &Line, resident: &Resident, of: RewardedTurn, repeated: bool) -> Vec<u8> {
+    let finished = of.trajectory <= resident.trajectories;
+    let due = (!finished && line.finish_due_ms != 0).then(|| timestamp(line.finish_due_ms));
+    v1::SetRewardResponse {
+        turn: of.turn,
+        trajectory_id: TrajectoryId { session: line.uid, number: of.trajectory }.to_string(),
+        finished,
+        finish_time: due,
+        repeated,
+    }
+    .encode_to_vec()
+}
+
+fn check_finish(line: &Line, resident: &Resident, finish: &Finish, now: &Moment) -> Result<(), Refusal> {
+    if let Some(lease) = line.running() {
+        return Err(turn_in_progress(line, lease, now));
+    }
+    if line.last == resident.trajectory_seq {
+        return Err(empty(line, "no record"));
+    }
+    if finish.reward.is_some() && line.head == resident.trajectory_turns {
+        return Err(empty(line, "no committed turn to reward"));
+    }
+    Ok(())
+}
+
+fn empty(line: &Line, what: &str) -> Refusal {
+    let message = format!("the active trajectory of session {:?} has {what}", line.session_id);
+    Refusal::new(Reason::TrajectoryEmpty, message).with("session_id", &line.session_id)
+}
+
+/// Which record a turn of the live line is; 0 if there is no such turn.
+pub(crate) fn found_turn(turn: u32, loaded: &LoadedSession, metas: &[RecordMeta]) -> Found {
+    let committed = v1::RecordStatus::Committed as i32;
+    let line = loaded.lines.iter().zip(metas).find(|(l, m)| l.status == committed && m.turn == turn);
+    Found::Turn { head_version: loaded.row.head_version, turn, seq: line.map_or(0, |(l, _)| l.seq) }
+}
+
+/// The answer to the repeat of a FinishTrajectory; `None` if no event bears its request_id.
+pub(crate) fn repeated_finish(
+    finish: &Finish,
+    loaded: &LoadedSession,
+    metas: &[RecordMeta],
+) -> Option<Result<Vec<u8>, Refusal>> {
+    let events = loaded.lines.iter().zip(metas).filter(|(_, m)| m.ended_by() == EndedBy::Finish);
+    for (line, meta) in events {
+        match repeats(meta.end_request.as_ref(), finish.mark.as_ref()) {
+            Err(refusal) => return Some(Err(refusal)),
+            Ok(false) => {}
+            Ok(true) => {
+                let id = TrajectoryId { session: loaded.row.uid, number: meta.trajectory };
+                let trajectory = v1::Trajectory {
+                    trajectory_id: id.to_string(),
+                    session_id: loaded.row.session_id.clone(),
+                    number: meta.trajectory,
+                    state: v1::TrajectoryState::Ready as i32,
+                    first_turn: meta.trajectory_base + 1,
+                    turn_count: meta.turn - meta.trajectory_base,
+                    ready_time: Some(timestamp(meta.create_ms)),
+                    ready_sequence: line.seq,
+                };
+                let reply = v1::FinishTrajectoryResponse { trajectory: Some(trajectory), repeated: true };
+                return Some(Ok(reply.encode_to_vec()));
+            }
+        }
+    }
+    None
+}
+
+/// The event that finishes the active trajectory, as it stands on the session's chain.
+fn event(seq: Seq, line: &mut Line, mark: Option<RequestMark>, now: &Moment) -> Op {
+    let Some(resident) = line.resident.as_mut() else { unreachable!("a trajectory is finished in memory") };
+    resident.requests.extend(mark.as_ref().map(|m| fingerprint(&m.request_id)));
+    let meta = RecordMeta {
+        turn: line.head,
+        create_ms: now.wall_ms,
+        end_request: mark,
+        ended_by: EndedBy::Finish as i32,
+        trajectory: resident.trajectories + 1,
+        trajectory_base: resident.trajectory_turns,
+        ..RecordMeta::default()
+    }
+    .encode_to_vec();
+    resident.chain = chain::link(&resident.chain, &meta);
+    let prev = std::mem::replace(&mut line.last, seq);
+    Op::Append(Box::new(Record {
+        seq,
+        session: line.uid,
+        prev,
+        status: chain::FINISHED,
+        turn: line.head,
+        meta,
+        chain: resident.chain,
+        tokens: None,
+        state: None,
+        arrays: None,
+        content: None,
+    }))
+}
+
+/// A finished trajectory as callers see it.
+fn message(session_id: &str, finished: &Finished) -> v1::Trajectory {
+    v1::Trajectory {
+        trajectory_id: TrajectoryId { session: finished.session, number: finished.number }.to_string(),
+        session_id: session_id.to_owned(),
+        number: finished.number,
+        state: v1::TrajectoryState::Ready as i32,
+        first_turn: finished.first_turn,
+        turn_count: finished.turn_count,
+        ready_time: Some(timestamp(finished.ready_ms)),
+        ready_sequence: finished.ready_seq,
+    }
+}
+
+/// Moves the session on to its next trajectory; the entry of sequence `seq` holds the event that says so.
+pub(crate) fn finish(seq: Seq, line: &mut Line, tree: &Tree, now: &Moment) -> Finished {
+    let Some(resident) = line.resident.as_mut() else { unreachable!("a trajectory is finished in memory") };
+    let finished = Finished {
+        session: line.uid,
+        number: resident.trajectories + 1,
+        tenant: tree.tenant.name.clone(),
+        root: tree.root,
+        ready_seq: seq,
+        after_seq: resident.trajectory_seq,
+        first_turn: resident.trajectory_turns + 1,
+        turn_count: line.head - resident.trajectory_turns,
+        ready_ms: now.wall_ms,
+    };
+    resident.trajectories += 1;
+    resident.trajectory_turns = line.head;
+    resident.trajectory_seq = seq;
+    line.finish_due_ms = 0;
+    finished
+}

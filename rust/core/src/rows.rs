@@ -1,0 +1,302 @@
+//! Rows of tokens for training: a trajectory's records, put together from one cut to the next.
+//!
+//! A row is what a model saw and said: it begins with the tokens that the first new turn builds on and grows by each
+//! turn's span. Where a commit trimmed tokens or started a segment, the row ends; the next one begins with what was
+//! kept, as context. So each token that is trained on has loss mask 1 in exactly one row.
+
+use crate::chain::digest;
+use crate::checkpoint::TOKEN;
+use crate::error::{Reason, Refusal};
+use crate::gen_store::RecordMeta;
+use crate::gen_v1::{Record, TokenSpan, TrajectoryRow, WeightVersionRun};
+use prost::Message;
+
+/// Tokens of one part of a row: about 1 MiB with all their arrays.
+const PART: usize = 1 << 16;
+/// The weight version of a token of which none is known.
+const NO_VERSION: i64 = -1;
+
+/// Builds the rows of one trajectory. Records are pushed in the order of their turns.
+#[derive(Debug, Default)]
+pub struct Rows {
+    ids: Vec<u8>,
+    logprobs: Vec<u8>,
+    mask: Vec<u8>,
+    /// Version and number of tokens.
+    versions: Vec<(i64, u32)>,
+    segment: u32,
+    /// First and last turn with new tokens in this row.
+    turns: Option<(u32, u32)>,
+    reward: Option<f64>,
+    aborted: bool,
+}
+
+impl Rows {
+    fn len(&self) -> u64 {
+        (self.ids.len() / TOKEN) as u64
+    }
+
+    /// A turn from before the trajectory: its tokens are what the first row begins with.
+    pub fn context(&mut self, meta: &[u8], tokens: &[u8]) -> Result<(), Refusal> {
+        let corrupt = |what: &str| Refusal::new(Reason::SessionCorrupt, what.to_owned());
+        let meta = RecordMeta::decode(meta).map_err(|_| corrupt("its metadata does not decode"))?;
+        if digest(&[tokens]) != meta.tokens_digest {
+            return Err(corrupt("its tokens do not match their digest"));
+        }
+        if meta.has_tokens {
+            self.keep(meta.token_offset);
+            self.extend(tokens.len() / TOKEN, tokens, &[], &[], &[]);
+        }
+        Ok(())
+    }
+
+    /// The tokens there are so far, in parts.
+    pub fn context_parts(&self) -> Vec<TokenSpan> {
+        let part = |(n, ids): (usize, &[u8])| TokenSpan {
+            offset: (n * PART) as u64,
+            token_ids: ids.to_vec(),
+            ..TokenSpan::default()
+        };
+        self.ids.chunks(PART * TOKEN).enumerate().map(part).collect()
+    }
+
+    /// The next record of the trajectory, with its payload; one that is not to be trained on is the ABORTED tail. Returns
+    /// the parts of the row that ends before it, if one does.
+    pub fn push(&mut self, record: &Record, discounted: Option<f64>, train: bool) -> Vec<TrajectoryRow> {
+        let empty = TokenSpan::default();
+        let span = record.record.as_ref().and_then(|r| r.tokens.as_ref());
+        let offset = span.map_or_else(|| self.len(), |s| s.offset);
+        let mut ended = Vec::new();
+        if offset < self.len() || record.new_segment {
+            if self.turns.is_some() {
+                ended = self.finish();
+            }
+            self.keep(offset);
+        }
+        let (first, _) = self.turns.unwrap_or((record.turn, record.turn));
+        self.turns = Some((first, record.turn));
+        if train {
+            self.reward = discounted;
+        } else {
+            self.aborted = true;
+        }
+        let span = span.unwrap_or(&empty);
+        let count = span.token_ids.len() / TOKEN;
+        let mask = if train { mask_of(record, span, count) } else { vec![0; count] };
+        let versions: Vec<_> = span.weight_versions.iter().map(|r| (r.version, r.count)).collect();
+        self.extend(count, &span.token_ids, &span.logprobs, &mask, &versions);
+        ended
+    }
+
+    /// The parts of the row so far, if it has turns. The next row begins with its tokens as context.
+    pub fn finish(&mut self) -> Vec<TrajectoryRow> {
+        let Some((first_turn, last_turn)) = self.turns.take() else { return Vec::new() };
+        self.segment += 1;
+        let (reward, aborted) = (self.reward.take(), std::mem::take(&mut self.aborted));
+        let count = self.ids.len() / TOKEN;
+        let parts = count.div_ceil(PART).max(1);
+        let mut versions = Runs { runs: &self.versions, at: 0, used: 0 };
+        let rows = (0..parts)
+            .map(|n| {
+                let (start, end) = (n * PART, count.min((n + 1) * PART));
+                let last = n + 1 == parts;
+                TrajectoryRow {
+                    segment: self.segment,
+                    first_turn,
+                    last_turn,
+                    tokens: Some(TokenSpan {
+                        offset: start as u64,
+                        token_ids: self.ids[start * TOKEN..end * TOKEN].to_vec(),
+                        logprobs: self.logprobs[start * 4..end * 4].to_vec(),
+                        loss_mask: self.mask[start..end].to_vec(),
+                        weight_versions: versions.take(end - start),
+                    }),
+                    reward: reward.filter(|_| last),
+                    aborted: aborted && last,
+                    last,
+                }
+            })
+            .collect();
+        self.keep(count as u64);
+        rows
+    }
+
+    /// Keeps the first `offset` tokens, as context.
+    fn keep(&mut self, offset: u64) {
+        let count = (offset as usize).min(self.ids.len() / TOKEN);
+        self.ids.truncate(count * TOKEN);
+        self.logprobs = vec![0; count * 4];
+        self.mask = vec![0; count];
+        self.versions = if count > 0 { vec![(NO_VERSION, count as u32)] } else { Vec::new() };
+    }
+
+    fn extend(&mut self, count: usize, ids: &[u8], logprobs: &[u8], mask: &[u8], versions: &[(i64, u32)]) {
+        self.ids.extend_from_slice(ids);
+        let zeros = |bytes: &[u8], size: usize| if bytes.is_empty() { vec![0; size] } else { bytes.to_vec() };
+        self.logprobs.extend(zeros(logprobs, count * 4));
+        self.mask.extend(zeros(mask, count));
+        let unknown = [(NO_VERSION, count as u32)];
+        for (version, n) in if versions.is_empty() { &unknown[..] } else { versions } {
+            match self.versions.last_mut() {
+                Some(last) if last.0 == *version => last.1 += n,
+                _ if *n > 0 => self.versions.push((*version, *n)),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// What of a record's span is trained on: what its loss mask says; without one, as many tokens at the end as the engine
+/// says it generated; without that, all.
+fn mask_of(record: &Record, span: &TokenSpan, count: usize) -> Vec<u8> {
+    if !span.loss_mask.is_empty() {
+        return span.loss_mask.clone();
+    }
+    let generated = record.record.as_ref().and_then(|r| r.usage.as_ref()).map(|u| u.completion_tokens);
+    let trained = generated.map_or(count, |n| count.min(n as usize));
+    let mut mask = vec![0; count - trained];
+    mask.resize(count, 1);
+    mask
+}
+
+/// Runs, taken a number of tokens at a time.
+struct Runs<'a> {
+    runs: &'a [(i64, u32)],
+    at: usize,
+    used: u32,
+}
+
+impl Runs<'_> {
+    fn take(&mut self, mut count: usize) -> Vec<WeightVersionRun> {
+        let mut out = Vec::new();
+        while count > 0
+            && let Some((version, length)) = self.runs.get(self.at)
+        {
+            let n = (*length - self.used).min(count as u32);
+            out.push(WeightVersionRun { version: *version, count: n });
+            count -= n as usize;
+            self.used += n;
+            if self.used == *length {
+                (self.at, self.used) = (self.at + 1, 0);
+            }
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gen_v1::RecordInput;
+    use proptest::prelude::*;
+
+    fn record(turn: u32, offset: u64, ids: &[u32], mask: &[u8], new_segment: bool) -> Record {
+        let tokens = TokenSpan {
+            offset,
+            token_ids: ids.iter().flat_map(|t| t.to_le_bytes()).collect(),
+            loss_mask: mask.to_vec(),
+            logprobs: ids.iter().flat_map(|t| (*t as f32).to_le_bytes()).collect(),
+            weight_versions: vec![WeightVersionRun { version: i64::from(turn), count: ids.len() as u32 }]
+                .into_iter()
+                .filter(|r| r.count > 0)
+                .collect(),
+        };
+        let record = Some(RecordInput { tokens: Some(tokens), ..RecordInput::default() });
+        Record { turn, new_segment, record, ..Record::default() }
+    }
+
+    /// The parts of each row, put together.
+    fn whole(parts: Vec<TrajectoryRow>) -> Vec<(TrajectoryRow, Vec<u32>, Vec<i64>)> {
+        let mut rows: Vec<(TrajectoryRow, Vec<u32>, Vec<i64>)> = Vec::new();
+        let mut open = false;
+        for part in parts {
+            let span = part.tokens.clone().expect("a part has tokens");
+            let ids = span.token_ids.chunks_exact(4).map(|c| u32::from_le_bytes(c.try_into().expect("four bytes")));
+            let versions = span.weight_versions.iter().flat_map(|r| vec![r.version; r.count as usize]);
+            let last = part.last;
+            if open {
+                let row = rows.last_mut().expect("it is open");
+                assert_eq!(span.offset as usize, row.1.len());
+                let before = row.0.tokens.as_mut().expect("a part has tokens");
+                before.loss_mask.extend(&span.loss_mask);
+                before.logprobs.extend(&span.logprobs);
+                row.1.extend(ids);
+                row.2.extend(versions);
+                (row.0.reward, row.0.aborted) = (part.reward, part.aborted);
+            } else {
+                assert_eq!(span.offset, 0);
+                rows.push((part, ids.collect(), versions.collect()));
+            }
+            open = !last;
+        }
+        assert!(!open);
+        rows
+    }
+
+    #[test]
+    fn a_cut_starts_a_row_with_what_was_kept() {
+        let mut rows = Rows::default();
+        let mut parts = rows.push(&record(1, 0, &[1, 2, 3, 4], &[0, 0, 1, 1], false), Some(0.5), true);
+        parts.extend(rows.push(&record(2, 4, &[5, 6], &[0, 1], false), Some(1.0), true));
+        parts.extend(rows.push(&record(3, 3, &[7], &[1], false), Some(2.0), true));
+        parts.extend(rows.push(&record(4, 4, &[8, 9], &[1, 1], false), None, false));
+        parts.extend(rows.finish());
+        let rows = whole(parts);
+        let of = |n: usize| {
+            let (row, ids, versions) = &rows[n];
+            let mask = row.tokens.as_ref().expect("a part has tokens").loss_mask.clone();
+            (row.segment, row.first_turn, row.last_turn, row.reward, row.aborted, ids.clone(), mask, versions.clone())
+        };
+        let first = (1, 1, 2, Some(1.0), false, vec![1, 2, 3, 4, 5, 6], vec![0, 0, 1, 1, 0, 1], vec![1, 1, 1, 1, 2, 2]);
+        assert_eq!(of(0), first);
+        let second =
+            (2, 3, 4, Some(2.0), true, vec![1, 2, 3, 7, 8, 9], vec![0, 0, 0, 1, 0, 0], vec![-1, -1, -1, 3, 4, 4]);
+        assert_eq!(of(1), second);
+        assert_eq!(rows.len(), 2);
+    }
+
+    #[test]
+    fn a_long_row_comes_in_parts() {
+        let ids: Vec<u32> = (0..(PART as u32 * 2 + 10)).collect();
+        let mut rows = Rows::default();
+        assert!(rows.push(&record(1, 0, &ids, &[], false), Some(1.0), true).is_empty());
+        let parts = rows.finish();
+        assert_eq!(parts.len(), 3);
+        assert!(parts[..2].iter().all(|p| !p.last && p.reward.is_none()));
+        let rows = whole(parts);
+        assert_eq!(rows[0].1, ids);
+        assert_eq!(rows[0].2, vec![1; ids.len()]);
+    }
+
+    proptest! {
+        /// Each token that a record says is trained on is so in one row, and every row is a prefix of what was kept and
+        /// the spans after it.
+        #[test]
+        fn each_token_is_trained_on_once(
+            spans in prop::collection::vec((0u64..12, prop::collection::vec(0u8..2, 0..6), any::<bool>()), 1..20),
+        ) {
+            let (mut rows, mut parts, mut fold, mut trained) = (Rows::default(), Vec::new(), Vec::new(), 0);
+            let mut next = 0;
+            for (n, (back, mask, cut)) in spans.iter().enumerate() {
+                let offset = (fold.len() as u64).saturating_sub(if *cut { *back } else { 0 });
+                let ids: Vec<u32> = mask.iter().map(|_| { next += 1; next }).collect();
+                fold.truncate(offset as usize);
+                fold.extend(&ids);
+                trained += mask.iter().map(|m| *m as usize).sum::<usize>();
+                parts.extend(rows.push(&record(n as u32 + 1, offset, &ids, mask, false), Some(1.0), true));
+            }
+            parts.extend(rows.finish());
+            let rows = whole(parts);
+            let mut seen = std::collections::HashSet::new();
+            for (row, ids, versions) in &rows {
+                let mask = &row.tokens.as_ref().expect("a part has tokens").loss_mask;
+                prop_assert_eq!((ids.len(), versions.len()), (mask.len(), mask.len()));
+                for (id, _) in ids.iter().zip(mask).filter(|(_, m)| **m == 1) {
+                    prop_assert!(seen.insert(*id), "token {id} is trained on twice");
+                }
+            }
+            prop_assert_eq!(seen.len(), trained);
+            prop_assert_eq!(rows.last().map(|r| r.1.clone()), Some(fold));
+        }
+    }
+}
