@@ -81,9 +81,9 @@ class Engine:
         """The largest sequence of a trajectory that became READY, durably, while this server has run; 0: none has."""
     def set_logging(self, on: bool) -> None:
         """Whether turns and closes leave events."""
-    def events(self) -> tuple[list[tuple[str, int, dict[str, Any]]], int]:
-        """The events since the last call, (name, wall-clock ms, fields), and how many were dropped because there were
-        too many."""
+    def event_lines(self, form: str) -> tuple[bytes, int]:
+        """The log lines ("json" or "logfmt") of what happened since the last call, as the server's other lines are
+        written, and how many were dropped because there were too many."""
     def begin_drain(self) -> None:
         """Refuse new turns and end waits with UNAVAILABLE SHUTTING_DOWN; commits, aborts, renewals go on."""
     def flushed(self) -> bool:

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import uuid
 from collections.abc import Iterator
@@ -15,9 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import clocked_roost
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
+from roost.client.training import Assembler, Exported
 from roost.v1 import (
     admin_service_pb2,
     admin_service_pb2_grpc,
@@ -76,8 +79,11 @@ class Server:
         """All of stderr; complete once the process has ended."""
         return "".join(self._logged)
 
+    program: tuple[str, ...] = ("-m", "roost")
+
     def start(self) -> Server:
-        command = [sys.executable, "-m", "roost", "serve", "--listen", self.listen, "--data-dir", str(self.data_dir)]
+        serve = ["serve", "--listen", self.listen, "--data-dir", str(self.data_dir)]
+        command = [sys.executable, *self.program, *serve]
         self._process = subprocess.Popen(
             [*command, *self.flags],
             env=environment(**self.env),
@@ -132,6 +138,31 @@ class Server:
             yield Api(channel)
 
 
+class ClockedServer(Server):
+    """A server whose clock a test moves: `server.clock.skip(seconds)`. It goes on over restarts."""
+
+    program = (clocked_roost.__file__,)
+
+    def __init__(self, data_dir: Path, *flags: str, **env: str) -> None:
+        # In a directory of its own, because paths of sockets are short.
+        self._directory = tempfile.TemporaryDirectory(prefix="roost-")
+        self.clock = clocked_roost.Clock(f"{self._directory.name}/clock")
+        super().__init__(data_dir, *flags, listen=f"unix:{self._directory.name}/roost", **env)
+
+    def start(self) -> ClockedServer:
+        Path(self._directory.name, "clock").unlink(missing_ok=True)
+        self.env |= {
+            "CLOCK_SOCKET": f"{self._directory.name}/clock",
+            "CLOCK_SKIPPED": str(self.clock.skipped_ms),
+        }
+        super().start()
+        return self
+
+    def end(self) -> None:
+        super().end()
+        self._directory.cleanup()
+
+
 class Api:
     """Plain stubs, and the few calls that most tests need."""
 
@@ -170,13 +201,38 @@ class Api:
         return self.turns.CommitTurn(request, timeout=DEADLINE)
 
     def abort(self, session_id: str, lease: bytes, content: bytes = b"", **fields: Any) -> Any:
-        record = record_input(content)
+        record = fields.pop("record", None) or record_input(content)
         request = turn_service_pb2.AbortTurnRequest(session_id=session_id, lease=lease, record=record, **fields)
         return self.turns.AbortTurn(request, timeout=DEADLINE)
 
     def turn(self, session_id: str, content: bytes = b"x", **commit: Any) -> Any:
         """Begin and commit one turn."""
         return self.commit(session_id, self.begin(session_id).grant.lease, content, **commit)
+
+    def interrupt(self, session_id: str, **fields: Any) -> Any:
+        request = session_service_pb2.InterruptSessionRequest(session_id=session_id, **fields)
+        return self.sessions.InterruptSession(request, timeout=DEADLINE)
+
+    def reward(self, session_id: str, reward: float, *, finish_after: float | None = None, **fields: Any) -> Any:
+        request = trajectory_service_pb2.SetRewardRequest(session_id=session_id, reward=reward, **fields)
+        if finish_after is not None:
+            request.finish_after.FromMilliseconds(int(finish_after * 1000))
+        return self.trajectories.SetReward(request, timeout=DEADLINE)
+
+    def finish(self, session_id: str, **fields: Any) -> Any:
+        request = trajectory_service_pb2.FinishTrajectoryRequest(session_id=session_id, **fields)
+        return self.trajectories.FinishTrajectory(request, timeout=DEADLINE)
+
+    def ack(self, *ids: str) -> list[Any]:
+        request = trajectory_service_pb2.AckTrajectoriesRequest(trajectory_ids=ids)
+        return list(self.trajectories.AckTrajectories(request, timeout=DEADLINE).results)
+
+    def exported(self, **fields: Any) -> list[Exported]:
+        """Whole trajectories."""
+        request = trajectory_service_pb2.ExportTrajectoriesRequest(**fields)
+        whole = Assembler()
+        parts = self.trajectories.ExportTrajectories(request, timeout=DEADLINE)
+        return [done for part in parts if (done := whole.add(part)) is not None]
 
     def history(self, session_id: str, **fields: Any) -> list[Any]:
         request = session_service_pb2.ReadHistoryRequest(session_id=session_id, **fields)

@@ -15,7 +15,14 @@ COMMANDS = [
     ("sessions", "list"),
     ("sessions", "get"),
     ("sessions", "history"),
+    ("sessions", "interrupt"),
     ("sessions", "close"),
+    ("trajectories",),
+    ("trajectories", "reward"),
+    ("trajectories", "finish"),
+    ("trajectories", "list"),
+    ("trajectories", "export"),
+    ("trajectories", "ack"),
     ("stats",),
     ("config",),
     ("config", "show"),
@@ -26,7 +33,7 @@ COMMANDS = [
 def test_every_help_answers_and_leaves_have_examples(command: tuple[str, ...]) -> None:
     shown = roost(*command, "--help")
     assert (shown.returncode, shown.stderr) == (0, "")
-    if command not in (("sessions",), ("config",)):
+    if command not in (("sessions",), ("trajectories",), ("config",)):
         assert "Example" in shown.stdout
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from roost.cli import config_cmd, demo, load, replay, serve, sessions, stats
+from roost.cli import config_cmd, demo, load, replay, serve, sessions, stats, trajectories
 from roost.cli.output import CANNOT_REACH, REFUSED, UNUSABLE, Failure
 
 EPILOG = """
@@ -62,6 +62,7 @@ def _root(
 
 app.command("serve", epilog=serve.EPILOG)(serve.serve)
 app.add_typer(sessions.app, name="sessions")
+app.add_typer(trajectories.app, name="trajectories")
 app.command("stats", epilog=stats.EPILOG)(stats.stats)
 app.add_typer(config_cmd.app, name="config")
 

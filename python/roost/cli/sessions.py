@@ -1,4 +1,4 @@
-"""`roost sessions list|get|history|close`."""
+"""`roost sessions list|get|history|interrupt|close`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from roost.cli.output import (
 if TYPE_CHECKING:
     from roost.v1.types_pb2 import Record, Session
 
-app = typer.Typer(help="Look at sessions, and close them.", no_args_is_help=True)
+app = typer.Typer(help="Look at sessions, interrupt and close them.", no_args_is_help=True)
 
 SessionId = Annotated[str, typer.Argument(help="The session's id.", metavar="SESSION_ID")]
 
@@ -115,12 +115,23 @@ def get(
     _print_message(as_dict(session), output)
 
 
+class Status(enum.StrEnum):
+    """Filter of `history`."""
+
+    COMMITTED = "committed"
+    PROVISIONAL = "provisional"
+    ABORTED = "aborted"
+    SUPERSEDED = "superseded"
+
+
 _HISTORY_EPILOG = """
-Content is printed as text where it is UTF-8, else as base64.
+A record is committed (it counts), provisional (what a failed attempt left; the next one may start from it), aborted
+(given up) or superseded (a later attempt or a rewind took its place). "2 < 1" is a turn 2 that a rewind built on
+turn 1. Content is printed as text where it is UTF-8, else as base64.
 
 Examples:
 $ roost sessions history task-17
-$ roost sessions history task-17 --from-turn 3 -o json
+$ roost sessions history task-17 --from-turn 3 --status committed -o json
 """
 
 
@@ -130,18 +141,51 @@ def history(
     target: Target = DEFAULT_TARGET,
     output: Output = Format.TABLE,
     from_turn: Annotated[int, typer.Option(min=0, help="Only this turn and later.")] = 0,
+    status: Annotated[list[Status] | None, typer.Option(help="Only records of this status; repeat.")] = None,
     omit_payload: Annotated[bool, typer.Option("--omit-payload", help="Leave content and tokens out.")] = False,
     timeout: Timeout = 300.0,
 ) -> None:
     """Print the records of a session, oldest first."""
+    from roost.v1 import types_pb2
+
     with connect(target, timeout) as client:
-        records = client.read_history(session_id, from_turn=from_turn, omit_payload=omit_payload, timeout=timeout)
+        records = client.read_history(
+            session_id,
+            statuses=[getattr(types_pb2, f"RECORD_STATUS_{word.upper()}") for word in status or ()],
+            from_turn=from_turn,
+            omit_payload=omit_payload,
+            timeout=timeout,
+        )
         if output is Format.JSON:
-            print_json([_record(record) for record in records])
+            print_json([record_as_json(record) for record in records])
             return
         rows = [_record_row(record) for record in records]
-    columns = ("turn", "try", "status", "outcome", "created", "tokens", "bytes", "content")
+    columns = ("turn", "try", "status", "outcome", "trajectory", "reward", "created", "tokens", "bytes", "content")
     print_table(columns, rows, "no records")
+
+
+_INTERRUPT_EPILOG = """
+The holder of the turn learns it with its next renewal; a commit that comes first still counts. --force ends the turn at
+once, and what it was about to commit is lost.
+
+Examples:
+$ roost sessions interrupt task-17
+$ roost sessions interrupt task-17 --force
+"""
+
+
+@app.command("interrupt", epilog=_INTERRUPT_EPILOG)
+def interrupt(
+    session_id: SessionId,
+    target: Target = DEFAULT_TARGET,
+    output: Output = Format.TABLE,
+    force: Annotated[bool, typer.Option("--force", help="End the turn now instead of asking.")] = False,
+    timeout: Timeout = 10.0,
+) -> None:
+    """Ask the running turn of a session to end, or end its wait; prints what it did before."""
+    with connect(target, timeout) as client:
+        answer = client.interrupt_session(session_id, force=force)
+    _print_message(as_dict(answer), output)
 
 
 _CLOSE_EPILOG = """
@@ -195,7 +239,7 @@ def _row(session: Session) -> tuple[object, ...]:
     )
 
 
-def _record(record: Record) -> dict[str, Any]:
+def record_as_json(record: Record) -> dict[str, Any]:
     """A record as JSON: content as text where it is text."""
     values = as_dict(record)
     content = record.record.content
@@ -212,13 +256,16 @@ def _record_row(record: Record) -> tuple[object, ...]:
 
     content = record.record.content
     start = content[:200].decode(errors="replace").replace("\n", " ")
+    tokens = record.record.tokens
     return (
-        record.turn,
+        f"{record.turn} < {record.base_turn}" if record.HasField("base_turn") else record.turn,
         record.attempt,
         enum_word(t.RecordStatus.Name(record.status), "RECORD_STATUS_"),
         enum_word(t.TurnOutcome.Name(record.outcome), "TURN_OUTCOME_"),
+        record.trajectory,
+        f"{record.reward:g}" if record.HasField("reward") else "",
         record.create_time.ToDatetime().isoformat(timespec="seconds"),
-        len(record.record.tokens.token_ids) // 4,
+        f"{tokens.offset}+{len(tokens.token_ids) // 4}" if record.record.HasField("tokens") else "",
         len(content),
         start[:60] + ("…" if len(content) > 60 else ""),
     )

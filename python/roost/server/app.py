@@ -69,7 +69,8 @@ class Process:
         self._transport = Transport(self._engine, settings.max_request_bytes, about, self._fail)
         info = settings.log_level in ("debug", "info")
         self._engine.set_logging(info and settings.turn_log)
-        self._narrator = Narrator(self._engine, lambda: self._transport.requests, settings.heartbeat_ms if info else 0)
+        heartbeat = settings.heartbeat_ms if info else 0
+        self._narrator = Narrator(self._engine, settings.log_format, lambda: self._transport.requests, heartbeat)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._door: Door | None = None
         self._stop = asyncio.Event()

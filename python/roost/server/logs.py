@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterable
-from datetime import UTC, datetime
 from typing import Any
 
 import structlog
@@ -51,20 +49,6 @@ def configure(form: str, level: str) -> None:
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(level=logging.WARNING, handlers=[_Library()], force=True)
-
-
-def write_events(events: Iterable[tuple[str, int, dict[str, Any]]]) -> None:
-    """Write lines of level info for events (name, wall-clock ms, fields) in one go: a system call a line would cost
-    more than the line."""
-    render = structlog.get_config()["processors"][-1]
-    pid = os.getpid()
-    lines = []
-    for name, at_ms, fields in events:
-        when = datetime.fromtimestamp(at_ms / 1_000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        lines.append(render(None, "info", {"event": name, **fields, "level": "info", "timestamp": when, "pid": pid}))
-    if lines:
-        sys.stderr.write("\n".join(lines) + "\n")
-        sys.stderr.flush()
 
 
 class _Library(logging.Handler):

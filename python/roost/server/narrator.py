@@ -6,6 +6,8 @@ written; when writing cannot keep up, the newest are dropped, and a line says ho
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,8 +15,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psutil
 import structlog
-
-from roost.server import logs
 
 if TYPE_CHECKING:
     from roost._core import Engine
@@ -26,10 +26,11 @@ log = structlog.get_logger("roost.turns")
 
 
 class Narrator:
-    """Writes turn lines and heartbeats until it is stopped. `requests` counts the RPCs received."""
+    """Writes turn lines (`form`: json or logfmt) and heartbeats until it is stopped. `requests` counts the RPCs."""
 
-    def __init__(self, engine: Engine, requests: Callable[[], int], heartbeat_ms: int) -> None:
+    def __init__(self, engine: Engine, form: str, requests: Callable[[], int], heartbeat_ms: int) -> None:
         self._engine = engine
+        self._form = form
         self._requests = requests
         self._every = heartbeat_ms / 1_000
         self._started = self._last = time.monotonic()
@@ -60,8 +61,10 @@ class Narrator:
                 log.exception("narrator_failed")
 
     def _write(self) -> None:
-        events, dropped = self._engine.events()
-        logs.write_events(events)
+        lines, dropped = self._engine.event_lines(self._form)
+        if lines:
+            sys.stderr.flush()
+            os.write(sys.stderr.fileno(), lines)
         if dropped:
             log.warning("events_dropped", events=dropped)
 

@@ -21,6 +21,8 @@ pub mod journal;
 #[cfg(not(any(roost_loom, feature = "shuttle")))]
 pub mod limits;
 #[cfg(not(any(roost_loom, feature = "shuttle")))]
+pub mod lines;
+#[cfg(not(any(roost_loom, feature = "shuttle")))]
 #[path = "gen/mod.rs"]
 pub mod proto;
 #[cfg(not(any(roost_loom, feature = "shuttle")))]

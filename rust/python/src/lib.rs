@@ -13,6 +13,7 @@ use roost_core::engine::{self, Appended, Dress, Effect, Method, Moment, Outcome,
 use roost_core::error::{Reason, Refusal};
 use roost_core::ids::Uid;
 use roost_core::limits::Limits;
+use roost_core::lines::{self, Form};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -401,13 +402,19 @@ impl Engine {
         self.engine.set_logging(on);
     }
 
-    fn events<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyList>, u64)> {
-        let (events, dropped) = self.engine.events();
-        let list = PyList::empty(py);
-        for event in events {
-            list.append(rows::event(py, event)?)?;
-        }
-        Ok((list, dropped))
+    fn event_lines<'py>(&self, py: Python<'py>, form: &str) -> PyResult<(Bound<'py, PyBytes>, u64)> {
+        let form = match form {
+            "json" => Form::Json,
+            "logfmt" => Form::Logfmt,
+            other => return Err(PyValueError::new_err(format!("no form is called {other:?}"))),
+        };
+        let (lines, dropped) = py.detach(|| {
+            let (events, dropped) = self.engine.events();
+            let mut lines = String::with_capacity(events.len() * 512);
+            events.iter().for_each(|event| lines::write(event, form, std::process::id(), &mut lines));
+            (lines, dropped)
+        });
+        Ok((PyBytes::new(py, lines.as_bytes()), dropped))
     }
 
     fn load_failed(&self, effect: u64, message: &str) -> bool {

@@ -1,11 +1,9 @@
 //! Rows between the engine and Python: tuples in the column orders of `python/roost/store/base.py`.
 
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyTuple};
+use pyo3::types::{PyBytes, PyTuple};
 use roost_core::chain::Line;
-use roost_core::engine::{
-    DueSession, Event, FoundSession, FoundTrajectory, HeaderRow, LoadedSession, RecordRow, SessionRow, Value,
-};
+use roost_core::engine::{DueSession, FoundSession, FoundTrajectory, HeaderRow, LoadedSession, RecordRow, SessionRow};
 use roost_core::ids::Uid;
 use roost_core::journal::{Close, Finished, Record, Row};
 
@@ -70,20 +68,6 @@ pub(crate) fn finished<'py>(py: Python<'py>, finished: &Finished) -> PyResult<Bo
         finished.turn_count,
         finished.ready_ms,
     )
-}
-
-/// One line of the log: its name, when, and its fields.
-pub(crate) fn event<'py>(py: Python<'py>, event: Event) -> PyResult<Bound<'py, PyTuple>> {
-    let fields = PyDict::new(py);
-    for (name, value) in event.fields {
-        match value {
-            Value::Text(text) => fields.set_item(name, &*text)?,
-            Value::Int(n) => fields.set_item(name, n)?,
-            Value::Flag(flag) => fields.set_item(name, flag)?,
-            Value::Times(times) => fields.set_item(name, times)?,
-        }
-    }
-    tuple!(py, event.name, event.wall_ms, fields)
 }
 
 pub(crate) fn insert<'py>(py: Python<'py>, record: &Record) -> PyResult<Bound<'py, PyTuple>> {

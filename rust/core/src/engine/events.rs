@@ -43,6 +43,13 @@ pub struct Event {
     journaled: bool,
 }
 
+impl Event {
+    #[cfg(test)]
+    pub(crate) fn of(name: &'static str, fields: Vec<(&'static str, Value)>, wall_ms: i64) -> Self {
+        Event { name, fields, wall_ms, root: Uid(0), at_ms: 0, since_ms: 0, journaled: true }
+    }
+}
+
 /// Events that nobody has fetched yet. When there are too many, the newest are dropped and counted.
 #[derive(Debug, Default)]
 pub(crate) struct Events {

@@ -524,14 +524,15 @@ impl Residency {
 pub enum RecordStatus {
     /// Not set.
     Unspecified = 0,
-    /// A turn that counts: part of the line and of the checkpoint.
+    /// A turn that counts: part of the live line and of the checkpoint.
     Committed = 1,
-    /// The tail an aborted or expired attempt left: outside head and checkpoint, superseded by the next
-    /// commit or abort. At most one is live in a session.
+    /// The tail an attempt left that was aborted, expired, taken over or interrupted: outside head and checkpoint,
+    /// superseded by the next commit or abort. At most one is live in a session, at the turn after the head.
     Provisional = 2,
-    /// A provisional nobody retried before its session ended. It stays as the honest last record.
+    /// An attempt that was given up: by AbortTurn with `final`, or because nobody had retried it when its trajectory
+    /// was finished or its session closed. It stays as the honest last record, and is never trained on.
     Aborted = 3,
-    /// Replaced by a later record; kept for audit.
+    /// A provisional that a later attempt replaced, or a turn that a rewind left behind; kept for audit.
     Superseded = 4,
 }
 impl RecordStatus {

@@ -1,0 +1,64 @@
+"""`roost` with a clock that a test moves: leases run out and delays pass without a wait.
+
+Run in place of `-m roost`. CLOCK_SOCKET names a Unix socket on which a test says how many
+milliseconds to skip; the answer comes when the server has done what became due by then.
+CLOCK_SKIPPED is how far an earlier server's clock was ahead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from typing import Any
+
+from roost._core import Engine
+from roost.cli.main import main
+from roost.server import app
+
+
+class Clocked(app.Process):
+    """A server process that listens for how far to move its clock."""
+
+    async def serve(self) -> int:
+        control = await asyncio.start_unix_server(self._control, os.environ["CLOCK_SOCKET"])
+        async with control:
+            return await super().serve()
+
+    async def _control(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while line := await reader.readline():
+            self._engine.skip_time(int(line))
+            self._engine.tick()
+            self._transport.drain()
+            writer.write(b"done\n")
+            await writer.drain()
+        writer.close()
+
+
+def engine(*arguments: Any) -> Engine:
+    """An engine whose clock stands where the last one's did."""
+    made = Engine(*arguments)
+    made.skip_time(int(os.environ.get("CLOCK_SKIPPED", "0")))
+    return made
+
+
+class Clock:
+    """The test's end: moves the clock of the server that listens at this path."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self.skipped_ms = 0
+
+    def skip(self, seconds: float) -> None:
+        """Move it forward."""
+        ms = int(seconds * 1000)
+        with socket.socket(socket.AF_UNIX) as control:
+            control.connect(self._path)
+            control.sendall(b"%d\n" % ms)
+            assert control.recv(16) == b"done\n"
+        self.skipped_ms += ms
+
+
+if __name__ == "__main__":
+    app.Engine, app.Process = engine, Clocked  # type: ignore[assignment,misc]
+    main()
