@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -16,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import clocked_roost
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
@@ -138,15 +138,32 @@ class Server:
             yield Api(channel)
 
 
+class Clock:
+    """The test's end: moves the clock of the server that listens at this path."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self.skipped_ms = 0
+
+    def skip(self, seconds: float) -> None:
+        """Move it forward."""
+        ms = int(seconds * 1000)
+        with socket.socket(socket.AF_UNIX) as control:
+            control.connect(self._path)
+            control.sendall(b"%d\n" % ms)
+            assert control.recv(16) == b"done\n"
+        self.skipped_ms += ms
+
+
 class ClockedServer(Server):
     """A server whose clock a test moves: `server.clock.skip(seconds)`. It goes on over restarts."""
 
-    program = (clocked_roost.__file__,)
+    program = (str(Path(__file__).parents[1] / "support" / "clocked_roost.py"),)
 
     def __init__(self, data_dir: Path, *flags: str, **env: str) -> None:
         # In a directory of its own, because paths of sockets are short.
         self._directory = tempfile.TemporaryDirectory(prefix="roost-")
-        self.clock = clocked_roost.Clock(f"{self._directory.name}/clock")
+        self.clock = Clock(f"{self._directory.name}/clock")
         super().__init__(data_dir, *flags, listen=f"unix:{self._directory.name}/roost", **env)
 
     def start(self) -> ClockedServer:

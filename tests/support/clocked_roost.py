@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 from typing import Any
 
 from roost._core import Engine
@@ -40,23 +39,6 @@ def engine(*arguments: Any) -> Engine:
     made = Engine(*arguments)
     made.skip_time(int(os.environ.get("CLOCK_SKIPPED", "0")))
     return made
-
-
-class Clock:
-    """The test's end: moves the clock of the server that listens at this path."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self.skipped_ms = 0
-
-    def skip(self, seconds: float) -> None:
-        """Move it forward."""
-        ms = int(seconds * 1000)
-        with socket.socket(socket.AF_UNIX) as control:
-            control.connect(self._path)
-            control.sendall(b"%d\n" % ms)
-            assert control.recv(16) == b"done\n"
-        self.skipped_ms += ms
 
 
 if __name__ == "__main__":
