@@ -88,7 +88,12 @@ test-python: $(EXT)
 test-long: $(EXT) ## the long ones too: a million-operation runs, deeper models, crash loops (up to 90 minutes)
 	CARGO_PROFILE_TEST_OPT_LEVEL=2 cargo test --locked -p roost-core -- --include-ignored
 	LOOM_MAX_PREEMPTIONS=3 $(MAKE) --no-print-directory test-loom
+	$(MAKE) --no-print-directory mutants
 	$(PYTEST) --timeout 3600 $(PYTEST_ARGS)
+
+.PHONY: mutants
+mutants: $(EXT) ## break the engine on purpose, and see that the turn state machine finds each break
+	$(BIN)/python scripts/mutants.py $(MUTANTS)
 
 .PHONY: bench
 bench: $(EXT) ## ratios against the alternatives, exit 1 if a bar is missed; BENCH_ARGS=--quick for a short run

@@ -6,9 +6,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import Phase, settings
 from roost_server import Api, Server
 
 Start = Callable[..., Server]
+
+# For scripts/mutants.py: that there is a difference is enough.
+settings.register_profile("first-difference", phases=[Phase.generate], report_multiple_bugs=False)
 
 
 @pytest.fixture(scope="session")
