@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import Phase, settings
-from roost_server import Api, Server
+from roost_server import Api, ClockedServer, Server
 
 Start = Callable[..., Server]
 
@@ -36,8 +36,11 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Start servers of one's own: `start(*flags)`; the same data directory each time unless `data_dir` is given."""
     servers: list[Server] = []
 
-    def make(*flags: str, data_dir: Path | None = None, listen: str = "127.0.0.1:0", **env: str) -> Server:
-        server = Server(data_dir or tmp_path / "data", *flags, listen=listen, **env)
+    def make(
+        *flags: str, data_dir: Path | None = None, listen: str = "127.0.0.1:0", clocked: bool = False, **env: str
+    ) -> Server:
+        where = data_dir or tmp_path / "data"
+        server = ClockedServer(where, *flags, **env) if clocked else Server(where, *flags, listen=listen, **env)
         servers.append(server)
         return server.start()
 

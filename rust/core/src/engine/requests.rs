@@ -416,11 +416,11 @@ fn span(t: v1::TokenSpan) -> Result<Span, Refusal> {
         return Err(Refusal::field("record.tokens.loss_mask", "must be 0 or 1 for each token"));
     }
     let covered: u64 = t.weight_versions.iter().map(|r| u64::from(r.count)).sum();
-    let valid = t.weight_versions.iter().all(|r| r.version >= 0 && r.count > 0);
+    let valid = t.weight_versions.iter().all(|r| r.version >= -1 && r.count > 0);
     if !t.weight_versions.is_empty() && (covered != count as u64 || !valid) {
         return Err(Refusal::field(
             "record.tokens.weight_versions",
-            format!("cover {covered} tokens of {count}; versions are at least 0, counts at least 1"),
+            format!("cover {covered} tokens of {count}; versions are at least -1, counts at least 1"),
         )
         .with("covered", covered)
         .with("tokens", count));

@@ -58,7 +58,7 @@ pub struct GetStatsResponse {
 /// A run of tokens that one engine weight version sampled.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WeightVersionRun {
-    /// The version the inference engine reported, at least 0.
+    /// The version the inference engine reported, at least 0; -1 for tokens that none sampled (the prompt's).
     #[prost(int64, tag = "1")]
     pub version: i64,
     /// How many consecutive tokens of the span it covers, at least 1.
