@@ -1,4 +1,4 @@
-"""TurnService over a real socket, where turns go wrong: given up, taken over, generated on from, rewound, interrupted."""
+"""TurnService over a real socket, where turns go wrong: given up, taken over, rewound, interrupted, raced."""
 
 from __future__ import annotations
 

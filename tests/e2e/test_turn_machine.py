@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from roost_server import Api, ClockedServer, fresh, refusal
-from turn_model import Entry, Grant, Model, Refuses
+from turn_model import FOREIGN, Entry, Grant, Model, Refuses
 
 from roost.client._convert import pack_u32, unpack_u32
 from roost.v1 import trajectory_service_pb2 as tpb
@@ -174,10 +174,10 @@ class TurnMachine(RuleBasedStateMachine):
         return record
 
     def lease(self, draw: Draw) -> tuple[int, bytes]:
-        """The latest lease, sometimes one before it; one of another session where there is none yet."""
-        if not self.leases:
-            return 1, self.foreign
-        back = draw(st.sampled_from([0] * 9 + [1, 1, draw(st.integers(2, 9))]))
+        """The latest lease, sometimes one before it, rarely one of another session."""
+        back = draw(st.sampled_from([0] * 18 + [1] * 4 + [draw(st.integers(2, 9)), None]))
+        if back is None or not self.leases:
+            return FOREIGN, self.foreign
         return self.leases[max(len(self.leases) - 1 - back, 0)]
 
     # -- what callers do

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 MAX_REWIND = 8
+FOREIGN = 0  # the fence that stands for a lease of another session
 
 
 class Refuses(Exception):
@@ -291,6 +292,8 @@ class Model:
 
     def _valid(self, fence: int, ended_by: str) -> Grant | Entry:
         """The grant of this fence if it can still end; the record it has made by the same call; or a refusal."""
+        if fence == FOREIGN:
+            raise Refuses("LEASE_LOST")
         if not self.closed and self.grant is not None and self.grant.fence == fence:
             return self.grant
         for entry in self.entries:

@@ -457,6 +457,7 @@ impl Engine {
             },
             Call::End(end) => self.repeated_end(end, &call, ended, &loaded, &metas, &mut after, now),
             Call::Finish(finish) => match repeated_finish(finish, &loaded, &metas) {
+                None if ended => Err(closed(&id)),
                 None => {
                     call.request_is_new = true;
                     work.calls.push_back(call);

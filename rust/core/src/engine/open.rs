@@ -334,14 +334,26 @@ impl Engine {
         let (call, refusal) = match self.locate(call, &id, work) {
             Located::Gone => return None,
             Located::Absent(call) => (call, not_found(&id)),
-            Located::Ended(call, _) => (call, closed(&id)),
+            Located::Ended(call, uid) => {
+                if call.may_repeat_finish() {
+                    self.ask_records(call, uid, true, 0);
+                    return None;
+                }
+                (call, closed(&id))
+            }
             Located::At(call, tree, index) => {
                 let Some(state) = Self::still_at(&tree, index, &id) else {
                     work.calls.push_back(call);
                     return None;
                 };
                 let refusal = match state.line(index) {
-                    Some(line) if line.closed.is_some() => closed(&id),
+                    Some(line) if line.closed.is_some() => {
+                        if call.may_repeat_finish() {
+                            self.ask_records(call, line.uid, true, state.last_seq);
+                            return None;
+                        }
+                        closed(&id)
+                    }
                     Some(line) if line.born => {
                         drop(state);
                         return Some((call, tree, index));

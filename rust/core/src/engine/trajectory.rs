@@ -18,6 +18,13 @@ use prost::Message;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+impl Pending {
+    /// Whether it may be the repeat of a FinishTrajectory, which has its answer whatever became of the session since.
+    pub(crate) fn may_repeat_finish(&self) -> bool {
+        matches!(&self.call, Call::Finish(finish) if finish.mark.is_some())
+    }
+}
+
 impl Line {
     /// Whether its active trajectory is to finish by now.
     pub(crate) fn is_due(&self, now: &Moment) -> bool {

@@ -911,7 +911,7 @@ pub struct SetRewardResponse {
 /// Request of FinishTrajectory.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FinishTrajectoryRequest {
-    /// The session, which must be OPEN.
+    /// The session, which must be OPEN (for a repeat: or ended).
     #[prost(string, tag = "1")]
     pub session_id: ::prost::alloc::string::String,
     /// Makes a repeat return the same trajectory; kept with it.
