@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
-from typing import Any
+import threading
+from typing import Any, TextIO, cast
 
 import structlog
 
+_FD = 2  # stderr, without Python's buffer
+_writing = threading.Lock()  # more than a pipe takes at once would be mixed with another thread's lines
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
@@ -45,10 +49,29 @@ def configure(form: str, level: str) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Stderr())),
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(level=logging.WARNING, handlers=[_Library()], force=True)
+
+
+def write(lines: bytes) -> None:
+    """Write whole lines to stderr. When its reader is gone they are lost: a server does not end for want of a log, and
+    there is nowhere to say so."""
+    view = memoryview(lines)
+    with _writing, contextlib.suppress(OSError):
+        while view:
+            view = view[os.write(_FD, view) :]
+
+
+class _Stderr:
+    """stderr as structlog wants it."""
+
+    def write(self, line: str) -> None:
+        write(line.encode(errors="backslashreplace"))
+
+    def flush(self) -> None:
+        """Nothing is kept back."""
 
 
 class _Library(logging.Handler):

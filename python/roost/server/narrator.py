@@ -6,8 +6,6 @@ written; when writing cannot keep up, the newest are dropped, and a line says ho
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psutil
 import structlog
+
+from roost.server import logs
 
 if TYPE_CHECKING:
     from roost._core import Engine
@@ -57,14 +57,13 @@ class Narrator:
                     self._last = time.monotonic()
                     log.info("heartbeat", **self.heartbeat())
             except Exception:
-                # A log that cannot be written (its reader is gone) must not take the server along.
+                # A line that cannot be made must not take the others along.
                 log.exception("narrator_failed")
 
     def _write(self) -> None:
         lines, dropped = self._engine.event_lines(self._form)
         if lines:
-            sys.stderr.flush()
-            os.write(sys.stderr.fileno(), lines)
+            logs.write(lines)
         if dropped:
             log.warning("events_dropped", events=dropped)
 

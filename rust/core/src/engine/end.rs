@@ -467,6 +467,14 @@ impl Engine {
             },
             _ => return,
         };
+        if let Err(refusal) = &result
+            && refusal.reason == Reason::LeaseLost
+            && let Some((tree, index)) = call.tenant.directory.get(&id)
+            && let Some(state) = Self::still_at(&tree, index, &id)
+            && let Some(line) = state.line(index)
+        {
+            self.log_end_conflict(tree.root, line, &call, refusal, now);
+        }
         work.answers.push(super::Answer { ticket: call.ticket, result, after, root: None });
     }
 

@@ -208,7 +208,11 @@ impl Engine {
         if !self.logs() {
             return;
         }
-        let by = by.as_str_name().trim_start_matches("ENDED_BY_").to_ascii_lowercase();
+        // A turn that left no record says so by its outcome alone.
+        let by = match by {
+            EndedBy::Unspecified => String::new(),
+            by => by.as_str_name().trim_start_matches("ENDED_BY_").to_ascii_lowercase(),
+        };
         let mut fields = Fields::of(line)
             .turn(lease)
             .request("end_request_id", ended.request.as_ref())
