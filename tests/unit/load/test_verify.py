@@ -7,6 +7,7 @@ import json
 import pytest
 
 from roost.v1 import types_pb2 as types
+from roost.workload.fates import partial
 from roost.workload.transcripts import Conversation, parse_line
 from roost.workload.verify import TURN_LABEL, Verdict, compare
 
@@ -44,6 +45,38 @@ def test_provisional_records_are_no_part_of_it() -> None:
     exported = records(conversation())
     exported.insert(1, types.Record(turn=2, status=types.RECORD_STATUS_PROVISIONAL))
     assert check(exported).ok
+
+
+def given_up(at: int) -> tuple[Verdict, list[types.Record]]:
+    """Records of a conversation that was given up at a turn, as they should be."""
+    exported = records(conversation())[:at]
+    exported[-1].status = types.RECORD_STATUS_ABORTED
+    exported[-1].record.content = partial(conversation().turns[at - 1])
+    return Verdict(), exported
+
+
+def test_what_was_given_up_ends_with_one_aborted_record() -> None:
+    for at in range(1, 5):
+        verdict, exported = given_up(at)
+        compare("s", conversation(), exported, verdict, at)
+        assert (verdict.ok, verdict.turns) == (True, at - 1), verdict.differences
+
+
+@pytest.mark.parametrize("wrong", ["none", "two", "whole", "elsewhere", "not given up", "went on"])
+def test_a_turn_that_was_given_up_must_have_left_what_it_had(wrong: str) -> None:
+    verdict, exported = given_up(3)
+    if wrong == "none":
+        exported.pop()
+    elif wrong == "two":
+        exported.append(exported[-1])
+    elif wrong == "whole":
+        exported[-1].record.content = conversation().turns[2]
+    elif wrong == "elsewhere":
+        exported.insert(0, exported.pop())
+    elif wrong == "went on":
+        exported.append(records(conversation())[2])
+    compare("s", conversation(), exported, verdict, 0 if wrong == "not given up" else 3)
+    assert not verdict.ok
 
 
 def test_a_lost_turn_is_named() -> None:
