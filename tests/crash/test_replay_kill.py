@@ -45,8 +45,8 @@ async def replay_through_kills(
     concurrency: int = 24,
     fates: Fates = Fates(),  # noqa: B008 - it is frozen
 ) -> tuple[ReplayReport, int]:
-    """Play; kill the server each time that many turns were acknowledged; then verify everything. Returns what was played,
-    and how many lives the server had."""
+    """Play; kill the server each time that many turns were acknowledged; then verify everything. Returns what
+    was played, and how many lives the server had."""
     done = 0
     due = asyncio.Event()
     left = sorted(kills)

@@ -216,12 +216,15 @@ class AsyncClient:
     async def interrupt_session(
         self, session_id: str, *, force: bool = False, request_id: str | None = None, timeout: float | None = None
     ) -> sessions.InterruptSessionResponse:
-        """Ask the running turn of one session to end (its holder learns it with the next renewal), or end its wait.
-        `force`: end the turn at once. Raises SessionNotFound, SessionClosed."""
+        """Ask the running turn of one session to end (its holder learns it with the next renewal, one of this client at
+        once), or end its wait. `force`: end the turn at once. Raises SessionNotFound, SessionClosed."""
         request = sessions.InterruptSessionRequest(
             session_id=session_id, request_id=_request_id(request_id), force=force
         )
-        return await self._call(SESSION + "InterruptSession", request, sessions.InterruptSessionResponse, timeout)
+        answer = await self._call(SESSION + "InterruptSession", request, sessions.InterruptSessionResponse, timeout)
+        if answer.turn and not answer.repeated:
+            self._renewals.interrupted(session_id, answer.turn)
+        return answer
 
     # -- turns
 

@@ -196,8 +196,8 @@ class Client:
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> sessions.InterruptSessionResponse:
-        """Ask the running turn of one session to end (its holder learns it with the next renewal), or end its wait.
-        `force`: end the turn at once. Raises SessionNotFound, SessionClosed."""
+        """Ask the running turn of one session to end (its holder learns it with the next renewal, one of this client at
+        once), or end its wait. `force`: end the turn at once. Raises SessionNotFound, SessionClosed."""
         return self._bridge.run(
             self._inner.interrupt_session(session_id, force=force, request_id=request_id, timeout=timeout)
         )

@@ -378,6 +378,12 @@ class Renewals:
         """Renew it no more."""
         self._turns.discard(turn)
 
+    def interrupted(self, session_id: str, number: int) -> None:
+        """Someone of this client interrupted that turn: if it is one of ours, it need not wait for its renewal."""
+        for turn in self._turns:
+            if (turn.session_id, turn.number) == (session_id, number):
+                turn.interrupt_requested.set()
+
     async def close(self) -> None:
         """Stop renewing."""
         if self._task is not None:
