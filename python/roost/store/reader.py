@@ -61,7 +61,12 @@ _TRAJECTORY = """
            t.ack_ms, coalesce(r.session_id, '')
     FROM trajectory AS t {} LEFT JOIN session AS r ON r.uid = t.root
 """
+_TRAJECTORY_BY_NUMBER = _TRAJECTORY.format("") + " WHERE t.session = ?1 AND t.number = ?2"
+_TRAJECTORIES_OF_SESSION = _TRAJECTORY.format("") + " WHERE t.session = ?1 ORDER BY t.number"
 _READY = " WHERE {} AND t.ack_ms = 0 AND t.ready_seq > :after ORDER BY t.ready_seq LIMIT :limit"
+_LAST_READY = "SELECT max(ready_seq) FROM trajectory INDEXED BY trajectory_ready WHERE tenant = ?1 AND ack_ms = 0"
+
+_REWARDS = "SELECT seq, value FROM reward WHERE session = ?1"
 
 _DUE = """
     SELECT finish_due, uid, tenant, session_id FROM session INDEXED BY session_finish
@@ -100,6 +105,21 @@ def list_sql(where: SessionFilter) -> str:
     # CROSS JOIN: the page is read first, then a row for each of its uids.
     source = f"({page}) AS page CROSS JOIN session AS s ON s.uid = page.uid"
     return _SESSION.format(source=source) + "ORDER BY s.uid"
+
+
+def ready_sql(where: ReadyFilter) -> tuple[str, dict[str, Any]]:
+    """The statement that reads one page of trajectories that are not acknowledged, and what its filters bind."""
+    bindings: dict[str, Any] = {"tenant": where.tenant}
+    if where.sessions is not None:
+        named = {f"s{n}": uid for n, uid in enumerate(where.sessions)}
+        bindings |= named
+        source, condition = "", f"t.tenant = :tenant AND t.session IN ({', '.join(':' + name for name in named)})"
+    elif where.root is not None:
+        bindings["root"] = where.root
+        source, condition = "INDEXED BY trajectory_ready_root", "t.root = :root AND t.tenant = :tenant"
+    else:
+        source, condition = "INDEXED BY trajectory_ready", "t.tenant = :tenant"
+    return _TRAJECTORY.format(source) + _READY.format(condition), bindings
 
 
 class Reader:
@@ -223,43 +243,32 @@ class Reader:
     def read_rewards(self, uid: bytes) -> dict[int, float]:
         """See base.Store."""
         with self._snapshot() as conn:
-            rows: Any = conn.execute("SELECT seq, value FROM reward WHERE session = ?1", (uid,)).fetchall()
+            rows: Any = conn.execute(_REWARDS, (uid,)).fetchall()
             return dict(rows)
 
     def read_trajectories(self, ids: Sequence[tuple[bytes, int]]) -> list[TrajectoryRow | None]:
         """See base.Store."""
-        sql = _TRAJECTORY.format("") + " WHERE t.session = ?1 AND t.number = ?2"
         with self._snapshot() as conn:
-            rows = [conn.execute(sql, key).fetchone() for key in ids]
+            rows = [conn.execute(_TRAJECTORY_BY_NUMBER, key).fetchone() for key in ids]
         return [None if row is None else TrajectoryRow._make(row) for row in rows]
 
     def session_trajectories(self, uid: bytes) -> list[TrajectoryRow]:
         """See base.Store."""
-        sql = _TRAJECTORY.format("") + " WHERE t.session = ?1 ORDER BY t.number"
         with self._snapshot() as conn:
-            return [TrajectoryRow._make(row) for row in conn.execute(sql, (uid,))]
+            return [TrajectoryRow._make(row) for row in conn.execute(_TRAJECTORIES_OF_SESSION, (uid,))]
 
     def last_ready(self, tenant: str) -> int:
         """See base.Store."""
-        sql = "SELECT max(ready_seq) FROM trajectory INDEXED BY trajectory_ready WHERE tenant = ?1 AND ack_ms = 0"
         with self._snapshot() as conn:
-            newest: Any = conn.execute(sql, (tenant,)).get
+            newest: Any = conn.execute(_LAST_READY, (tenant,)).get
             return newest or 0
 
     def ready_trajectories(self, where: ReadyFilter, after_seq: int, limit: int) -> list[TrajectoryRow]:
         """See base.Store."""
-        bindings: dict[str, Any] = {"tenant": where.tenant, "root": where.root, "after": after_seq, "limit": limit}
-        if where.sessions is not None:
-            names = [f"s{n}" for n in range(len(where.sessions))]
-            bindings |= dict(zip(names, where.sessions, strict=True))
-            source, condition = "", f"t.tenant = :tenant AND t.session IN ({', '.join(':' + n for n in names)})"
-        elif where.root is not None:
-            source, condition = "INDEXED BY trajectory_ready_root", "t.root = :root AND t.tenant = :tenant"
-        else:
-            source, condition = "INDEXED BY trajectory_ready", "t.tenant = :tenant"
-        sql = _TRAJECTORY.format(source) + _READY.format(condition)
+        sql, bindings = ready_sql(where)
         with self._snapshot() as conn:
-            return [TrajectoryRow._make(row) for row in conn.execute(sql, bindings)]
+            rows = conn.execute(sql, bindings | {"after": after_seq, "limit": limit})
+            return [TrajectoryRow._make(row) for row in rows]
 
     def due(self, until_ms: int, after: tuple[int, bytes] | None, limit: int) -> tuple[list[DueRow], int | None]:
         """See base.Store."""

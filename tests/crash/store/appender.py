@@ -19,6 +19,8 @@ class Script:
     def __init__(self) -> None:
         self.maker = Maker()
         self.number = 0
+        self.rewarded: dict[tuple[bytes, int], float] = {}
+        self.acknowledged: dict[tuple[bytes, int], int] = {}
 
     def following(self) -> FakeBatch:
         """The next batch; the one before counts as stored."""
@@ -30,7 +32,18 @@ class Script:
                 self.maker.open(n)
         for n in rng.sample(range(1, TREES + 1), rng.choice((1, 5, 40))):
             row = self.maker.rows[n.to_bytes(16, "big")]
-            if not row.running:
+            done = self.maker.done.get(row.uid, [])
+            dice = rng.random()
+            if not row.running and row.head and dice < 0.2:
+                self.maker.reward(n, row.last, dice, due=rng.choice((0, self.number)))
+                self.rewarded[row.uid, row.last] = dice
+            elif not row.running and row.head and dice < 0.4:
+                self.maker.finish(n)
+            elif done and dice < 0.5:
+                made = rng.choice(done)
+                self.maker.acknowledge(made, self.number)
+                self.acknowledged.setdefault((made.session, made.number), self.number)
+            elif not row.running:
                 self.maker.begin(n)
             elif rng.random() < 0.3:
                 self.maker.abort(n, size=rng.choice((10, 5000)))

@@ -73,3 +73,7 @@ def test_i5_every_acknowledged_batch_survives_kill_9(tmp_path: Path, cycles: int
             assert row[2] == live.get(row[1], 0)  # prev: no gap in the line
             live[row[1]] = row[0]
         assert live == {uid: row.last for uid, row in script.maker.rows.items() if row.last}
+        finished = [made for done in script.maker.done.values() for made in done]
+        assert sorted(row[:9] for row in stored["trajectory"]) == sorted(tuple(made) for made in finished)
+        assert {tuple(row[:2]): row[9] for row in stored["trajectory"] if row[9]} == script.acknowledged
+        assert {tuple(row[:2]): row[2] for row in stored["reward"]} == script.rewarded

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 
 import apsw
 import pytest
-from store_rows import Maker, dump, integrity
+from store_rows import Maker, dump, integrity, uid_of
 
 from roost.store import Outcome, SqliteStore, StoreError, claim, connect, schema
 
@@ -191,6 +192,69 @@ def test_a_store_is_brought_up_to_date_step_by_step(
     assert after["session"] == before["session"]
     monkeypatch.undo()
     refused(open_store, "NEWER_VERSION")
+
+
+def _schema(path: Path) -> dict[str, str]:
+    """What each table and index is, without its line breaks, comments and the name it had while it was made."""
+    with contextlib.closing(apsw.Connection(str(path))) as conn:
+        found: list[Any] = conn.execute("SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL").fetchall()
+    plain = {name: re.sub(r"--[^\n]*", "", sql).replace(f'"{name}"', name) for name, sql in found}
+    return {name: " ".join(sql.split()) for name, sql in plain.items()}
+
+
+def test_a_store_from_before_trajectories_keeps_every_row(open_store: Open, directory: Path, tmp_path: Path) -> None:
+    store = open_store()
+    maker = Maker()
+    for n in (1, 2, 3, 4):
+        maker.open(n)
+        for turn in range(5):
+            maker.begin(n)
+            maker.abort(n) if turn % 2 and n > 2 else maker.commit(n, size=5000, state=b"state")
+    maker.begin(2)
+    batch = maker.batch()
+    assert store.append(0, store.epoch, batch.first_seq, batch) is Outcome.STORED
+    maker.taken()
+    ended = maker.batch(maker.close(4))
+    assert store.append(0, store.epoch, ended.first_seq, ended) is Outcome.STORED
+    store.close()
+    now = dump(store._path)
+
+    old = tmp_path / "old"
+    old.mkdir(mode=0o700)
+    with contextlib.closing(apsw.Connection(str(old / "roost.db"))) as conn:
+        conn.pragma("application_id", schema.APPLICATION_ID)
+        conn.execute(schema.migrations()[0][1])
+        conn.execute("ATTACH ? AS now; DELETE FROM shard", (str(store._path),))
+        for table in ("meta", "shard", "session", "record"):
+            names = ", ".join(
+                str(row[0]) for row in conn.execute("SELECT name FROM main.pragma_table_info(?)", (table,))
+            )
+            conn.execute(f"INSERT INTO main.{table} ({names}) SELECT {names} FROM now.{table}")
+        conn.pragma("user_version", 1)
+    (old / "roost.db").chmod(0o600)
+
+    store = open_store(old)
+    assert (store.epoch, store.last_seq) == (2, ended.last_seq)
+    assert sorted(store.running_roots()) == [uid_of(2)]
+    maker.taken()
+    maker.reward(1, maker.rows[uid_of(1)].last, 0.5)
+    maker.finish(1)
+    batch = maker.batch()
+    assert store.append(0, store.epoch, batch.first_seq, batch) is Outcome.STORED
+    assert len(store.session_trajectories(uid_of(1))) == 1
+    store.close()
+    assert integrity(old / "roost.db") == "ok"
+    after = dump(old / "roost.db")
+    assert after["meta"] == now["meta"]
+    assert after["record"][:-1] == now["record"]
+    assert after["session"][1:] == now["session"][1:]
+    assert _schema(old / "roost.db") == _schema(store_of_today(open_store, tmp_path))
+
+
+def store_of_today(open_store: Open, tmp_path: Path) -> Path:
+    store = open_store(tmp_path / "today")
+    store.close()
+    return store._path
 
 
 def test_a_start_that_was_killed_before_the_first_migration_is_begun_again(open_store: Open, directory: Path) -> None:

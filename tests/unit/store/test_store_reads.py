@@ -14,7 +14,7 @@ from store_rows import CLOSED, OPEN, SEALED, FakeBatch, Maker, facts_with, uid_o
 
 from roost.store import Outcome, SqliteStore, StoreFailed
 from roost.store import reader as reader_module
-from roost.store.base import SessionFilter
+from roost.store.base import ReadyFilter, SessionFilter
 from roost.store.facts import state_seq
 from roost.store.statements import _KINDS, sql
 
@@ -228,6 +228,9 @@ def _filters() -> list[SessionFilter]:
     ]
 
 
+READY_FILTERS = (ReadyFilter("t"), ReadyFilter("t", root=b"r"), ReadyFilter("t", sessions=(b"a", b"b")))
+
+
 def test_no_statement_scans_a_table(store: SqliteStore) -> None:
     """The cost of an operation does not grow with the sessions in the store; start-up with a million is quick."""
     statements = [
@@ -237,6 +240,12 @@ def test_no_statement_scans_a_table(store: SqliteStore) -> None:
         reader_module._LINE_TOKENS,
         reader_module._RECORD.format("?,?"),
         *(reader_module.list_sql(where) for where in _filters()),
+        reader_module._TRAJECTORY_BY_NUMBER,
+        reader_module._TRAJECTORIES_OF_SESSION,
+        reader_module._LAST_READY,
+        reader_module._REWARDS,
+        reader_module._DUE,
+        *(reader_module.ready_sql(where)[0] for where in READY_FILTERS),
         *(sql(kind, 8) for kind in _KINDS),
         "SELECT max(seq) FROM record",
     ]
@@ -259,7 +268,7 @@ def test_no_statement_scans_a_table(store: SqliteStore) -> None:
 
 
 def _nulls(statement: str) -> Any:
-    names = dict.fromkeys(("tenant", "after", "limit", "root", "state", "path", "below", "past"))
+    names = dict.fromkeys(("tenant", "after", "limit", "root", "state", "path", "below", "past", "s0", "s1"))
     if ":tenant" in statement:
         return names
     return (None,) * (
@@ -274,6 +283,10 @@ def test_lists_sort_nothing_but_the_running_ones(store: SqliteStore) -> None:
         # Steps with a parent make the page: it must come out of an index in order. The page itself may be sorted.
         sorts = [step for _, parent, _, step in plan if parent != 0 and "TEMP B-TREE" in str(step)]
         assert bool(sorts) == (where.running and where.root is None), plan
+    for ready in READY_FILTERS[:2]:
+        plan = _plan(store, reader_module.ready_sql(ready)[0], _nulls(":tenant"))
+        assert not any("TEMP B-TREE" in step for step in plan), plan
+    assert not any("TEMP B-TREE" in step for step in _plan(store, reader_module._DUE, _nulls(reader_module._DUE)))
 
 
 def test_the_reader_cannot_write(store: SqliteStore, tree: Maker) -> None:
