@@ -245,6 +245,7 @@ def _lines(one: Exported, shape: Shape, style: Style, index: int) -> list[dict[s
                 "last_turn": row.last_turn,
                 "reward": row.reward,
                 "aborted": row.aborted,
+                "finish_reason": row.finish_reason,
                 "tokens": list(row.tokens),
                 "loss_mask": list(row.loss_mask),
                 "logprobs": list(row.logprobs),

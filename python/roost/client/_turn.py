@@ -229,11 +229,14 @@ class AsyncTurn:
         checkpoint = self._grant.checkpoint
         got = bytearray()
         while (at := checkpoint.offset + len(got) // 4) < checkpoint.length:
+            before = len(got)
             try:
                 async for part in self._client.get_checkpoint(self.session_id, self._grant.lease, from_offset=at):
                     got += part.token_ids
+                if len(got) == before:
+                    raise RoostError(f"the checkpoint ended at token {at} of {checkpoint.length}")
             except (ConnectionFailed, CallTimeout):
-                if at == checkpoint.offset + len(got) // 4:
+                if len(got) == before:
                     raise
         checkpoint.token_ids, checkpoint.omitted = bytes(got), False
 

@@ -45,7 +45,8 @@ NO_VERSION = -1  # of a token that no engine of a known version sampled
 class Row:
     """What a model saw and said: tokens, and for each of them whether it is trained on (1 or 0), its log-probability
     (0.0 where none is known) and the weight version that sampled it (-1 where none did). `reward`: the discounted one
-    of its last COMMITTED turn, None if it has none."""
+    of its last COMMITTED turn, None if it has none. `aborted`: its last turn is the ABORTED tail. `finish_reason`: why
+    its last turn ended."""
 
     tokens: array[int] = field(default_factory=lambda: array("I"))
     loss_mask: bytearray = field(default_factory=bytearray)
@@ -193,6 +194,7 @@ def _segments(parts: Iterable[trajectory_service_pb2.TrajectoryRow]) -> Iterator
         if part.last:
             row.first_turn, row.last_turn, row.aborted = part.first_turn, part.last_turn, part.aborted
             row.reward = part.reward if part.HasField("reward") else None
+            row.finish_reason = part.finish_reason
             yield row
             row = Row()
 

@@ -134,7 +134,7 @@ class ExportTrajectoriesRequest(_message.Message):
     def __init__(self, session_ids: _Optional[_Iterable[str]] = ..., root_session_id: _Optional[str] = ..., include_provisional: bool = ..., include_superseded: bool = ..., selection: _Optional[_Union[TrajectorySelection, str]] = ..., follow: bool = ..., after_sequence: _Optional[int] = ..., trajectory_ids: _Optional[_Iterable[str]] = ..., style: _Optional[_Union[ExportStyle, str]] = ..., discount: _Optional[float] = ..., omit_payload: bool = ..., limit: _Optional[int] = ...) -> None: ...
 
 class TrajectoryRow(_message.Message):
-    __slots__ = ("segment", "first_turn", "last_turn", "tokens", "reward", "aborted", "last")
+    __slots__ = ("segment", "first_turn", "last_turn", "tokens", "reward", "aborted", "last", "finish_reason")
     SEGMENT_FIELD_NUMBER: _ClassVar[int]
     FIRST_TURN_FIELD_NUMBER: _ClassVar[int]
     LAST_TURN_FIELD_NUMBER: _ClassVar[int]
@@ -142,6 +142,7 @@ class TrajectoryRow(_message.Message):
     REWARD_FIELD_NUMBER: _ClassVar[int]
     ABORTED_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
+    FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     segment: int
     first_turn: int
     last_turn: int
@@ -149,7 +150,8 @@ class TrajectoryRow(_message.Message):
     reward: float
     aborted: bool
     last: bool
-    def __init__(self, segment: _Optional[int] = ..., first_turn: _Optional[int] = ..., last_turn: _Optional[int] = ..., tokens: _Optional[_Union[_types_pb2.TokenSpan, _Mapping]] = ..., reward: _Optional[float] = ..., aborted: bool = ..., last: bool = ...) -> None: ...
+    finish_reason: str
+    def __init__(self, segment: _Optional[int] = ..., first_turn: _Optional[int] = ..., last_turn: _Optional[int] = ..., tokens: _Optional[_Union[_types_pb2.TokenSpan, _Mapping]] = ..., reward: _Optional[float] = ..., aborted: bool = ..., last: bool = ..., finish_reason: _Optional[str] = ...) -> None: ...
 
 class ExportTrajectoriesResponse(_message.Message):
     __slots__ = ("session", "session_id", "records", "last", "trajectory", "rows", "context")

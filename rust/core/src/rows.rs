@@ -29,6 +29,7 @@ pub struct Rows {
     turns: Option<(u32, u32)>,
     reward: Option<f64>,
     aborted: bool,
+    finish_reason: String,
 }
 
 impl Rows {
@@ -80,6 +81,7 @@ impl Rows {
         } else {
             self.aborted = true;
         }
+        self.finish_reason = record.record.as_ref().map(|r| r.finish_reason.clone()).unwrap_or_default();
         let span = span.unwrap_or(&empty);
         let count = span.token_ids.len() / TOKEN;
         let mask = if train { mask_of(record, span, count) } else { vec![0; count] };
@@ -93,6 +95,7 @@ impl Rows {
         let Some((first_turn, last_turn)) = self.turns.take() else { return Vec::new() };
         self.segment += 1;
         let (reward, aborted) = (self.reward.take(), std::mem::take(&mut self.aborted));
+        let finish_reason = std::mem::take(&mut self.finish_reason);
         let count = self.ids.len() / TOKEN;
         let parts = count.div_ceil(PART).max(1);
         let mut versions = Runs { runs: &self.versions, at: 0, used: 0 };
@@ -113,6 +116,7 @@ impl Rows {
                     }),
                     reward: reward.filter(|_| last),
                     aborted: aborted && last,
+                    finish_reason: if last { finish_reason.clone() } else { String::new() },
                     last,
                 }
             })
@@ -201,7 +205,8 @@ mod tests {
                 .filter(|r| r.count > 0)
                 .collect(),
         };
-        let record = Some(RecordInput { tokens: Some(tokens), ..RecordInput::default() });
+        let finish_reason = format!("why {turn}");
+        let record = Some(RecordInput { tokens: Some(tokens), finish_reason, ..RecordInput::default() });
         Record { turn, new_segment, record, ..Record::default() }
     }
 
@@ -223,6 +228,7 @@ mod tests {
                 row.1.extend(ids);
                 row.2.extend(versions);
                 (row.0.reward, row.0.aborted) = (part.reward, part.aborted);
+                row.0.finish_reason = part.finish_reason;
             } else {
                 assert_eq!(span.offset, 0);
                 rows.push((part, ids.collect(), versions.collect()));
@@ -253,6 +259,7 @@ mod tests {
             (2, 3, 4, Some(2.0), true, vec![1, 2, 3, 7, 8, 9], vec![0, 0, 0, 1, 0, 0], vec![-1, -1, -1, 3, 4, 4]);
         assert_eq!(of(1), second);
         assert_eq!(rows.len(), 2);
+        assert_eq!([&rows[0].0.finish_reason, &rows[1].0.finish_reason], ["why 2", "why 4"]);
     }
 
     #[test]
@@ -262,7 +269,7 @@ mod tests {
         assert!(rows.push(&record(1, 0, &ids, &[], false), Some(1.0), true).is_empty());
         let parts = rows.finish();
         assert_eq!(parts.len(), 3);
-        assert!(parts[..2].iter().all(|p| !p.last && p.reward.is_none()));
+        assert!(parts[..2].iter().all(|p| !p.last && p.reward.is_none() && p.finish_reason.is_empty()));
         let rows = whole(parts);
         assert_eq!(rows[0].1, ids);
         assert_eq!(rows[0].2, vec![1; ids.len()]);

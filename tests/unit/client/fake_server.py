@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict, deque
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -31,6 +32,9 @@ def details(reason: str, code: int, message: str = "no", retry_ms: int = 0, **me
     return status.SerializeToString()
 
 
+END = object()  # a stream ends here
+
+
 class Refuse(Exception):
     """Raised by a script: the call fails with this status."""
 
@@ -41,12 +45,14 @@ class Refuse(Exception):
 
 class FakeServer:
     """`script[method]` holds what the next calls of a method do (an exception to raise, a message to answer, an
-    event to wait for first); then `default` answers. `calls` are (method, request, peer)."""
+    event to wait for first); then `default` answers. Of a stream all messages up to an END or an exception are one
+    call's. `calls` are (method, request, peer)."""
 
     def __init__(self) -> None:
         self.script: dict[str, deque[Any]] = defaultdict(deque)
         self.calls: list[tuple[str, Any, str]] = []
         self.arrived: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        self.cancelled: dict[str, asyncio.Event] = defaultdict(asyncio.Event)  # streams only
         self.target = ""
         self._server: grpc.aio.Server | None = None
 
@@ -68,24 +74,34 @@ class FakeServer:
     def peers(self, name: str) -> set[str]:
         return {peer for method, _, peer in self.calls if method.endswith("/" + name)}
 
-    async def answer(self, method: str, request: Any, context: Any) -> Any:
-        self.calls.append((method, request, context.peer()))
+    async def answers(self, method: str, request: Any, context: Any) -> AsyncIterator[Any]:
+        """What the script says until an END or an exception."""
+        copy = type(request)()
+        copy.CopyFrom(request)
+        self.calls.append((method, copy, context.peer()))
         name = method.rsplit("/", 1)[-1]
         self.arrived[name].set()
         steps = self.script[name]
         while steps:
             step = steps.popleft()
+            if step is END:
+                return
             if isinstance(step, asyncio.Event):
                 await step.wait()
-                continue
-            if isinstance(step, Refuse):
+            elif isinstance(step, Refuse):
                 trailers = ()
                 if step.reason:
                     encoded = details(step.reason, step.code.value[0], step.message, step.retry_ms)
                     trailers = (("grpc-status-details-bin", encoded),)
                 await context.abort(step.code, step.message, trailers)
+            else:
+                yield step
+
+    async def answer(self, method: str, request: Any, context: Any) -> Any:
+        """The next step that is an answer."""
+        async for step in self.answers(method, request, context):
             return step
-        return default(name, request)
+        return default(method.rsplit("/", 1)[-1], request)
 
 
 def default(name: str, request: Any) -> Any:
@@ -100,33 +116,21 @@ def default(name: str, request: Any) -> Any:
         return turn_service_pb2.BeginTurnResponse(grant=grant, uid="u", created=True)
     if name == "RenewTurns":
         return turn_service_pb2.RenewTurnsResponse(results=[turn_service_pb2.RenewalResult() for _ in request.renewals])
-    return RESPONSES[name]()
+    return message_class(METHODS[name].output_type)()
 
 
-RESPONSES: dict[str, Any] = {
-    "BeginTurn": turn_service_pb2.BeginTurnResponse,
-    "RenewTurns": turn_service_pb2.RenewTurnsResponse,
-    "CommitTurn": turn_service_pb2.CommitTurnResponse,
-    "AbortTurn": turn_service_pb2.AbortTurnResponse,
-    "OpenSession": session_service_pb2.OpenSessionResponse,
-    "GetSession": session_service_pb2.GetSessionResponse,
-    "ListSessions": session_service_pb2.ListSessionsResponse,
-    "CloseSession": session_service_pb2.CloseSessionResponse,
-    "GetStats": admin_service_pb2.GetStatsResponse,
-    "ExportTrajectories": trajectory_service_pb2.ExportTrajectoriesResponse,
+MODULES = (admin_service_pb2, session_service_pb2, trajectory_service_pb2, turn_service_pb2)
+METHODS = {
+    method.name: method
+    for module in MODULES
+    for service in module.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
 }
-REQUESTS: dict[str, Any] = {
-    "BeginTurn": turn_service_pb2.BeginTurnRequest,
-    "RenewTurns": turn_service_pb2.RenewTurnsRequest,
-    "CommitTurn": turn_service_pb2.CommitTurnRequest,
-    "AbortTurn": turn_service_pb2.AbortTurnRequest,
-    "OpenSession": session_service_pb2.OpenSessionRequest,
-    "GetSession": session_service_pb2.GetSessionRequest,
-    "ListSessions": session_service_pb2.ListSessionsRequest,
-    "CloseSession": session_service_pb2.CloseSessionRequest,
-    "GetStats": admin_service_pb2.GetStatsRequest,
-    "ExportTrajectories": trajectory_service_pb2.ExportTrajectoriesRequest,
-}
+
+
+def message_class(descriptor: Any) -> Any:
+    """The class of a request or response."""
+    return next(getattr(module, descriptor.name) for module in MODULES if hasattr(module, descriptor.name))
 
 
 class _Handler(grpc.GenericRpcHandler):
@@ -134,13 +138,26 @@ class _Handler(grpc.GenericRpcHandler):
         self._server = server
 
     def service(self, details: Any) -> Any:
-        name = details.method.rsplit("/", 1)[-1]
+        method = METHODS[details.method.rsplit("/", 1)[-1]]
 
         async def unary(request: Any, context: Any) -> Any:
             return await self._server.answer(details.method, request, context)
 
-        return grpc.unary_unary_rpc_method_handler(
-            unary,
-            request_deserializer=REQUESTS[name].FromString,
-            response_serializer=RESPONSES[name].SerializeToString,
+        async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+            try:
+                async for step in self._server.answers(details.method, request, context):
+                    yield step
+            except asyncio.CancelledError:
+                self._server.cancelled[method.name].set()
+                raise
+
+        kind, behaviour = (
+            (grpc.unary_stream_rpc_method_handler, stream)
+            if method.server_streaming
+            else (grpc.unary_unary_rpc_method_handler, unary)
+        )
+        return kind(
+            behaviour,
+            request_deserializer=message_class(method.input_type).FromString,
+            response_serializer=message_class(method.output_type).SerializeToString,
         )

@@ -1001,6 +1001,9 @@ pub struct TrajectoryRow {
     /// True in the last part of the row.
     #[prost(bool, tag = "7")]
     pub last: bool,
+    /// In the last part: why the row's last turn ended, as its record says it (RecordInput.finish_reason).
+    #[prost(string, tag = "8")]
+    pub finish_reason: ::prost::alloc::string::String,
 }
 /// Response of ExportTrajectories: a part of one trajectory. Parts of a trajectory follow each other; the first
 /// bears session and trajectory, the last says `last`.
