@@ -7,6 +7,7 @@ in a process, over a store that knows no session and keeps none: what grows ther
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -28,7 +29,6 @@ PER_LINE = 512
 # Neither a session nor a line: what is left is noise of the allocator.
 PER_FORGOTTEN = 16
 TENANT = "t"
-AT_ONCE = 256  # turns of different sessions that run at once
 TREE = 1000  # sessions in a tree, where there are trees
 
 
@@ -41,6 +41,9 @@ class Case:
     limits: dict[str, int]
     state: int = 0  # bytes of a session's own
     trees: bool = False  # TREE sessions each; else each session is a tree of its own
+    turns: int = 1  # of each session
+    tokens: int = 0  # new ones a turn
+    at_once: int = 256  # turns of different sessions that run at once
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Measured:
 
 
 def measure(case: Case) -> Measured:
-    """Play one turn in each session of the case, in a process of its own."""
+    """Play the turns of each session of the case, in a process of its own."""
     ended = subprocess.run(
         [sys.executable, __file__, json.dumps(asdict(case))],
         env=environment(),
@@ -95,6 +98,18 @@ def test_memory_does_not_grow_with_the_number_of_known_sessions(trees: bool) -> 
     assert found.each <= PER_FORGOTTEN, found
 
 
+def test_a_sessions_memory_grows_with_its_tokens_and_no_faster() -> None:
+    """100 turns of 2,000 new tokens: four bytes for a token of the checkpoint, and the room that growth keeps."""
+    found = {turns: measure(Case(100, 20, {}, turns=turns, tokens=2_000, at_once=4)) for turns in (10, 50, 100)}
+    for turns, measured in found.items():
+        tokens = 4 * 2_000 * turns
+        assert tokens <= measured.each <= 2 * tokens + PER_RESIDENT, found
+        assert tokens <= measured.stats["resident_bytes"] / 120 <= 2 * tokens + PER_RESIDENT, found
+    # By the turn, from 10 to 50 and from 50 to 100: 2.5 times as much if it grew with the square of them.
+    early, late = (found[50].each - found[10].each) / 40, (found[100].each - found[50].each) / 50
+    assert 0.67 <= late / early <= 1.5, found
+
+
 # -- the process that is measured
 
 
@@ -112,10 +127,10 @@ def _rss() -> int:
 
 
 def _turns(engine: Engine, case: Case, first: int, last: int) -> None:
-    """A turn in each of the sessions, which it makes; some of them at once."""
-    for start in range(first, last, AT_ONCE):
+    """The turns of each of the sessions, which it makes; some of them at once."""
+    for start, turn in itertools.product(range(first, last, case.at_once), range(case.turns)):
         running: dict[int, str] = {}
-        for n in range(start, min(start + AT_ONCE, last)):
+        for n in range(start, min(start + case.at_once, last)):
             request = turn_service_pb2.BeginTurnRequest(session_id=_name(n))
             request.open.SetInParent()
             if case.trees and n % TREE:
@@ -126,9 +141,12 @@ def _turns(engine: Engine, case: Case, first: int, last: int) -> None:
             commit = turn_service_pb2.CommitTurnRequest(session_id=running[ticket], lease=grant.lease)
             if case.state:
                 commit.state = os.urandom(case.state)
+            if case.tokens:
+                commit.record.tokens.offset = case.tokens * turn
+                commit.record.tokens.token_ids = os.urandom(4 * case.tokens)
             _call(engine, "CommitTurn", commit)
         assert len(_settled(engine)) == len(running)
-        for _ in range(AT_ONCE // 16):  # evictions are budgeted
+        for _ in range(case.at_once // 16):  # evictions are budgeted
             engine.tick()
 
 
