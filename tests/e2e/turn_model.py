@@ -38,6 +38,7 @@ class Entry:
     ended_by: str = ""
     then: str = "idle"
     next_fence: int = 0
+    next_refused: str = ""
     request_id: str = ""  # of its BeginTurn
 
 
@@ -74,7 +75,6 @@ class Model:
     line: list[Entry] = field(default_factory=list)  # the live COMMITTED ones
     head_version: int = 0
     fence: int = 0
-    attempts: int = 0
     grant: Grant | None = None
     provisional: Entry | None = None
     last_outcome: str = "NONE"
@@ -128,6 +128,7 @@ class Model:
         if grant is not None and grant.running:
             outcome = "INTERRUPTED" if grant.interrupted else "EXPIRED"
             self._leave(grant, outcome, "takeover")
+            self._finish_if_due()
         return self._grant(request_id), False
 
     def renew(self, fence: int) -> bool:
@@ -152,9 +153,7 @@ class Model:
             trimmed = len(tokens) - made.offset
             if trimmed < 0 or (trimmed > max_trim and not made.new_segment):
                 raise Refuses("TOKEN_PREFIX_MISMATCH")
-        attempt = grant.attempt
-        if base is not None:
-            attempt = max((e.attempt for e in self.entries if e.turn == base + 1), default=0) + 1
+        attempt = grant.attempt if base is None else self._tries(base + 1) + 1
         refused = "" if made.then != "continue" else self._refuses_more(grant)
         if self.provisional is not None:
             self.provisional.status = "SUPERSEDED"
@@ -166,6 +165,8 @@ class Model:
         self.head_version += 1
         if base is not None:
             self.rewound = self.head_version
+            if self.rewarded is not None and self.rewarded[0] > base:
+                self.rewarded = None
         outcome = "COMPLETED" if completed else "COMMITTED"
         entry = replace(
             made,
@@ -183,12 +184,12 @@ class Model:
         self._append(entry)
         self.line.append(entry)
         self.folds[self.head_version] = self.fold()
-        self.last_outcome, self.attempts, self.grant = outcome, 0, None
+        self.last_outcome, self.grant = outcome, None
         if self.due is not None and (self.due <= self.now or made.then == "close"):
             self._finish()
         answer: dict[str, Any] = {"turn": entry.turn, "head_version": self.head_version, "repeated": False}
         if made.then == "continue" and refused:
-            answer["next_refused"] = refused
+            answer["next_refused"] = entry.next_refused = refused
         elif made.then == "continue":
             answer["next"] = self._grant("")
             entry.next_fence = self.fence
@@ -205,8 +206,7 @@ class Model:
         outcome = "INTERRUPTED" if grant.interrupted else "FAILED" if final else "ABORTED"
         entry = self._leave(grant, outcome, "abort", made, final)
         self._finish_if_due()
-        status = "ABORTED" if final else "PROVISIONAL"  # what it is now is another question if that finished it
-        return {"turn": entry.turn, "attempt": entry.attempt, "status": status, "repeated": False}
+        return {"turn": entry.turn, "attempt": entry.attempt, "status": entry.status, "repeated": False}
 
     def skip(self, seconds: float) -> None:
         """Time passes: longer than any lease."""
@@ -286,9 +286,13 @@ class Model:
 
     def _grant(self, request_id: str) -> Grant:
         self.fence += 1
-        self.attempts += 1
-        self.grant = Grant(self.fence, len(self.line) + 1, self.attempts, request_id)
+        turn = len(self.line) + 1
+        self.grant = Grant(self.fence, turn, self._tries(turn) + 1, request_id)
         return self.grant
+
+    def _tries(self, turn: int) -> int:
+        """How often a turn of this number was tried."""
+        return max((entry.attempt for entry in self.entries if entry.turn == turn), default=0)
 
     def _valid(self, fence: int, ended_by: str) -> Grant | Entry:
         """The grant of this fence if it can still end; the record it has made by the same call; or a refusal."""
@@ -307,7 +311,7 @@ class Model:
             if self.grant is not None and self.grant.running and entry.next_fence == self.grant.fence:
                 answer["next"] = self.grant
             else:
-                answer["next_refused"] = "TURN_ENDED"
+                answer["next_refused"] = entry.next_refused or "TURN_ENDED"
         return answer
 
     def _refuses_more(self, grant: Grant) -> str:

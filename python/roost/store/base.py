@@ -160,7 +160,7 @@ FINISHED = 5
 
 
 class HeaderRow(NamedTuple):
-    """One OPEN session of a tree, without its facts."""
+    """One OPEN session of a tree; its facts only where its trajectory is to finish by itself."""
 
     uid: bytes
     session_id: str
@@ -175,6 +175,7 @@ class HeaderRow(NamedTuple):
     running: int
     lease: bytes | None
     finish_due: int
+    facts: bytes | None
     seq: int
 
 

@@ -27,7 +27,7 @@ from .statements import MAX_ROWS, OPEN_STATE
 # Tuples come from SQLite in the order of the fields of base's NamedTuples.
 _HEADER = """
     SELECT uid, session_id, parent, path, depth, head, head_version, fence, provisional, last, running, lease,
-           finish_due, seq
+           finish_due, iif(finish_due > 0, facts, NULL), seq
     FROM session WHERE root = ?1 AND state = 1 ORDER BY depth, path
 """
 

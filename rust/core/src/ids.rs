@@ -186,9 +186,20 @@ pub fn repeats(then: Option<&RequestMark>, now: Option<&RequestMark>) -> Result<
     }
 }
 
+/// What a request_id that records keep was of. Those of different RPCs do not meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Asked {
+    Begin,
+    /// CommitTurn or AbortTurn.
+    End,
+    Finish,
+}
+
 /// A 64-bit fingerprint of a request_id, for the set of those a session has seen.
-pub fn fingerprint(request_id: &str) -> u64 {
-    let hash = blake3::hash(request_id.as_bytes());
+pub fn fingerprint(asked: Asked, request_id: &str) -> u64 {
+    let mut hasher = blake3::Hasher::new();
+    let hash = hasher.update(&[asked as u8]).update(request_id.as_bytes()).finalize();
     u64::from_le_bytes(*hash.as_bytes().first_chunk::<8>().expect("a BLAKE3 hash has 32 bytes"))
 }
 

@@ -123,10 +123,11 @@ impl Op {
     }
 }
 
-/// The entries of one operation: stored whole or not at all.
+/// What one operation writes: stored whole or not at all. It has as many sequences as it needs.
 struct Entry {
     sent: Sent,
     ops: Vec<Op>,
+    seqs: u64,
 }
 
 /// What the journal keeps of an entry while it is in flight.
@@ -234,24 +235,34 @@ pub(crate) struct Journal {
 
 struct Inner {
     next: Seq,
+    /// The first sequence of the queue.
+    queued: Seq,
     queue: VecDeque<Entry>,
     flight: Vec<Sent>,
     flight_last: Seq,
     held: BTreeMap<Seq, Vec<Held>>,
 }
 
-/// The journal while one entry is being made: the sequence is fixed.
+/// The journal while one entry is being made: its sequences are fixed.
 pub(crate) struct Appending<'a> {
     inner: MutexGuard<'a, Inner>,
     journal: &'a Journal,
+    /// The latest of them.
     pub(crate) seq: Seq,
 }
 
 impl Appending<'_> {
+    /// Another sequence in the same entry: each record needs one of its own.
+    pub(crate) fn another(&mut self) -> Seq {
+        self.seq += 1;
+        self.seq
+    }
+
     pub(crate) fn push(mut self, tree: &Arc<Tree>, ops: Vec<Op>, pinned: Vec<Handle>, at_ms: u64) -> Seq {
         let bytes = ops.iter().map(Op::bytes).sum();
-        self.inner.next += 1;
-        self.inner.queue.push_back(Entry { sent: Sent { tree: tree.clone(), pinned, bytes, at_ms }, ops });
+        let seqs = self.seq + 1 - self.inner.next;
+        self.inner.next += seqs;
+        self.inner.queue.push_back(Entry { sent: Sent { tree: tree.clone(), pinned, bytes, at_ms }, ops, seqs });
         self.journal.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.journal.entries.fetch_add(1, Ordering::Relaxed);
         self.seq
@@ -274,6 +285,7 @@ impl Journal {
     pub(crate) fn new(last_seq: Seq, bound: u64) -> Self {
         let inner = Inner {
             next: last_seq + 1,
+            queued: last_seq + 1,
             queue: VecDeque::new(),
             flight: Vec::new(),
             flight_last: last_seq,
@@ -349,11 +361,12 @@ impl Journal {
         if inner.queue.is_empty() || !inner.flight.is_empty() {
             return None;
         }
-        let mut batch = Batch { first_seq: inner.next - inner.queue.len() as u64, ..Batch::default() };
+        let mut batch = Batch { first_seq: inner.queued, ..Batch::default() };
         let (mut folded, mut roots, mut bytes, mut count) = (Folded::default(), HashMap::new(), 0, 0);
         while let Some(entry) = inner.queue.pop_front() {
             bytes += entry.sent.bytes;
             count += 1;
+            inner.queued += entry.seqs;
             let root = *roots.entry(entry.sent.tree.root).or_insert_with(|| {
                 batch.roots.push(entry.sent.tree.root);
                 batch.roots.len() as u32 - 1
@@ -366,7 +379,7 @@ impl Journal {
                 break;
             }
         }
-        batch.last_seq = batch.first_seq + count as u64 - 1;
+        batch.last_seq = inner.queued - 1;
         inner.flight_last = batch.last_seq;
         Some(batch)
     }
@@ -385,7 +398,7 @@ impl Journal {
             }
         }
         if !quarantine.is_empty() {
-            // The entries stay, emptied, so that sequences keep counting entries.
+            // The entries stay, emptied: their sequences are spent.
             for entry in inner.queue.iter_mut().filter(|e| lost(&e.sent.tree)) {
                 entry.ops.clear();
                 out.lost_trees.push(entry.sent.tree.clone());
@@ -421,6 +434,7 @@ impl Journal {
             out.lost_trees.push(sent.tree);
         }
         // The sequences are spent: nothing will ever bear them, and what waits for them must not wait for ever.
+        inner.queued = inner.next;
         self.durable.store(inner.next - 1, Ordering::Release);
         out.lost_held.extend(std::mem::take(&mut inner.held).into_values().flatten());
         out

@@ -129,7 +129,8 @@ pub(crate) fn header_row(row: &Bound<'_, PyTuple>) -> PyResult<HeaderRow> {
         running: column::<i64>(row, 10)? != 0,
         lease: maybe_blob(row, 11)?,
         finish_due_ms: column(row, 12)?,
-        seq: column(row, 13)?,
+        facts: maybe_blob(row, 13)?,
+        seq: column(row, 14)?,
     })
 }
 

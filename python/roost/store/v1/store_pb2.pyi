@@ -25,7 +25,7 @@ ENDED_BY_INTERRUPT: EndedBy
 ENDED_BY_FINISH: EndedBy
 
 class SessionFacts(_message.Message):
-    __slots__ = ("create_ms", "labels", "stale_timeout_ms", "last_outcome", "chain", "checkpoint_tokens", "state_seq", "open_request", "update_request", "attempts", "head_seq", "trajectories", "trajectory_turns", "trajectory_seq", "reward_request", "reward_turn", "reward_trajectory", "interrupt_request", "interrupt_activity", "interrupt_turn", "reward_value", "reward_request_turn", "reward_request_trajectory")
+    __slots__ = ("create_ms", "labels", "stale_timeout_ms", "last_outcome", "chain", "checkpoint_tokens", "state_seq", "open_request", "update_request", "attempts", "head_seq", "trajectories", "trajectory_turns", "trajectory_seq", "reward_request", "reward_turn", "reward_trajectory", "interrupt_request", "interrupt_activity", "interrupt_turn", "reward_value", "reward_request_turn", "reward_request_trajectory", "attempts_ahead")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -56,6 +56,7 @@ class SessionFacts(_message.Message):
     REWARD_VALUE_FIELD_NUMBER: _ClassVar[int]
     REWARD_REQUEST_TURN_FIELD_NUMBER: _ClassVar[int]
     REWARD_REQUEST_TRAJECTORY_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPTS_AHEAD_FIELD_NUMBER: _ClassVar[int]
     create_ms: int
     labels: _containers.ScalarMap[str, str]
     stale_timeout_ms: int
@@ -79,7 +80,8 @@ class SessionFacts(_message.Message):
     reward_value: float
     reward_request_turn: int
     reward_request_trajectory: int
-    def __init__(self, create_ms: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., stale_timeout_ms: _Optional[int] = ..., last_outcome: _Optional[int] = ..., chain: _Optional[bytes] = ..., checkpoint_tokens: _Optional[int] = ..., state_seq: _Optional[int] = ..., open_request: _Optional[_Union[RequestMark, _Mapping]] = ..., update_request: _Optional[_Union[RequestMark, _Mapping]] = ..., attempts: _Optional[int] = ..., head_seq: _Optional[int] = ..., trajectories: _Optional[int] = ..., trajectory_turns: _Optional[int] = ..., trajectory_seq: _Optional[int] = ..., reward_request: _Optional[_Union[RequestMark, _Mapping]] = ..., reward_turn: _Optional[int] = ..., reward_trajectory: _Optional[int] = ..., interrupt_request: _Optional[_Union[RequestMark, _Mapping]] = ..., interrupt_activity: _Optional[int] = ..., interrupt_turn: _Optional[int] = ..., reward_value: _Optional[float] = ..., reward_request_turn: _Optional[int] = ..., reward_request_trajectory: _Optional[int] = ...) -> None: ...
+    attempts_ahead: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, create_ms: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., stale_timeout_ms: _Optional[int] = ..., last_outcome: _Optional[int] = ..., chain: _Optional[bytes] = ..., checkpoint_tokens: _Optional[int] = ..., state_seq: _Optional[int] = ..., open_request: _Optional[_Union[RequestMark, _Mapping]] = ..., update_request: _Optional[_Union[RequestMark, _Mapping]] = ..., attempts: _Optional[int] = ..., head_seq: _Optional[int] = ..., trajectories: _Optional[int] = ..., trajectory_turns: _Optional[int] = ..., trajectory_seq: _Optional[int] = ..., reward_request: _Optional[_Union[RequestMark, _Mapping]] = ..., reward_turn: _Optional[int] = ..., reward_trajectory: _Optional[int] = ..., interrupt_request: _Optional[_Union[RequestMark, _Mapping]] = ..., interrupt_activity: _Optional[int] = ..., interrupt_turn: _Optional[int] = ..., reward_value: _Optional[float] = ..., reward_request_turn: _Optional[int] = ..., reward_request_trajectory: _Optional[int] = ..., attempts_ahead: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class RequestMark(_message.Message):
     __slots__ = ("request_id", "hash")
@@ -150,7 +152,7 @@ class Attachment(_message.Message):
     def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., uri: _Optional[str] = ..., sha256: _Optional[bytes] = ..., size_bytes: _Optional[int] = ...) -> None: ...
 
 class RecordMeta(_message.Message):
-    __slots__ = ("turn", "attempt", "fence", "outcome", "head_version", "create_ms", "nonce", "begin_request", "end_request", "content_type", "finish_reason", "labels", "token_offset", "token_count", "new_segment", "weight_versions", "prompt_tokens", "completion_tokens", "cached_tokens", "has_usage", "owner", "tokens_digest", "content_digest", "arrays_digest", "logprobs_bytes", "state_digest", "has_tokens", "then", "next_fence", "ended_by", "base_turn", "attachments", "trajectory", "trajectory_base", "finishes")
+    __slots__ = ("turn", "attempt", "fence", "outcome", "head_version", "create_ms", "nonce", "begin_request", "end_request", "content_type", "finish_reason", "labels", "token_offset", "token_count", "new_segment", "weight_versions", "prompt_tokens", "completion_tokens", "cached_tokens", "has_usage", "owner", "tokens_digest", "content_digest", "arrays_digest", "logprobs_bytes", "state_digest", "has_tokens", "then", "next_fence", "ended_by", "base_turn", "attachments", "trajectory", "trajectory_base", "finishes", "next_refused")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -193,6 +195,7 @@ class RecordMeta(_message.Message):
     TRAJECTORY_FIELD_NUMBER: _ClassVar[int]
     TRAJECTORY_BASE_FIELD_NUMBER: _ClassVar[int]
     FINISHES_FIELD_NUMBER: _ClassVar[int]
+    NEXT_REFUSED_FIELD_NUMBER: _ClassVar[int]
     turn: int
     attempt: int
     fence: int
@@ -228,4 +231,5 @@ class RecordMeta(_message.Message):
     trajectory: int
     trajectory_base: int
     finishes: bool
-    def __init__(self, turn: _Optional[int] = ..., attempt: _Optional[int] = ..., fence: _Optional[int] = ..., outcome: _Optional[int] = ..., head_version: _Optional[int] = ..., create_ms: _Optional[int] = ..., nonce: _Optional[bytes] = ..., begin_request: _Optional[_Union[RequestMark, _Mapping]] = ..., end_request: _Optional[_Union[RequestMark, _Mapping]] = ..., content_type: _Optional[str] = ..., finish_reason: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., token_offset: _Optional[int] = ..., token_count: _Optional[int] = ..., new_segment: bool = ..., weight_versions: _Optional[_Iterable[int]] = ..., prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., has_usage: bool = ..., owner: _Optional[str] = ..., tokens_digest: _Optional[bytes] = ..., content_digest: _Optional[bytes] = ..., arrays_digest: _Optional[bytes] = ..., logprobs_bytes: _Optional[int] = ..., state_digest: _Optional[bytes] = ..., has_tokens: bool = ..., then: _Optional[int] = ..., next_fence: _Optional[int] = ..., ended_by: _Optional[_Union[EndedBy, str]] = ..., base_turn: _Optional[int] = ..., attachments: _Optional[_Iterable[_Union[Attachment, _Mapping]]] = ..., trajectory: _Optional[int] = ..., trajectory_base: _Optional[int] = ..., finishes: bool = ...) -> None: ...
+    next_refused: str
+    def __init__(self, turn: _Optional[int] = ..., attempt: _Optional[int] = ..., fence: _Optional[int] = ..., outcome: _Optional[int] = ..., head_version: _Optional[int] = ..., create_ms: _Optional[int] = ..., nonce: _Optional[bytes] = ..., begin_request: _Optional[_Union[RequestMark, _Mapping]] = ..., end_request: _Optional[_Union[RequestMark, _Mapping]] = ..., content_type: _Optional[str] = ..., finish_reason: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., token_offset: _Optional[int] = ..., token_count: _Optional[int] = ..., new_segment: bool = ..., weight_versions: _Optional[_Iterable[int]] = ..., prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., has_usage: bool = ..., owner: _Optional[str] = ..., tokens_digest: _Optional[bytes] = ..., content_digest: _Optional[bytes] = ..., arrays_digest: _Optional[bytes] = ..., logprobs_bytes: _Optional[int] = ..., state_digest: _Optional[bytes] = ..., has_tokens: bool = ..., then: _Optional[int] = ..., next_fence: _Optional[int] = ..., ended_by: _Optional[_Union[EndedBy, str]] = ..., base_turn: _Optional[int] = ..., attachments: _Optional[_Iterable[_Union[Attachment, _Mapping]]] = ..., trajectory: _Optional[int] = ..., trajectory_base: _Optional[int] = ..., finishes: bool = ..., next_refused: _Optional[str] = ...) -> None: ...

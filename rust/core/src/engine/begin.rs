@@ -12,7 +12,7 @@ use super::{
 use crate::error::{Reason, Refusal};
 use crate::gen_store::EndedBy;
 use crate::gen_v1 as v1;
-use crate::ids::{LeaseToken, check_session_id, fingerprint, repeats};
+use crate::ids::{Asked, LeaseToken, check_session_id, repeats};
 use parking_lot::MutexGuard;
 use prost::Message;
 use std::sync::Arc;
@@ -78,8 +78,8 @@ impl Engine {
         let (Call::Begin(begin), Some(line)) = (&call.call, state.line(index)) else { return };
         let mut takes_over = false;
         if line.born || line.closed.is_some() {
-            let seen =
-                |r: &Resident| begin.mark.as_ref().is_some_and(|m| r.requests.contains(&fingerprint(&m.request_id)));
+            let seen = |r: &Resident| r.has_seen(Asked::Begin, begin.mark.as_ref());
+            let is_new = call.new_since == Some(line.last);
             let (uid, after) = (line.uid, state.last_seq);
             match self.check_begin(begin, line, now) {
                 Ok(Standing::Repeat) => return self.repeat_begin(call, tree, state, index, work, now),
@@ -87,7 +87,7 @@ impl Engine {
                 Err(refusal)
                     if matches!(refusal.reason, Reason::TurnMismatch | Reason::TurnInProgress)
                         && begin.mark.is_some()
-                        && !call.request_is_new =>
+                        && !is_new =>
                 {
                     return match &line.resident {
                         None => self.load(call, tree, state, index, Wanted::default()),
@@ -112,7 +112,7 @@ impl Engine {
                 let wanted = Wanted::of(begin, line);
                 return self.load(call, tree, state, index, wanted);
             };
-            if !call.request_is_new && seen(resident) {
+            if !is_new && seen(resident) {
                 return self.ask_records(call, uid, false, after);
             }
             if !call.holds_answer(begin, line, resident) {
@@ -220,6 +220,11 @@ impl Engine {
                 self.return_slots(tree, state, index, work);
                 return match other {
                     Err(refusal) => {
+                        if let (Call::Begin(begin), Some(line)) = (&call.call, state.line(index))
+                            && matches!(refusal.reason, Reason::TurnMismatch | Reason::TurnInProgress)
+                        {
+                            self.log_begin_conflict(tree.root, line, &call, begin, &refusal, now);
+                        }
                         self.reply(call.ticket, Err(refusal), tree, state, work);
                         self.drop_unborn(tree, state, index, now);
                     }
@@ -330,9 +335,15 @@ impl Engine {
         let outcome = old.expired_outcome();
         let fence = old.fence + 1;
         let timer = self.timer(now.mono_ms + begin.lease_ms, Timer::Lease(tree.clone(), index, fence));
-        self.append(tree, state, index, now, |seq, line, ops| {
-            let left = Left { outcome, by: EndedBy::Takeover, give_up: false, mark: None };
-            leave(seq, line, ops, &old, Payload::default(), left, now);
+        let (mut trajectory, mut ready) = (0, None);
+        self.append(tree, state, index, now, |appending, line, ops| {
+            let left = Left::new(outcome, EndedBy::Takeover);
+            trajectory = line.resident.as_ref().map_or(0, |r| r.trajectories + 1);
+            leave(appending.seq, line, ops, &old, Payload::default(), left, now);
+            if line.is_due(now) {
+                // As after an expiry: the turn that begins is of the next trajectory.
+                ready = Some(line.finish(appending.another(), tree, None, now, ops).ready_seq);
+            }
             let Some(resident) = line.resident.as_mut() else { return };
             resident.attempts += 1;
             line.fence = fence;
@@ -346,6 +357,9 @@ impl Engine {
                 ..Lease::begun(&begin, now)
             }));
         });
+        if let Some(seq) = ready {
+            self.told_ready(tree, seq);
+        }
         // Pin, header and slots were the old turn's and are the new one's.
         self.untimer(old.timer);
         count(&self.counters.turns_taken_over);
@@ -356,8 +370,8 @@ impl Engine {
         self.log_granted(tree, state, index, now);
         let grant = line.resident.as_ref().and_then(|r| self.grant_message(line, r, begin.known_head_version, 0, now));
         let Some(mut grant) = grant else { return };
-        if begin.want_provisional {
-            grant.provisional = Some(old.left_empty(outcome, now));
+        if begin.want_provisional && line.provisional != 0 {
+            grant.provisional = Some(v1::Record { trajectory, ..old.left_empty(outcome, now) });
         }
         let reply = v1::BeginTurnResponse { grant: Some(grant), uid: line.uid.to_string(), created: false };
         self.granted(ticket, tree, index, fence, work);

@@ -112,6 +112,7 @@ impl Engine {
                 sums.running += 1;
             }
             if let Some(resident) = &line.resident {
+                ensure!(line.facts.is_none(), "{id} is resident and keeps its facts twice");
                 uses += 1;
                 let bytes = resident.bytes();
                 sums.residents += 1;
@@ -125,6 +126,8 @@ impl Engine {
             }
         }
         ensure!(state.open == open, "{} open sessions counted, {open} found", state.open);
+        let kept: u64 = state.iter().filter_map(|(_, l)| l.facts.as_ref()).map(|f| f.len() as u64).sum();
+        ensure!(state.facts_bytes == kept, "{} bytes of facts counted, {kept} kept", state.facts_bytes);
         let used = tree.children_slots.used();
         ensure!(used == below, "I1: {used} slots held below the root, {below} turns run");
         ensure!(used <= tree.children_slots.cap(), "I2: {used} turns run below the root");

@@ -1,16 +1,16 @@
 //! CloseSession: one transaction that ends a session and its open descendants, and its receipt.
 //!
-//! Everything is decided from the tree's header: no session is loaded. With nothing to dump and no resource to
+//! Everything is decided from the tree's header: no session is loaded, and all of it is one entry. With nothing to dump and no resource to
 //! release, clean-up has no step of its own, and SEALED is passed inside the transaction: CLOSED is what is stored.
 
 use super::events::Ended;
-use super::reload::{Located, Wanted};
+use super::reload::Located;
 use super::tree::{Lease, Tree, TreeState};
 use super::{Answer, Call, Engine, Moment, Pending, Work, count, not_found};
 use crate::gen_store::{EndedBy, Receipt, RequestMark};
 use crate::gen_v1 as v1;
 use crate::ids::{Uid, repeats};
-use crate::journal::{Close, Held, Op, Seq};
+use crate::journal::{Appending, Close, Held, Op, Seq};
 use prost::Message;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,6 +24,8 @@ pub(crate) struct Ending {
     lines: Vec<(u32, Option<u32>)>,
     /// The turns that it ended.
     turns: Vec<(u32, Box<Lease>)>,
+    /// The events that finished trajectories with it.
+    ready: Vec<Seq>,
 }
 
 #[derive(Default)]
@@ -80,20 +82,12 @@ impl Engine {
             v1::CloseReason::Unspecified => v1::CloseReason::Quit,
             reason => reason,
         };
-        if let Some(unread) = self.unread_due(state, index, &call) {
-            return self.load(call, tree, state, unread, Wanted::default());
-        }
-        // What was to finish by itself does so now: it was promised, and a closed session has no time to come.
-        for i in state.subtree(index) {
-            self.finish_pending(tree, state, i, now);
-        }
         // The journal is everybody's: what takes time is done before it is locked.
         let all = state.subtree(index);
-        let appending = self.journal.append();
-        let seq = appending.seq;
+        let mut appending = self.journal.append();
         let mut ops = Vec::new();
-        let ending = self.seal(state, &all, reason, close.mark.clone(), seq, &mut ops, now);
-        state.last_seq = seq;
+        let ending = self.seal(tree, state, &all, reason, close.mark.clone(), &mut appending, &mut ops, now);
+        state.last_seq = appending.seq;
         appending.push(tree, ops, Vec::new(), now.mono_ms);
         let receipt = Some(super::read::receipt(&ending.receipt));
         self.sealed(ending, false, tree, state, work, now);
@@ -101,16 +95,17 @@ impl Engine {
         self.reply(call.ticket, Ok(reply.encode_to_vec()), tree, state, work);
     }
 
-    /// Writes the end of a session and its open descendants (`all`, as [`TreeState::subtree`] gives them) into the entry of
-    /// sequence `seq`.
+    /// Writes the end of a session and its open descendants (`all`, as [`TreeState::subtree`] gives them) into an entry,
+    /// with what was to finish by itself before it.
     #[allow(clippy::too_many_arguments)]
     pub(crate) fn seal(
         &self,
+        tree: &Tree,
         state: &mut TreeState,
         all: &[u32],
         reason: v1::CloseReason,
         request: Option<RequestMark>,
-        seq: Seq,
+        appending: &mut Appending<'_>,
         ops: &mut Vec<Op>,
         now: &Moment,
     ) -> Ending {
@@ -149,6 +144,9 @@ impl Engine {
             }
             lines.push((i, line.running().map(|_| line.depth), receipt));
         }
+        let ready: Vec<Seq> =
+            all.iter().filter_map(|i| self.finish_closing(appending, tree, state, *i, ops, now)).collect();
+        let seq = if ready.is_empty() { appending.seq } else { appending.another() };
         let mut ended = Vec::with_capacity(lines.len());
         let mut turns = Vec::new();
         for (i, depth, receipt) in lines {
@@ -183,7 +181,7 @@ impl Engine {
             ended.push((i, depth));
         }
         let uid = state.line(index).map_or(Uid(0), |l| l.uid);
-        Ending { uid, receipt: own_receipt, lines: ended, turns }
+        Ending { uid, receipt: own_receipt, lines: ended, turns, ready }
     }
 
     /// The close is journaled: frees slots, ends waits, forgets what was in memory. `last`: whether the last turn of the
@@ -198,6 +196,9 @@ impl Engine {
         now: &Moment,
     ) {
         let closed: Vec<u32> = ending.lines.iter().map(|(index, _)| *index).collect();
+        for seq in ending.ready {
+            self.told_ready(tree, seq);
+        }
         for (index, lease) in ending.turns {
             if let Some(line) = state.line(index) {
                 let (by, ended) = (EndedBy::Unspecified, Ended::default());

@@ -4,17 +4,17 @@ use super::begin::{lease_lost, turn_ended};
 use super::close::Ending;
 use super::events::{Ended, Times, outcome_name};
 use super::interrupt::interrupted;
-use super::reload::{LoadedSession, Located, Wanted, Why};
+use super::reload::{LoadedSession, Located, Purpose, Wanted, Why};
 use super::requests::{Begin, CommitOptions, End, Payload, TurnEnd};
 use super::rewind::Base;
-use super::trajectory::{finish, found_turn, repeated_finish};
-use super::tree::{Lease, Line, Tree, TreeState};
+use super::trajectory::{found_turn, repeated_finish};
+use super::tree::{InterruptMark, Lease, Line, Tree, TreeState};
 use super::{Call, Engine, Found, Moment, Pending, Timer, Work, closed, count, not_found};
 use crate::chain;
 use crate::error::{Reason, Refusal};
 use crate::gen_store::{EndedBy, RecordMeta, RequestMark, SessionFacts};
 use crate::gen_v1 as v1;
-use crate::ids::{LeaseToken, Uid, fingerprint, repeats};
+use crate::ids::{Asked, LeaseToken, Uid, fingerprint, repeats};
 use crate::journal::{Op, Record, Seq};
 use prost::Message;
 use std::sync::Arc;
@@ -38,6 +38,15 @@ pub(crate) struct Left {
     /// For good: its record is never superseded.
     pub(crate) give_up: bool,
     pub(crate) mark: Option<RequestMark>,
+    /// The InterruptSession that ended it, to be remembered in the same entry.
+    pub(crate) interrupt: Option<Box<InterruptMark>>,
+}
+
+impl Left {
+    /// Left by something else than its own AbortTurn.
+    pub(crate) fn new(outcome: v1::TurnOutcome, by: EndedBy) -> Self {
+        Left { outcome, by, give_up: false, mark: None, interrupt: None }
+    }
 }
 
 impl Engine {
@@ -113,21 +122,23 @@ impl Engine {
         let Some(resident) = &line.resident else {
             return self.load(call, tree, state, index, Wanted::default());
         };
+        if let Call::End(end) = &call.call
+            && call.new_since != Some(line.last)
+            && resident.has_seen(Asked::End, end.mark.as_ref())
+        {
+            let purpose = Purpose::Records { call: Box::new(call), why: Why::Used };
+            return self.ask_session(last_seq, purpose, uid, Wanted::default());
+        }
         let mut rewinds = false;
         if let Call::End(end) = &call.call
             && let TurnEnd::Commit(options) = &end.how
         {
             match self.check_rewind(line, resident, options.base_turn) {
                 Err(refusal) => return self.reply(call.ticket, Err(refusal), tree, state, work),
-                Ok(Some(base)) if call.base(base, line.head_version).is_none() => {
+                Ok(Some(base)) if call.base(base, line.last).is_none() => {
                     return self.ask_base(call, uid, base, last_seq);
                 }
                 Ok(base) => rewinds = base.is_some(),
-            }
-            if options.then == v1::Then::Close
-                && let Some(unread) = self.unread_due(state, index, &call)
-            {
-                return self.load(call, tree, state, unread, Wanted::default());
             }
         }
         let reload = call.reload_ms;
@@ -160,10 +171,12 @@ impl Engine {
                     (false, true) => v1::TurnOutcome::Failed,
                     (false, false) => v1::TurnOutcome::Aborted,
                 };
-                let left = Left { outcome, by: EndedBy::Abort, give_up, mark };
+                let left = Left { give_up, mark, ..Left::new(outcome, EndedBy::Abort) };
                 self.stop(&lease, payload, left, ended, tree, state, index, work, now);
                 count(&self.counters.turns_aborted);
-                let status = record_status(give_up) as i32;
+                // A trajectory that was due has ended with the turn, and the record with it.
+                let over = state.line(index).is_none_or(|l| l.provisional == 0);
+                let status = record_status(give_up || over) as i32;
                 let reply = v1::AbortTurnResponse { turn: lease.turn, attempt: lease.attempt, status, repeated: false };
                 self.reply(ticket, Ok(reply.encode_to_vec()), tree, state, work);
             }
@@ -182,7 +195,7 @@ impl Engine {
         work: &mut Work,
         now: &mut Moment,
     ) {
-        let left = Left { outcome: lease.expired_outcome(), by: EndedBy::Expiry, give_up: false, mark: None };
+        let left = Left::new(lease.expired_outcome(), EndedBy::Expiry);
         let ended = Ended { reload, ..Ended::default() };
         self.stop(lease, Payload::default(), left, ended, tree, state, index, work, now);
         count(&self.counters.turns_expired);
@@ -203,7 +216,9 @@ impl Engine {
         now: &Moment,
     ) {
         let (outcome, by) = (left.outcome, left.by);
-        self.append(tree, state, index, now, |seq, line, ops| leave(seq, line, ops, lease, payload, left, now));
+        self.append(tree, state, index, now, |appending, line, ops| {
+            leave(appending.seq, line, ops, lease, payload, left, now);
+        });
         if let Some(line) = state.line(index) {
             let name = outcome_name(outcome);
             self.log_done(tree.root, line, lease, name, by, ended, state.last_seq, now);
@@ -244,17 +259,19 @@ impl Engine {
         let next_fence = next.as_ref().map_or(0, |l| l.fence);
         let then = options.then;
         let below = if then == v1::Then::Close { state.subtree(index) } else { Vec::new() };
-        for child in below.iter().skip(1) {
-            self.finish_pending(tree, state, *child, now);
-        }
+        let next_refused = match &keep {
+            Some(Err(refusal)) => refusal.reason.name().to_owned(),
+            _ => String::new(),
+        };
         ended.base_turn = base.as_ref().map(|b| b.turn);
-        let mut ending: Option<Ending> = None;
+        let (mut ending, mut ready): (Option<Ending>, _) = (None, None);
         let committed = self.append_with(
             tree,
             state,
             index,
             now,
-            |seq, line, ops| {
+            |appending, line, ops| {
+                let seq = appending.seq;
                 let Some(resident) = line.resident.as_mut() else { return };
                 if line.provisional != 0 {
                     ops.push(Op::Status { seq: line.provisional, status: v1::RecordStatus::Superseded as i32 });
@@ -270,7 +287,9 @@ impl Engine {
                     let superseded = v1::RecordStatus::Superseded as i32;
                     ops.extend(base.later.iter().map(|seq| Op::Status { seq: *seq, status: superseded }));
                     attempt = base.attempts + 1;
+                    resident.forget_rewards_after(base.turn);
                     resident.checkpoint_tokens = base.tokens();
+                    resident.attempts_ahead = base.attempts_ahead;
                     resident.checkpoint = Some(Box::new(base.checkpoint));
                     let (state_seq, state) = base.state.unzip();
                     resident.state_seq = state_seq.unwrap_or(0);
@@ -287,7 +306,9 @@ impl Engine {
                     resident.checkpoint.get_or_insert_default().commit(line.head_version, offset, ids);
                 }
                 resident.checkpoint_tokens = offset + (ids.len() / crate::checkpoint::TOKEN) as u64;
-                resident.attempts = u32::from(next_fence > 0);
+                let tried = if resident.attempts_ahead.is_empty() { 0 } else { resident.attempts_ahead.remove(0) };
+                resident.attempts = tried + u32::from(next_fence > 0);
+                let next = next.map(|l| Lease { attempt: resident.attempts, ..l });
                 resident.head_seq = seq;
                 // A trajectory that is due ends with this turn, in this very entry; so does one that would come due
                 // after the session's end.
@@ -307,26 +328,30 @@ impl Engine {
                     then: then as i32,
                     next_fence,
                     finishes,
+                    next_refused,
                     trajectory_base: if finishes { resident.trajectory_turns } else { 0 },
                     ..meta(&lease, outcome, EndedBy::Commit, mark, now)
                 };
                 ops.push(record(seq, line, meta, payload, v1::RecordStatus::Committed, options.state));
                 if finishes {
-                    ops.push(Op::Finish(Box::new(finish(seq, line, tree, now))));
+                    line.finish_with_commit(seq, tree, now, ops);
+                    ready = Some(seq);
                 }
                 line.lease = next.map(Box::new);
                 line.fence += u64::from(next_fence > 0);
             },
-            |seq, state, ops| {
+            |appending, state, ops| {
                 if then == v1::Then::Close {
-                    let request = None;
-                    ending = Some(self.seal(state, &below, v1::CloseReason::Quit, request, seq, ops, now));
+                    let reason = v1::CloseReason::Quit;
+                    ending = Some(self.seal(tree, state, &below, reason, None, appending, ops, now));
                 }
                 state.line(index).map(|l| (l.head, l.head_version))
             },
         );
         count(&self.counters.turns_committed);
-        self.told_ready(tree, state, index);
+        if let Some(seq) = ready {
+            self.told_ready(tree, seq);
+        }
         if ended.base_turn.is_some() {
             count(&self.counters.turns_rewound);
         }
@@ -442,24 +467,40 @@ impl Engine {
                 work.calls.push_back(call);
                 return;
             }
+            Why::Used => {
+                let Call::End(end) = &call.call else { return };
+                let used = metas.iter().filter(|m| m.ended_by() != EndedBy::Finish);
+                let used = used.map(|m| repeats(m.end_request.as_ref(), end.mark.as_ref())).find_map(Result::err);
+                match used {
+                    Some(refusal) => self.refuse(call.ticket, refusal, work),
+                    None => {
+                        call.new_since = Some(loaded.row.last);
+                        work.calls.push_back(call);
+                    }
+                }
+                return;
+            }
         };
         // Read from the store, hence durable; but for what memory adds.
-        let mut after = 0;
+        let (mut after, mut grant) = (0, None);
         let result = match &call.call {
             Call::Begin(begin) => match repeated_begin(begin, &metas) {
                 None => {
                     // Two request_ids of one fingerprint.
-                    call.request_is_new = true;
+                    call.new_since = Some(loaded.row.last);
                     work.calls.push_back(call);
                     return;
                 }
                 Some(refusal) => Err(refusal),
             },
-            Call::End(end) => self.repeated_end(end, &call, ended, &loaded, &metas, &mut after, now),
+            Call::End(end) => self.repeated_end(end, &call, ended, &loaded, &metas, now).map(|repeated| {
+                (after, grant) = (repeated.after, repeated.grant);
+                repeated.reply
+            }),
             Call::Finish(finish) => match repeated_finish(finish, &loaded, &metas) {
                 None if ended => Err(closed(&id)),
                 None => {
-                    call.request_is_new = true;
+                    call.new_since = Some(loaded.row.last);
                     work.calls.push_back(call);
                     return;
                 }
@@ -475,6 +516,9 @@ impl Engine {
         {
             self.log_end_conflict(tree.root, line, &call, refusal, now);
         }
+        if let Some((tree, index, fence)) = grant {
+            self.granted(call.ticket, &tree, index, fence, work);
+        }
         work.answers.push(super::Answer { ticket: call.ticket, result, after, root: None });
     }
 
@@ -485,9 +529,8 @@ impl Engine {
         ended: bool,
         loaded: &LoadedSession,
         metas: &[RecordMeta],
-        after: &mut Seq,
         now: &Moment,
-    ) -> Result<Vec<u8>, Refusal> {
+    ) -> Result<Repeated, Refusal> {
         let LeaseToken { fence, nonce, .. } = end.lease;
         let lost = || {
             if ended {
@@ -513,8 +556,9 @@ impl Engine {
         if !commits {
             let status = line.status;
             let reply = v1::AbortTurnResponse { turn: meta.turn, attempt: meta.attempt, status, repeated: true };
-            return Ok(reply.encode_to_vec());
+            return Ok(Repeated { reply: reply.encode_to_vec(), ..Repeated::default() });
         }
+        let mut repeated = Repeated::default();
         let mut reply = v1::CommitTurnResponse {
             turn: meta.turn,
             head_version: meta.head_version,
@@ -524,27 +568,59 @@ impl Engine {
         if meta.then == v1::Then::Close as i32 {
             reply.receipt = loaded.row.receipt.as_deref().and_then(super::read::decode_receipt);
         } else if meta.then == v1::Then::Continue as i32 {
-            match self.next_of(call, &end.session_id, meta, after, now) {
-                Some(next) => reply.next = Some(next),
-                None => {
-                    let over = turn_ended(&end.session_id, meta.turn + 1, 1, v1::TurnOutcome::None);
-                    reply.next_refused = Some(over.to_proto());
-                }
+            reply.next = self.next_of(call, &end.session_id, meta, &mut repeated, now);
+            if reply.next.is_none() {
+                reply.next_refused = Some(no_next(&end.session_id, meta, metas).to_proto());
             }
         }
-        Ok(reply.encode_to_vec())
+        repeated.reply = reply.encode_to_vec();
+        Ok(repeated)
     }
 
-    /// The grant that a repeated commit made, if its turn still runs. What it tells of is durable after `after`.
-    fn next_of(&self, call: &Pending, id: &str, meta: &RecordMeta, after: &mut Seq, now: &Moment) -> Option<v1::Grant> {
+    /// The grant that a repeated commit made, if its turn still runs.
+    fn next_of(
+        &self,
+        call: &Pending,
+        id: &str,
+        meta: &RecordMeta,
+        repeated: &mut Repeated,
+        now: &Moment,
+    ) -> Option<v1::Grant> {
         let (tree, index) = call.tenant.directory.get(id)?;
         let mut state = Self::still_at(&tree, index, id)?;
-        *after = state.last_seq;
+        repeated.after = state.last_seq;
         let line = state.line_mut(index)?;
-        // One answer more: the end of one does not take the turn from the other.
-        line.lease.as_mut().filter(|l| l.running && l.fence == meta.next_fence)?.answers += 1;
         let resident = line.resident.as_ref()?;
-        self.grant_message(line, resident, Some(line.head_version), 0, now)
+        line.lease.as_ref().filter(|l| l.running && l.fence == meta.next_fence)?;
+        let grant = self.grant_message(line, resident, Some(line.head_version), 0, now)?;
+        // One answer more: the end of one does not take the turn from the other.
+        line.lease.as_mut()?.answers += 1;
+        drop(state);
+        repeated.grant = Some((tree, index, meta.next_fence));
+        Some(grant)
+    }
+}
+
+/// The answer to a repeated commit or abort.
+#[derive(Default)]
+struct Repeated {
+    reply: Vec<u8>,
+    /// What it tells of is durable after this.
+    after: Seq,
+    /// The grant in it: where, and its fence.
+    grant: Option<(Arc<Tree>, u32, u64)>,
+}
+
+/// Why a commit that was to go on has no turn to go on with: what its answer said, or how that turn has ended since.
+fn no_next(id: &str, meta: &RecordMeta, metas: &[RecordMeta]) -> Refusal {
+    if let Some(reason) = Reason::from_name(&meta.next_refused) {
+        return Refusal::new(reason, format!("no slot was kept for session {id:?}; the commit stands"))
+            .with("session_id", id);
+    }
+    let next = metas.iter().find(|m| meta.next_fence != 0 && m.fence == meta.next_fence);
+    match next {
+        Some(m) => turn_ended(id, m.turn, m.attempt, turn_outcome(m)),
+        None => turn_ended(id, meta.turn + 1, 1, v1::TurnOutcome::None),
     }
 }
 
@@ -620,6 +696,9 @@ pub(crate) fn leave(
     let meta = meta(lease, left.outcome, left.by, left.mark, now);
     ops.push(record(seq, line, meta, payload, record_status(left.give_up), None));
     line.provisional = if left.give_up { 0 } else { seq };
+    if let (Some(interrupt), Some(resident)) = (left.interrupt, line.resident.as_mut()) {
+        resident.interrupt_request = Some(interrupt);
+    }
     if left.by == EndedBy::Expiry {
         if let Some(lease) = line.lease.as_mut() {
             lease.running = false;
@@ -681,8 +760,8 @@ fn record(
         tokens = some(span.token_ids);
         arrays = some(span.arrays);
     }
-    if let Some(request) = &meta.begin_request {
-        resident.requests.push(fingerprint(&request.request_id));
+    for (asked, request) in [(Asked::Begin, &meta.begin_request), (Asked::End, &meta.end_request)] {
+        resident.requests.extend(request.as_ref().map(|r| fingerprint(asked, &r.request_id)));
     }
     resident.last_outcome = v1::TurnOutcome::try_from(meta.outcome).unwrap_or(v1::TurnOutcome::None);
     let turn = meta.turn;

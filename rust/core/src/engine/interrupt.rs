@@ -60,21 +60,22 @@ impl Engine {
             None => (v1::Activity::Idle, 0),
         };
         let flag = running.as_ref().is_some_and(|l| !l.interrupted);
-        if flag || mark.is_some() {
-            self.append(tree, state, index, now, |_, line, _| {
+        let interrupt = mark.map(|mark| Box::new(InterruptMark { mark, activity, turn }));
+        match running {
+            Some(lease) if force => {
+                let left = Left { interrupt, ..Left::new(v1::TurnOutcome::Interrupted, EndedBy::Interrupt) };
+                self.stop(&lease, Payload::default(), left, Ended::default(), tree, state, index, work, now);
+                count(&self.counters.turns_interrupted);
+            }
+            _ if flag || interrupt.is_some() => self.append(tree, state, index, now, |_, line, _| {
                 if let Some(lease) = line.lease.as_mut().filter(|l| l.running) {
                     lease.interrupted = true;
                 }
-                if let (Some(mark), Some(resident)) = (mark, line.resident.as_mut()) {
-                    resident.interrupt_request = Some(Box::new(InterruptMark { mark, activity, turn }));
+                if let (Some(_), Some(resident)) = (&interrupt, line.resident.as_mut()) {
+                    resident.interrupt_request = interrupt;
                 }
-            });
-        }
-        if let (true, Some(lease)) = (force, running) {
-            let outcome = v1::TurnOutcome::Interrupted;
-            let left = Left { outcome, by: EndedBy::Interrupt, give_up: false, mark: None };
-            self.stop(&lease, Payload::default(), left, Ended::default(), tree, state, index, work, now);
-            count(&self.counters.turns_interrupted);
+            }),
+            _ => {}
         }
         (activity, turn)
     }

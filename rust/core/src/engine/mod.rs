@@ -29,7 +29,7 @@ mod wait;
 use crate::error::{Reason, Refusal};
 use crate::gen_v1 as v1;
 use crate::ids::Uid;
-use crate::journal::{Batch, Held, Journal, Op, Seq};
+use crate::journal::{Appending, Batch, Held, Journal, Op, Seq};
 use crate::limits::Limits;
 use crate::residency::{Handle, Index};
 use crate::slots::SlotNode;
@@ -102,14 +102,13 @@ pub(crate) struct Pending {
     /// What the store said of ids that are not in memory: of its own id, this very moment; of its parent's, at some
     /// moment of this call (which is enough to refuse it).
     pub(crate) known: Vec<(Arc<str>, Known)>,
-    /// The store holds no record of this BeginTurn's request_id, though its fingerprint is known.
-    pub(crate) request_is_new: bool,
+    /// The store holds no record of its request_id, though the fingerprint is known: so it was when this record was the
+    /// session's last.
+    pub(crate) new_since: Option<Seq>,
     /// The place in the queue that it had before it had to be run again.
     pub(crate) arrival: Option<u64>,
     /// What was read for it alone.
     pub(crate) found: Option<Found>,
-    /// It closes sessions, and one whose trajectory was still to finish cannot be read: it closes it as it is.
-    pub(crate) forgoes_due: bool,
     /// When it was last run, and for how long it has been parked for reads before that. Unit: milliseconds.
     pub(crate) ran_ms: u64,
     pub(crate) reload_ms: u64,
@@ -492,10 +491,9 @@ impl Engine {
             since_ms: now.mono_ms,
             call,
             known: Vec::new(),
-            request_is_new: false,
+            new_since: None,
             arrival: None,
             found: None,
-            forgoes_due: false,
             ran_ms: now.mono_ms,
             reload_ms: 0,
         }
@@ -655,22 +653,21 @@ impl Engine {
         state: &mut TreeState,
         index: u32,
         now: &Moment,
-        change: impl FnOnce(Seq, &mut Line, &mut Vec<Op>),
-        tail: impl FnOnce(Seq, &mut TreeState, &mut Vec<Op>) -> T,
+        change: impl FnOnce(&mut Appending<'_>, &mut Line, &mut Vec<Op>),
+        tail: impl FnOnce(&mut Appending<'_>, &mut TreeState, &mut Vec<Op>) -> T,
     ) -> T {
         let pinned = self.pin(tree, state, index, now);
-        let appending = self.journal.append();
-        let seq = appending.seq;
+        let mut appending = self.journal.append();
         let mut ops = Vec::with_capacity(3);
         if let Some(line) = state.line_mut(index) {
-            change(seq, line, &mut ops);
-            let prev = std::mem::replace(&mut line.seq, seq);
-            if let Some(row) = state.row(tree, index, seq, prev) {
+            change(&mut appending, line, &mut ops);
+            let prev = std::mem::replace(&mut line.seq, appending.seq);
+            if let Some(row) = state.row(tree, index, prev) {
                 ops.push(Op::Upsert(Box::new(row)));
             }
         }
-        let out = tail(seq, state, &mut ops);
-        state.last_seq = seq;
+        let out = tail(&mut appending, state, &mut ops);
+        state.last_seq = appending.seq;
         appending.push(tree, ops, pinned.into_iter().collect(), now.mono_ms);
         self.charge(state, index);
         out
@@ -682,7 +679,7 @@ impl Engine {
         state: &mut TreeState,
         index: u32,
         now: &Moment,
-        change: impl FnOnce(Seq, &mut Line, &mut Vec<Op>),
+        change: impl FnOnce(&mut Appending<'_>, &mut Line, &mut Vec<Op>),
     ) {
         self.append_with(tree, state, index, now, change, |_, _, _| ());
     }

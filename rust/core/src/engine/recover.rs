@@ -179,6 +179,7 @@ impl Engine {
                 // Its load ends on a line that is gone.
                 self.release_header(tree, &mut state, now);
             }
+            state.keep_facts(index, None);
             state.lines[index as usize] = None;
             state.free.push(index);
         }

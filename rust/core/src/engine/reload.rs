@@ -11,7 +11,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Reason, Refusal};
 use crate::gen_store::{EndedBy, RecordMeta, SessionFacts};
 use crate::gen_v1 as v1;
-use crate::ids::{TrajectoryId, Uid, fingerprint};
+use crate::ids::{Asked, TrajectoryId, Uid, fingerprint};
 use crate::journal::{Held, Seq};
 use crate::slots::SlotNode;
 use parking_lot::{Mutex, MutexGuard};
@@ -82,6 +82,8 @@ pub struct HeaderRow {
     pub running: bool,
     pub lease: Option<Vec<u8>>,
     pub finish_due_ms: i64,
+    /// If `finish_due_ms` is not 0.
+    pub facts: Option<Vec<u8>>,
     pub seq: Seq,
 }
 
@@ -162,6 +164,8 @@ pub(crate) enum Purpose {
 pub(crate) enum Why {
     /// To be answered from them, if it is a repeat. `ended`: the session has ended.
     Repeat { ended: bool },
+    /// To be refused, if its request_id was another commit's or abort's; else it goes on.
+    Used,
     /// What a rewind to this turn starts from.
     Base(u32),
     /// Which record this turn is.
@@ -499,7 +503,11 @@ impl Engine {
                 let lease = Lease::decode(bytes, row.running, now);
                 line.lease = Some(Box::new(lease.ok_or_else(|| corrupt(row, "its grant does not decode"))?));
             }
-            by_uid.insert(row.uid, state.add(line));
+            let index = state.add(line);
+            by_uid.insert(row.uid, index);
+            if let Some(facts) = row.facts.as_ref().filter(|_| row.finish_due_ms != 0) {
+                state.keep_facts(index, Some(facts.clone().into()));
+            }
         }
         state.open = rows.len() as u32;
         // The root's id first: if it is in memory already, so is the whole tree, and newer than what was read.
@@ -577,9 +585,7 @@ impl Engine {
                 let id = line.session_id.clone();
                 let refusal = refusal.with("session_id", &id);
                 for call in self.give_up_load(&mut loading, tree, &state, index, work) {
-                    if let Some(call) = self.forgo(call, &id, work) {
-                        self.reply(call.ticket, Err(refusal.clone()), tree, &state, work);
-                    }
+                    self.reply(call.ticket, Err(refusal.clone()), tree, &state, work);
                 }
             }
             Ok((loaded, mut made)) if !closed && loaded.row.seq == seq => {
@@ -626,11 +632,11 @@ impl Engine {
             return self.charge(state, index);
         }
         count(&self.counters.reloads);
-        let marks = metas.iter().flat_map(|m| match m.ended_by() {
-            EndedBy::Finish => [m.end_request.as_ref(), None],
-            _ => [m.begin_request.as_ref(), None],
+        let marks = metas.iter().flat_map(|m| {
+            let ended = if m.ended_by() == EndedBy::Finish { Asked::Finish } else { Asked::End };
+            [(Asked::Begin, m.begin_request.as_ref()), (ended, m.end_request.as_ref())]
         });
-        let requests = marks.flatten().map(|m| fingerprint(&m.request_id)).collect();
+        let requests = marks.filter_map(|(asked, m)| Some(fingerprint(asked, &m?.request_id))).collect();
         let state_of = loaded.state.map(|(_, state)| state.into_boxed_slice());
         let make = |handle| Resident { requests, state: state_of, checkpoint, ..Resident::from_facts(handle, facts) };
         self.admit_resident(tree, state, index, make, now);
@@ -661,11 +667,9 @@ impl Engine {
             Some(Purpose::Load { tree, index, uid }) => {
                 let mut state = tree.state.lock();
                 let line = state.line_mut(index).filter(|l| l.uid == uid);
-                if let Some((mut loading, id)) = line.and_then(|l| Some((l.loading.take()?, l.session_id.clone()))) {
+                if let Some(mut loading) = line.and_then(|l| l.loading.take()) {
                     for call in self.give_up_load(&mut loading, &tree, &state, index, &mut work) {
-                        if let Some(call) = self.forgo(call, &id, &mut work) {
-                            self.refuse(call.ticket, refusal.clone(), &mut work);
-                        }
+                        self.refuse(call.ticket, refusal.clone(), &mut work);
                     }
                     self.release_header(&tree, &mut state, &now);
                 }

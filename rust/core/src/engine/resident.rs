@@ -7,6 +7,7 @@ use super::tree::{Resident, Tree, TreeState};
 use super::{Engine, Moment, count};
 use crate::ids::Uid;
 use crate::residency::{Evicted, Handle};
+use prost::Message;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -52,6 +53,10 @@ impl Engine {
         let Some(line) = state.line_mut(index) else { return };
         let running = line.running().is_some();
         line.resident = Some(Box::new(resident));
+        if line.facts.is_some() {
+            state.keep_facts(index, None);
+            self.charge_header(tree, state, now);
+        }
         self.hold_header(state);
         // A running session stays pinned until its turn ends (I9).
         if !running {
@@ -93,7 +98,8 @@ impl Engine {
     pub(crate) fn charge_header(&self, tree: &Arc<Tree>, state: &mut TreeState, now: &Moment) {
         let bytes = size_of::<Tree>() as u64
             + state.lines.capacity() as u64 * 8
-            + (state.lines.len() - state.free.len()) as u64 * Tree::LINE_BYTES;
+            + (state.lines.len() - state.free.len()) as u64 * Tree::LINE_BYTES
+            + state.facts_bytes;
         let before = std::mem::replace(&mut state.header_bytes, bytes);
         if before == 0 {
             self.header_count.fetch_add(1, Ordering::Relaxed);
@@ -193,11 +199,13 @@ impl Engine {
         let Some((tree, index)) = self.owners.lock().try_remove(owner as usize) else { return };
         let mut state = tree.state.lock();
         let Some(line) = state.line_mut(index) else { return };
-        if line.resident.as_ref().is_some_and(|r| r.handle == handle) {
-            line.resident = None;
-            count(&self.counters.evictions);
-            self.release_header(&tree, &mut state, now);
+        let Some(resident) = line.resident.take_if(|r| r.handle == handle) else { return };
+        if line.finish_due_ms != 0 {
+            state.keep_facts(index, Some(resident.facts().encode_to_vec().into()));
+            self.charge_header(&tree, &mut state, now);
         }
+        count(&self.counters.evictions);
+        self.release_header(&tree, &mut state, now);
     }
 
     fn evict_header(&self, owner: u32, handle: Handle, now: &Moment) {

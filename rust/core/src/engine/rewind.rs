@@ -14,20 +14,22 @@ use crate::gen_store::RecordMeta;
 use crate::gen_v1::RecordStatus;
 use crate::ids::Uid;
 use crate::journal::Seq;
+use std::collections::BTreeMap;
 
 /// The line as it was after turn `turn`.
 #[derive(Clone, Debug)]
 pub(crate) struct Base {
     pub(crate) turn: u32,
-    /// The head_version at which it was read: with another one, the line is another.
-    pub(crate) head_version: u64,
+    /// The session's last record when it was read: with another one, the line is another.
+    pub(crate) last: Seq,
     pub(crate) checkpoint: Checkpoint,
     /// The client's state, and the record that set it.
     pub(crate) state: Option<(Seq, Vec<u8>)>,
     /// COMMITTED records after it.
     pub(crate) later: Vec<Seq>,
-    /// Tries at the turn after it so far.
+    /// Tries at the turn after it so far, and at each of those behind that.
     pub(crate) attempts: u32,
+    pub(crate) attempts_ahead: Vec<u32>,
 }
 
 impl Base {
@@ -39,11 +41,14 @@ impl Base {
         let committed = |status: i32| status == RecordStatus::Committed as i32;
         let lines = loaded.lines.iter().zip(metas);
         let later = lines.clone().filter(|(l, m)| committed(l.status) && m.turn > turn).map(|(l, _)| l.seq).collect();
-        let attempts = lines
-            .clone()
-            .filter(|(l, m)| l.status != chain::FINISHED && m.turn == turn + 1)
-            .map(|(_, m)| m.attempt)
-            .max();
+        let mut tries: BTreeMap<u32, u32> = BTreeMap::new();
+        for (_, meta) in lines.clone().filter(|(l, m)| l.status != chain::FINISHED && m.turn > turn) {
+            let most = tries.entry(meta.turn).or_default();
+            *most = meta.attempt.max(*most);
+        }
+        let attempts = tries.remove(&(turn + 1)).unwrap_or(0);
+        let furthest = tries.last_key_value().map_or(turn + 1, |(t, _)| *t);
+        let attempts_ahead = (turn + 2..=furthest).map(|t| tries.get(&t).copied().unwrap_or(0)).collect();
         let checkpoint = Checkpoint::fold(&loaded.lines, metas, turn);
         if let Some((seq, state)) = &loaded.state {
             let setter = lines.clone().find(|(l, _)| l.seq == *seq).map(|(_, m)| &m.state_digest);
@@ -51,14 +56,7 @@ impl Base {
                 return Err(Refusal::new(Reason::SessionCorrupt, "its state does not match its digest"));
             }
         }
-        Ok(Base {
-            turn,
-            head_version: loaded.row.head_version,
-            checkpoint,
-            state: loaded.state,
-            later,
-            attempts: attempts.unwrap_or(0),
-        })
+        Ok(Base { turn, last: loaded.row.last, checkpoint, state: loaded.state, later, attempts, attempts_ahead })
     }
 }
 
@@ -101,9 +99,9 @@ impl Engine {
 
 impl Pending {
     /// The base that was read for it, if the line is still the one it was read of.
-    pub(crate) fn base(&self, turn: u32, head_version: u64) -> Option<&std::sync::Arc<Base>> {
+    pub(crate) fn base(&self, turn: u32, last: Seq) -> Option<&std::sync::Arc<Base>> {
         match &self.found {
-            Some(Found::Base(base)) if base.turn == turn && base.head_version == head_version => Some(base),
+            Some(Found::Base(base)) if base.turn == turn && base.last == last => Some(base),
             _ => None,
         }
     }

@@ -10,10 +10,10 @@ use super::tree::{LatestReward, Line, Resident, RewardedTurn, Tree, TreeState};
 use super::{Answer, Call, Engine, Found, Moment, Pending, Work, count, quarantined, timestamp};
 use crate::chain;
 use crate::error::{Reason, Refusal};
-use crate::gen_store::{EndedBy, RecordMeta, RequestMark};
+use crate::gen_store::{EndedBy, RecordMeta, RequestMark, SessionFacts};
 use crate::gen_v1 as v1;
-use crate::ids::{TrajectoryId, Uid, fingerprint, repeats};
-use crate::journal::{Finished, Held, Op, Record, Seq};
+use crate::ids::{Asked, TrajectoryId, Uid, fingerprint, repeats};
+use crate::journal::{Appending, Finished, Held, Op, Record, Seq};
 use prost::Message;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,13 +22,6 @@ impl Pending {
     /// Whether it may be the repeat of a FinishTrajectory, which has its answer whatever became of the session since.
     pub(crate) fn may_repeat_finish(&self) -> bool {
         matches!(&self.call, Call::Finish(finish) if finish.mark.is_some())
-    }
-}
-
-impl Line {
-    /// Whether its active trajectory is to finish by now.
-    pub(crate) fn is_due(&self, now: &Moment) -> bool {
-        self.finish_due_ms != 0 && self.finish_due_ms <= now.wall_ms
     }
 }
 
@@ -75,7 +68,7 @@ impl Engine {
         }
     }
 
-    /// Writes a reward, and finishes the trajectory if that is to be at once.
+    /// Writes a reward, and finishes the trajectory if that is to be at once: one entry.
     fn reward_turn(
         &self,
         tree: &Arc<Tree>,
@@ -87,18 +80,23 @@ impl Engine {
         now: &Moment,
     ) {
         let Reward { mark, value, finish_after_ms, .. } = reward;
-        let mut due = 0;
-        self.append(tree, state, index, now, |_, line, ops| {
+        let (mut due, mut ready) = (0, None);
+        self.append(tree, state, index, now, |appending, line, ops| {
             let Some(resident) = line.resident.as_mut() else { return };
             ops.push(Op::Reward { session: line.uid, seq, value });
             resident.rewarded(turn, value, mark);
             if let Some(ms) = finish_after_ms {
                 line.finish_due_ms = (now.wall_ms + ms as i64).max(1);
                 due = line.finish_due_ms;
+                if line.may_finish(now) {
+                    ready = Some(line.finish(appending.seq, tree, None, now, ops).ready_seq);
+                }
             }
         });
-        if due != 0 && !self.finish_if_due(tree, state, index, now) {
-            self.due_at(due);
+        match ready {
+            Some(seq) => self.told_ready(tree, seq),
+            None if due != 0 => self.due_at(due),
+            None => {}
         }
     }
 
@@ -117,8 +115,7 @@ impl Engine {
         let Some(resident) = &line.resident else {
             return self.load(call, &tree, &mut state, index, Wanted::default());
         };
-        let seen = |m: &RequestMark| resident.requests.contains(&fingerprint(&m.request_id));
-        if !call.request_is_new && finish.mark.as_ref().is_some_and(seen) {
+        if call.new_since != Some(line.last) && resident.has_seen(Asked::Finish, finish.mark.as_ref()) {
             let (uid, after) = (line.uid, state.last_seq);
             let purpose = Purpose::Records { call: Box::new(call), why: Why::Repeat { ended: false } };
             return self.ask_session(after, purpose, uid, Wanted::default());
@@ -153,46 +150,10 @@ impl Engine {
     }
 
     /// Finishes the active trajectory if it is due and nothing stands against it. The tree is locked.
-    pub(crate) fn finish_if_due(&self, tree: &Arc<Tree>, state: &mut TreeState, index: u32, now: &Moment) -> bool {
-        let Some(line) = state.line(index) else { return false };
-        let begins = line.loading.as_ref().is_some_and(|l| l.granted.is_some());
-        if !line.is_due(now) || line.running().is_some() || begins || line.closed.is_some() || line.resident.is_none() {
-            return false;
-        }
-        self.finish_active(tree, state, index, None, None, now).is_some()
-    }
-
-    /// Finishes the active trajectory before its time, because its session is about to be closed.
-    pub(crate) fn finish_pending(&self, tree: &Arc<Tree>, state: &mut TreeState, index: u32, now: &Moment) {
-        if state.line(index).is_some_and(|l| l.finish_due_ms != 0 && l.resident.is_some()) {
+    pub(crate) fn finish_if_due(&self, tree: &Arc<Tree>, state: &mut TreeState, index: u32, now: &Moment) {
+        if state.line(index).is_some_and(|l| l.may_finish(now)) {
             self.finish_active(tree, state, index, None, None, now);
         }
-    }
-
-    /// The first session of this subtree that is not in memory and whose trajectory is still to finish: a close of the
-    /// subtree has it loaded first.
-    pub(crate) fn unread_due(&self, state: &TreeState, index: u32, call: &Pending) -> Option<u32> {
-        if call.forgoes_due {
-            return None;
-        }
-        let unread = |i: &u32| state.line(*i).is_some_and(|l| l.finish_due_ms != 0 && l.resident.is_none());
-        state.subtree(index).into_iter().find(unread)
-    }
-
-    /// A session that `call` needs in memory cannot be read. A close of another session goes on without it; any other call
-    /// is given back.
-    pub(crate) fn forgo(&self, mut call: Pending, unread: &str, work: &mut Work) -> Option<Pending> {
-        let closes = match &call.call {
-            Call::Close(_) => true,
-            Call::End(end) => end.session_id != unread,
-            _ => false,
-        };
-        if !closes {
-            return Some(call);
-        }
-        call.forgoes_due = true;
-        work.calls.push_back(call);
-        None
     }
 
     /// Makes the active trajectory READY and starts the next. The session is resident, and its tree locked.
@@ -206,39 +167,54 @@ impl Engine {
         now: &Moment,
     ) -> Option<v1::Trajectory> {
         let mut told = None;
-        self.append(tree, state, index, now, |seq, line, ops| {
-            if line.provisional != 0 {
-                ops.push(Op::Status { seq: line.provisional, status: v1::RecordStatus::Aborted as i32 });
-                line.provisional = 0;
-            }
-            if line.running().is_none() {
-                // A late commit would come into another trajectory than its turn.
-                line.lease = None;
-            }
+        self.append(tree, state, index, now, |appending, line, ops| {
             let uid = line.uid;
             let Some(resident) = line.resident.as_mut() else { return };
             if let Some(value) = reward {
                 ops.push(Op::Reward { session: uid, seq: resident.head_seq, value });
                 resident.rewarded(line.head, value, None);
             }
-            ops.push(event(seq, line, mark, now));
-            let finished = finish(seq, line, tree, now);
+            let finished = line.finish(appending.seq, tree, mark, now, ops);
             told = Some(message(&line.session_id, &finished));
-            ops.push(Op::Finish(Box::new(finished)));
         });
-        self.told_ready(tree, state, index);
+        if let Some(told) = &told {
+            self.told_ready(tree, told.ready_sequence);
+        }
         told
     }
 
-    /// If the entry that was just appended finished a trajectory: counts it, and tells who follows once it is durable.
-    pub(crate) fn told_ready(&self, tree: &Tree, state: &TreeState, index: u32) {
-        let seq = state.last_seq;
-        let finished = state.line(index).and_then(|l| l.resident.as_ref()).is_some_and(|r| r.trajectory_seq == seq);
-        if finished {
-            count(&self.counters.trajectories_finished);
-            if let Some(Held::Ready(_, seq)) = self.journal.hold(seq, Held::Ready(tree.root, seq)) {
-                self.ready(seq);
-            }
+    /// Finishes, in the entry of its close, the trajectory of a session that was to finish by itself: it was promised, and
+    /// a closed session has no time to come. Not one whose facts are damaged.
+    pub(crate) fn finish_closing(
+        &self,
+        appending: &mut Appending<'_>,
+        tree: &Tree,
+        state: &mut TreeState,
+        index: u32,
+        ops: &mut Vec<Op>,
+        now: &Moment,
+    ) -> Option<Seq> {
+        let line = state.line_mut(index).filter(|l| l.finish_due_ms != 0)?;
+        let kept = line.facts.as_deref().map(SessionFacts::decode);
+        let mut facts = match (&line.resident, kept) {
+            (Some(resident), _) => resident.facts(),
+            (None, Some(Ok(facts))) => facts,
+            _ => return None,
+        };
+        let mut active = Active::of(&facts)?;
+        let seq = appending.another();
+        line.finish_as(&mut active, seq, tree, None, now, ops);
+        active.put(&mut facts);
+        let prev = std::mem::replace(&mut line.seq, seq);
+        ops.extend(state.row_of(tree, index, prev, &facts).map(|row| Op::Upsert(Box::new(row))));
+        Some(seq)
+    }
+
+    /// The entry of this sequence finished a trajectory: counts it, and tells who follows once it is durable.
+    pub(crate) fn told_ready(&self, tree: &Tree, seq: Seq) {
+        count(&self.counters.trajectories_finished);
+        if let Some(Held::Ready(_, seq)) = self.journal.hold(seq, Held::Ready(tree.root, seq)) {
+            self.ready(seq);
         }
     }
 
@@ -352,6 +328,18 @@ fn rewarded(line: &Line, resident: &Resident, reward: &Reward) -> Result<Rewarde
 }
 
 impl Resident {
+    /// Whether a record may bear this request_id.
+    pub(crate) fn has_seen(&self, asked: Asked, mark: Option<&RequestMark>) -> bool {
+        mark.is_some_and(|m| self.requests.contains(&fingerprint(asked, &m.request_id)))
+    }
+
+    /// A rewind took the turns after this one back: what was said of their rewards is not of those that come now.
+    pub(crate) fn forget_rewards_after(&mut self, turn: u32) {
+        if let Some(latest) = self.reward.as_mut().filter(|r| r.of.turn > turn) {
+            latest.of = RewardedTurn::default();
+        }
+    }
+
     fn rewarded(&mut self, turn: u32, value: f64, mark: Option<RequestMark>) {
         let of = RewardedTurn { turn, trajectory: self.trajectories + 1 };
         let before = self.reward.take().and_then(|r| r.request);
@@ -429,37 +417,6 @@ pub(crate) fn repeated_finish(
     None
 }
 
-/// The event that finishes the active trajectory, as it stands on the session's chain.
-fn event(seq: Seq, line: &mut Line, mark: Option<RequestMark>, now: &Moment) -> Op {
-    let Some(resident) = line.resident.as_mut() else { unreachable!("a trajectory is finished in memory") };
-    resident.requests.extend(mark.as_ref().map(|m| fingerprint(&m.request_id)));
-    let meta = RecordMeta {
-        turn: line.head,
-        create_ms: now.wall_ms,
-        end_request: mark,
-        ended_by: EndedBy::Finish as i32,
-        trajectory: resident.trajectories + 1,
-        trajectory_base: resident.trajectory_turns,
-        ..RecordMeta::default()
-    }
-    .encode_to_vec();
-    resident.chain = chain::link(&resident.chain, &meta);
-    let prev = std::mem::replace(&mut line.last, seq);
-    Op::Append(Box::new(Record {
-        seq,
-        session: line.uid,
-        prev,
-        status: chain::FINISHED,
-        turn: line.head,
-        meta,
-        chain: resident.chain,
-        tokens: None,
-        state: None,
-        arrays: None,
-        content: None,
-    }))
-}
-
 /// A finished trajectory as callers see it.
 fn message(session_id: &str, finished: &Finished) -> v1::Trajectory {
     v1::Trajectory {
@@ -474,23 +431,153 @@ fn message(session_id: &str, finished: &Finished) -> v1::Trajectory {
     }
 }
 
-/// Moves the session on to its next trajectory; the entry of sequence `seq` holds the event that says so.
-pub(crate) fn finish(seq: Seq, line: &mut Line, tree: &Tree, now: &Moment) -> Finished {
-    let Some(resident) = line.resident.as_mut() else { unreachable!("a trajectory is finished in memory") };
-    let finished = Finished {
-        session: line.uid,
-        number: resident.trajectories + 1,
-        tenant: tree.tenant.name.clone(),
-        root: tree.root,
-        ready_seq: seq,
-        after_seq: resident.trajectory_seq,
-        first_turn: resident.trajectory_turns + 1,
-        turn_count: line.head - resident.trajectory_turns,
-        ready_ms: now.wall_ms,
-    };
-    resident.trajectories += 1;
-    resident.trajectory_turns = line.head;
-    resident.trajectory_seq = seq;
-    line.finish_due_ms = 0;
-    finished
+/// What finishing the active trajectory needs of a session's facts, and changes.
+pub(crate) struct Active {
+    chain: [u8; 32],
+    /// Trajectories finished so far.
+    finished: u32,
+    /// Turns on the live line when the last of them was.
+    turns: u32,
+    /// The event that finished it.
+    seq: Seq,
+}
+
+impl Active {
+    fn of(facts: &SessionFacts) -> Option<Self> {
+        let chain = if facts.chain.is_empty() { chain::GENESIS } else { facts.chain[..].try_into().ok()? };
+        let (finished, turns, seq) = (facts.trajectories, facts.trajectory_turns, facts.trajectory_seq as u64);
+        Some(Active { chain, finished, turns, seq })
+    }
+
+    fn put(self, facts: &mut SessionFacts) {
+        facts.chain = self.chain.to_vec();
+        facts.trajectories = self.finished;
+        facts.trajectory_turns = self.turns;
+        facts.trajectory_seq = self.seq as i64;
+    }
+
+    /// Moves on to the next trajectory; the entry of sequence `seq` holds the event that says so.
+    fn advance(&mut self, seq: Seq, line: &mut Line, tree: &Tree, now: &Moment) -> Finished {
+        let finished = Finished {
+            session: line.uid,
+            number: self.finished + 1,
+            tenant: tree.tenant.name.clone(),
+            root: tree.root,
+            ready_seq: seq,
+            after_seq: self.seq,
+            first_turn: self.turns + 1,
+            turn_count: line.head - self.turns,
+            ready_ms: now.wall_ms,
+        };
+        *self = Active { chain: self.chain, finished: finished.number, turns: line.head, seq };
+        line.finish_due_ms = 0;
+        finished
+    }
+}
+
+impl Resident {
+    fn active(&self) -> Active {
+        Active {
+            chain: self.chain,
+            finished: self.trajectories,
+            turns: self.trajectory_turns,
+            seq: self.trajectory_seq,
+        }
+    }
+
+    fn set_active(&mut self, active: Active) {
+        self.chain = active.chain;
+        self.trajectories = active.finished;
+        self.trajectory_turns = active.turns;
+        self.trajectory_seq = active.seq;
+    }
+}
+
+impl Line {
+    /// Whether its active trajectory is to finish by now.
+    pub(crate) fn is_due(&self, now: &Moment) -> bool {
+        self.finish_due_ms != 0 && self.finish_due_ms <= now.wall_ms
+    }
+
+    /// Whether it is due and nothing stands against it: no turn that runs or is about to.
+    fn may_finish(&self, now: &Moment) -> bool {
+        let begins = self.loading.as_ref().is_some_and(|l| l.granted.is_some());
+        let stands = self.running().is_some() || begins || self.closed.is_some();
+        self.is_due(now) && !stands && self.resident.is_some()
+    }
+
+    /// Finishes the active trajectory of a resident session with an event of its own, of sequence `seq`.
+    pub(crate) fn finish(
+        &mut self,
+        seq: Seq,
+        tree: &Tree,
+        mark: Option<RequestMark>,
+        now: &Moment,
+        ops: &mut Vec<Op>,
+    ) -> Finished {
+        let Some(resident) = self.resident.as_mut() else { unreachable!("a trajectory is finished in memory") };
+        resident.requests.extend(mark.as_ref().map(|m| fingerprint(Asked::Finish, &m.request_id)));
+        let mut active = resident.active();
+        let finished = self.finish_as(&mut active, seq, tree, mark, now, ops);
+        if let Some(resident) = self.resident.as_mut() {
+            resident.set_active(active);
+        }
+        finished
+    }
+
+    /// Finishes the active trajectory with the commit that is in the entry of sequence `seq` and says so.
+    pub(crate) fn finish_with_commit(&mut self, seq: Seq, tree: &Tree, now: &Moment, ops: &mut Vec<Op>) {
+        let Some(mut active) = self.resident.as_ref().map(|r| r.active()) else { return };
+        let finished = active.advance(seq, self, tree, now);
+        if let Some(resident) = self.resident.as_mut() {
+            resident.set_active(active);
+        }
+        ops.push(Op::Finish(Box::new(finished)));
+    }
+
+    fn finish_as(
+        &mut self,
+        active: &mut Active,
+        seq: Seq,
+        tree: &Tree,
+        mark: Option<RequestMark>,
+        now: &Moment,
+        ops: &mut Vec<Op>,
+    ) -> Finished {
+        if self.provisional != 0 {
+            ops.push(Op::Status { seq: self.provisional, status: v1::RecordStatus::Aborted as i32 });
+            self.provisional = 0;
+        }
+        if self.running().is_none() {
+            // A late commit would come into another trajectory than its turn.
+            self.lease = None;
+        }
+        let meta = RecordMeta {
+            turn: self.head,
+            create_ms: now.wall_ms,
+            end_request: mark,
+            ended_by: EndedBy::Finish as i32,
+            trajectory: active.finished + 1,
+            trajectory_base: active.turns,
+            ..RecordMeta::default()
+        }
+        .encode_to_vec();
+        active.chain = chain::link(&active.chain, &meta);
+        ops.push(Op::Append(Box::new(Record {
+            seq,
+            session: self.uid,
+            prev: std::mem::replace(&mut self.last, seq),
+            status: chain::FINISHED,
+            turn: self.head,
+            meta,
+            chain: active.chain,
+            tokens: None,
+            state: None,
+            arrays: None,
+            content: None,
+        })));
+        let finished = active.advance(seq, self, tree, now);
+        ops.push(Op::Finish(Box::new(finished.clone())));
+        finished
+    }
 }

@@ -61,6 +61,8 @@ pub(crate) struct TreeState {
     pub(crate) header: Option<Handle>,
     /// What it is charged.
     pub(crate) header_bytes: u64,
+    /// Of that, the facts that lines keep.
+    pub(crate) facts_bytes: u64,
 }
 
 /// One open session in its tree's header; about 200 bytes. A closed one stays until its close is durable.
@@ -88,6 +90,9 @@ pub(crate) struct Line {
     pub(crate) lease: Option<Box<Lease>>,
     pub(crate) waiter: Option<Box<Waiter>>,
     pub(crate) resident: Option<Box<Resident>>,
+    /// The encoded facts of a session that is not resident and whose trajectory is to finish by itself: a close finishes
+    /// it, and loads no session for that. Their bytes are the header's.
+    pub(crate) facts: Option<Box<[u8]>>,
     /// Calls that wait for a load of it; an entry means a load is under way.
     pub(crate) loading: Option<Box<Loading>>,
 }
@@ -236,6 +241,8 @@ pub(crate) struct Resident {
     pub(crate) open_request: Option<Box<RequestMark>>,
     pub(crate) update_request: Option<Box<RequestMark>>,
     pub(crate) attempts: u32,
+    /// As SessionFacts has it; mostly empty.
+    pub(crate) attempts_ahead: Vec<u32>,
     pub(crate) head_seq: Seq,
     /// How many trajectories were finished, the turns on the live line when the last of them was, and the event that
     /// finished it: the active one's records come after that.
@@ -245,8 +252,8 @@ pub(crate) struct Resident {
     /// The latest reward, and the latest InterruptSession with its answer.
     pub(crate) reward: Option<Box<LatestReward>>,
     pub(crate) interrupt_request: Option<Box<InterruptMark>>,
-    /// Fingerprints of the BeginTurn request_ids of all its records, and of its FinishTrajectory ones: a repeat is told
-    /// from a new call without a read.
+    /// Fingerprints of the request_ids of all its records (what began and what ended their turns) and of its
+    /// FinishTrajectory ones: a repeat is told from a new call without a read.
     pub(crate) requests: Vec<u64>,
     /// The client's own state after the last commit.
     pub(crate) state: Option<Box<[u8]>>,
@@ -295,6 +302,7 @@ impl Resident {
                 .as_ref()
                 .map_or(0, |m| size_of::<InterruptMark>() + m.mark.request_id.len() + m.mark.hash.len())
             + self.requests.capacity() * 8
+            + self.attempts_ahead.capacity() * 4
             + self.state.as_ref().map_or(0, |s| s.len())
             + self.checkpoint.as_ref().map_or(0, |c| c.bytes());
         (size_of::<Self>() + variable) as u64
@@ -305,7 +313,7 @@ impl Resident {
         self.checkpoint_tokens == 0 || self.checkpoint.is_some()
     }
 
-    fn facts(&self) -> SessionFacts {
+    pub(crate) fn facts(&self) -> SessionFacts {
         let reward = self.reward.as_deref();
         let reward_of = reward.map(|r| r.of).unwrap_or_default();
         let (reward_request, answered) = reward.and_then(|r| r.request.clone()).unzip();
@@ -321,6 +329,7 @@ impl Resident {
             open_request: self.open_request.as_deref().cloned(),
             update_request: self.update_request.as_deref().cloned(),
             attempts: self.attempts,
+            attempts_ahead: self.attempts_ahead.clone(),
             head_seq: self.head_seq as i64,
             trajectories: self.trajectories,
             trajectory_turns: self.trajectory_turns,
@@ -351,6 +360,7 @@ impl Resident {
             open_request: None,
             update_request: None,
             attempts: 0,
+            attempts_ahead: Vec::new(),
             head_seq: 0,
             trajectories: 0,
             trajectory_turns: 0,
@@ -366,7 +376,7 @@ impl Resident {
     /// From the store: its facts; what its records add is put in by the caller.
     pub(crate) fn from_facts(handle: Handle, facts: SessionFacts) -> Self {
         let answered = RewardedTurn { turn: facts.reward_request_turn, trajectory: facts.reward_request_trajectory };
-        let reward = (facts.reward_turn > 0).then(|| {
+        let reward = (facts.reward_turn > 0 || facts.reward_request.is_some()).then(|| {
             Box::new(LatestReward {
                 of: RewardedTurn { turn: facts.reward_turn, trajectory: facts.reward_trajectory },
                 value: facts.reward_value,
@@ -385,6 +395,7 @@ impl Resident {
             open_request: facts.open_request.map(Box::new),
             update_request: facts.update_request.map(Box::new),
             attempts: facts.attempts,
+            attempts_ahead: facts.attempts_ahead,
             head_seq: facts.head_seq as u64,
             trajectories: facts.trajectories,
             trajectory_turns: facts.trajectory_turns,
@@ -428,6 +439,7 @@ impl Line {
             lease: None,
             waiter: None,
             resident: None,
+            facts: None,
             loading: None,
         }
     }
@@ -492,6 +504,14 @@ impl TreeState {
         (self.lines.len() - 1) as u32
     }
 
+    /// Keeps or forgets the facts of a line. What it is charged for that is the caller's to say.
+    pub(crate) fn keep_facts(&mut self, index: u32, facts: Option<Box<[u8]>>) {
+        let Some(line) = self.line_mut(index) else { return };
+        let new = facts.as_ref().map_or(0, |f| f.len() as u64);
+        let old = std::mem::replace(&mut line.facts, facts).map_or(0, |f| f.len() as u64);
+        self.facts_bytes = self.facts_bytes + new - old;
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &Line)> {
         self.lines.iter().enumerate().filter_map(|(i, l)| Some((i as u32, l.as_deref()?)))
     }
@@ -537,9 +557,14 @@ impl TreeState {
     }
 
     /// The row of a resident session as it is now.
-    pub(crate) fn row(&self, tree: &Tree, index: u32, seq: Seq, prev: Seq) -> Option<Row> {
+    pub(crate) fn row(&self, tree: &Tree, index: u32, prev: Seq) -> Option<Row> {
+        let facts = self.line(index)?.resident.as_ref()?.facts();
+        self.row_of(tree, index, prev, &facts)
+    }
+
+    /// The row of a session with these facts.
+    pub(crate) fn row_of(&self, tree: &Tree, index: u32, prev: Seq, facts: &SessionFacts) -> Option<Row> {
         let line = self.line(index)?;
-        let resident = line.resident.as_ref()?;
         Some(Row {
             uid: line.uid,
             tenant: tree.tenant.name.clone(),
@@ -548,7 +573,7 @@ impl TreeState {
             parent: line.parent.and_then(|p| self.line(p)).map(|p| p.uid),
             path: if prev == 0 { self.path(index) } else { String::new() },
             depth: line.depth,
-            create_ms: resident.create_ms,
+            create_ms: facts.create_ms,
             head: line.head,
             head_version: line.head_version,
             fence: line.fence,
@@ -556,9 +581,9 @@ impl TreeState {
             last: line.last,
             running: line.running().is_some(),
             lease: line.lease.as_ref().map(|l| l.encode()),
-            facts: resident.facts().encode_to_vec(),
+            facts: facts.encode_to_vec(),
             finish_due_ms: line.finish_due_ms,
-            seq,
+            seq: line.seq,
             prev,
         })
     }

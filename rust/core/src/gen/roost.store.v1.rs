@@ -74,6 +74,9 @@ pub struct SessionFacts {
     /// What reward_request answered: its trajectory.
     #[prost(uint32, tag = "23")]
     pub reward_request_trajectory: u32,
+    /// Tries at the turns after that, which a rewind took back, in their order: their numbers' next tries count on.
+    #[prost(uint32, repeated, tag = "24")]
+    pub attempts_ahead: ::prost::alloc::vec::Vec<u32>,
 }
 /// A request_id and the hash of the request that bore it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -280,6 +283,9 @@ pub struct RecordMeta {
     /// True where the commit also finished its trajectory, which was due.
     #[prost(bool, tag = "35")]
     pub finishes: bool,
+    /// Where `then: CONTINUE` kept no slot: the reason that the answer gave.
+    #[prost(string, tag = "36")]
+    pub next_refused: ::prost::alloc::string::String,
 }
 /// What ended the turn that a record is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

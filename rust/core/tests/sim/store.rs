@@ -435,6 +435,7 @@ impl Store {
             running: s.row.running,
             lease: s.row.lease.clone(),
             finish_due_ms: s.row.finish_due_ms,
+            facts: (s.row.finish_due_ms != 0).then(|| s.row.facts.clone()),
             seq: s.row.seq,
         };
         (self.sessions[&root].row.tenant.to_string(), open.iter().map(row).collect())

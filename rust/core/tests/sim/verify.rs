@@ -374,7 +374,12 @@ fn replied(store: &Store, call: &OpenCall, reply: &[u8]) -> Check {
             ensure!((reply.turn, reply.attempt) == (meta.turn, meta.attempt), "other numbers than stored");
             let status = v1::RecordStatus::try_from(reply.status).map_err(|e| e.to_string())?;
             ensure!(status != v1::RecordStatus::Committed, "an abort that committed");
-            ensure!(reply.repeated || r.r#final == (status == v1::RecordStatus::Aborted), "{status:?} of an abort");
+            let aborted = status == v1::RecordStatus::Aborted;
+            ensure!(reply.repeated || aborted || !r.r#final, "{status:?} of a final abort");
+            // A finish that was due comes with the end of the turn, and its answer says so.
+            let finished = session.facts.trajectories >= meta.trajectory;
+            let may_be = reply.repeated || r.r#final || finished || session.state != OPEN;
+            ensure!(!aborted || may_be, "{status:?} of an abort");
             Ok(())
         }
         Req::Interrupt(_) => {
