@@ -194,6 +194,47 @@ def test_an_export_is_acknowledged_when_it_is_on_disk(shared: Server, tmp_path: 
     assert (tmp_path / "y").read_text() == ""
 
 
+def test_an_export_loses_no_file(shared: Server, tmp_path: Path) -> None:
+    """What was acknowledged may be in this file alone."""
+    path = tmp_path / "out.jsonl"
+    out = ("trajectories", "export", "--ack", "--out", str(path))
+
+    def ready() -> str:
+        name = played(shared)
+        with Client(shared.address) as client:
+            client.finish_trajectory(name)
+        return name
+
+    names = [ready()]
+    assert roost(*out, "--session", names[0], "--target", shared.address).returncode == 0
+    before = path.read_bytes()
+    for flags, code in (
+        (("--session", names[0], "--target", shared.address), 2),
+        (("--session", names[0], "--target", shared.address, "--format", "areal"), 2),
+        (("--append", "--format", "areal", "--target", shared.address), 2),
+        (("--append", "--session", fresh("unknown"), "--target", shared.address), 1),
+        (("--append", "--target", "127.0.0.1:1", "--timeout", "1"), 3),
+    ):
+        ended = roost(*out, *flags)
+        assert (ended.returncode, path.read_bytes()) == (code, before), ended.stderr
+    names.append(ready())
+    assert roost(*out, "--append", "--session", names[1], "--target", shared.address).returncode == 0
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["trajectory"]["session_id"] for line in lines] == names
+    other = tmp_path / "none.jsonl"
+    for flags in (("--target", "127.0.0.1:1", "--timeout", "1"), ("--session", "x", "--target", shared.address)):
+        assert roost("trajectories", "export", "--out", str(other), *flags).returncode in (1, 3)
+        assert not other.exists()
+
+
+def test_a_reward_may_be_negative(shared: Server) -> None:
+    name = played(shared)
+    done = roost("trajectories", "reward", name, "-1.5", "--turn", "1", "--target", shared.address, "-o", "json")
+    assert (done.returncode, json.loads(done.stdout)["turn"]) == (0, 1)
+    with Client(shared.address) as client:
+        assert [r.reward for r in client.read_history(name) if r.HasField("reward")] == [-1.5]
+
+
 def test_interrupt_asks_or_ends(shared: Server, api: Api) -> None:
     name = api.open().session.session_id
     api.begin(name)
@@ -257,6 +298,13 @@ def test_a_server_that_cannot_be_reached_is_exit_3() -> None:
         ("trajectories", "export", "--format", "areal", "--out", "x", "--follow"),
         ("trajectories", "export", "--ack"),
         ("trajectories", "export", "--discount", "1.5"),
+        ("trajectories", "export", "--limit", "5000000000"),
+        ("trajectories", "list", "--limit", "4294967295"),
+        ("trajectories", "reward", "s", "1", "--turn", "5000000000"),
+        ("trajectories", "reward", "s", "1", "--finish-after", "inf"),
+        ("trajectories", "reward", "s", "1", "--finish-after", "nan"),
+        ("trajectories", "reward", "s", "1", "--trun", "3"),
+        ("sessions", "history", "s", "--from-turn", "5000000000"),
         ("trajectories", "export", "--id", "x", "--all"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -136,6 +137,22 @@ def test_a_caller_that_is_gone_before_its_grant_is_an_end_too(start: Start) -> N
     assert "RELEASED" in {x["outcome"] for x in lines(server, "turn_done", waits)}
 
 
+def test_a_turn_that_a_restart_came_into_tells_its_whole_time(start: Start) -> None:
+    server = start(clocked=True)
+    with server.api() as api:
+        name = api.open().session.session_id
+        lease = api.begin(name, lease=600).grant.lease
+        begun = int(api.get(name).running.begin_time.ToMilliseconds())
+    server.kill()
+    again = start(clocked=True)
+    with again.api() as api:
+        api.commit(name, lease)
+        ended = int(next(iter(api.history(name))).create_time.ToMilliseconds())
+    assert again.terminate() == 0
+    (done,) = lines(again, "turn_done", name)
+    assert done["total_ms"] >= done["held_ms"] >= ended - begun
+
+
 def test_who_meets_anothers_turn_is_logged(start: Start) -> None:
     server = start()
     with server.api() as api:
@@ -236,16 +253,25 @@ def test_logfmt_has_the_same_fields(start: Start) -> None:
     assert "timings.engine=1.5" in done
 
 
-def test_a_server_whose_log_nobody_reads_any_more_serves_on(tmp_path: Any) -> None:
+@pytest.mark.parametrize("gone", [True, False], ids=["gone", "stuck"])
+def test_a_server_whose_log_nobody_reads_serves_on_and_stops(tmp_path: Any, gone: bool) -> None:
     reading, writing = os.pipe()
     command = [sys.executable, "-m", "roost", "serve", "--listen", "127.0.0.1:0", "--data-dir", str(tmp_path / "data")]
     with subprocess.Popen(
         [*command, "--set", "heartbeat_ms=10"], env=environment(), stdout=subprocess.PIPE, stderr=writing, text=True
     ) as process:
-        os.close(writing)
         assert process.stdout is not None
         address = process.stdout.readline().split()[-1]
-        os.close(reading)
+        if gone:
+            os.close(writing)
+            os.close(reading)
+        else:
+            # As full as it gets.
+            os.set_blocking(writing, False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    os.write(writing, b"x" * 4096)
+            os.set_blocking(writing, True)
         with grpc.insecure_channel(address) as channel:
             api = Api(channel)
             name = api.open().session.session_id
@@ -253,3 +279,6 @@ def test_a_server_whose_log_nobody_reads_any_more_serves_on(tmp_path: Any) -> No
                 api.turn(name)
         process.send_signal(signal.SIGTERM)
         assert process.wait(DEADLINE) == 0
+    if not gone:
+        os.close(writing)
+        os.close(reading)

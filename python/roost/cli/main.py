@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from roost.cli import config_cmd, demo, load, replay, serve, sessions, stats, trajectories
-from roost.cli.output import CANNOT_REACH, REFUSED, UNUSABLE, Failure
+from roost.cli.output import CANNOT_REACH, REFUSED, UNUSABLE, WRONG_USAGE, Failure
 
 EPILOG = """
 Exit codes:
@@ -94,6 +94,8 @@ def main() -> NoReturn:
             _end(f"cannot reach the server: {error.message}", CANNOT_REACH)
         if isinstance(error, RoostError):
             _end(str(error), REFUSED)
+        if isinstance(error, ValueError):  # of an option that the API's types cannot hold
+            _end(str(error), WRONG_USAGE)
         if isinstance(error, OSError):
             _end(f"{error.filename or 'output'}: {error.strerror or error}", UNUSABLE)
         raise

@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from roost.client import Client
 
 REFUSED: Final = 1
+WRONG_USAGE: Final = 2
 CANNOT_REACH: Final = 3
 UNUSABLE: Final = 69
 STORE_FAILED: Final = 70
 BAD_CONFIG: Final = 78
 
 DEFAULT_TARGET: Final = "127.0.0.1:7117"
+MOST: Final = (1 << 32) - 1  # of what the API counts with 32 bits
 
 
 class Failure(Exception):

@@ -10,6 +10,7 @@ import typer
 
 from roost.cli.output import (
     DEFAULT_TARGET,
+    MOST,
     Format,
     Output,
     Target,
@@ -140,7 +141,7 @@ def history(
     session_id: SessionId,
     target: Target = DEFAULT_TARGET,
     output: Output = Format.TABLE,
-    from_turn: Annotated[int, typer.Option(min=0, help="Only this turn and later.")] = 0,
+    from_turn: Annotated[int, typer.Option(min=0, max=MOST, help="Only this turn and later.")] = 0,
     status: Annotated[list[Status] | None, typer.Option(help="Only records of this status; repeat.")] = None,
     omit_payload: Annotated[bool, typer.Option("--omit-payload", help="Leave content and tokens out.")] = False,
     timeout: Timeout = 300.0,

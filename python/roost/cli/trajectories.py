@@ -7,14 +7,15 @@ import enum
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
 from roost.cli.output import (
     DEFAULT_TARGET,
+    MOST,
     REFUSED,
     Failure,
     Format,
@@ -55,20 +56,22 @@ class Shape(enum.StrEnum):
 _REWARD_EPILOG = """
 Examples:
 $ roost trajectories reward task-17 1.0
-$ roost trajectories reward task-17 0.5 --turn 3
+$ roost trajectories reward task-17 -0.5 --turn 3
 $ roost trajectories reward task-17 1.0 --finish-after 30
 """
 
 
-@app.command("reward", epilog=_REWARD_EPILOG)
+# What begins with a minus may be a reward.
+@app.command("reward", epilog=_REWARD_EPILOG, context_settings={"ignore_unknown_options": True})
 def reward(
     session_id: SessionId,
     value: Annotated[float, typer.Argument(help="The reward.", metavar="REWARD")],
     target: Target = DEFAULT_TARGET,
     output: Output = Format.TABLE,
-    turn: Annotated[int, typer.Option(min=0, help="The turn; 0: the last committed one.")] = 0,
+    turn: Annotated[int, typer.Option(min=0, max=MOST, help="The turn; 0: the last committed one.")] = 0,
     finish_after: Annotated[
-        float | None, typer.Option(min=0, help="Seconds after which the trajectory finishes by itself.")
+        float | None,
+        typer.Option(min=0, max=30 * 86_400, help="Seconds after which the trajectory finishes by itself."),
     ] = None,
     timeout: Timeout = 10.0,
 ) -> None:
@@ -117,7 +120,7 @@ def list_(
     session: Sessions = None,
     root: Root = "",
     everything: All = False,
-    limit: Annotated[int, typer.Option(min=1, help="Print at most this many.")] = 1_000,
+    limit: Annotated[int, typer.Option(min=1, max=MOST - 1, help="Print at most this many.")] = 1_000,
     timeout: Timeout = 300.0,
 ) -> None:
     """List trajectories that are READY and not acknowledged, in that order."""
@@ -164,13 +167,15 @@ def list_(
 
 _EXPORT_EPILOG = """
 Formats: jsonl (one trajectory a line, records or rows as --style says), areal (an .npz file with the arrays input_ids,
-loss_mask, logprobs, versions, attention_mask of [rows, tokens] and rewards of [rows]), slime and miles (one Sample a
+loss_mask, logprobs, versions, attention_mask of rows x tokens and rewards of rows), slime and miles (one Sample a
 line). Rewards are the discounted ones, but for `reward` of a jsonl record, which is as it was set.
+
+A FILE that is not empty is left alone, unless --append says to go on in it.
 
 Examples:
 $ roost trajectories export > ready.jsonl
 $ roost trajectories export --format areal --style concat --discount 0.9 --out batch.npz --limit 64 --ack
-$ roost trajectories export --format slime --follow --out samples.jsonl --ack
+$ roost trajectories export --format slime --follow --out samples.jsonl --append --ack
 """
 
 
@@ -187,16 +192,23 @@ def export(
     style: Annotated[Style, typer.Option(help="Each turn by itself, or one row a segment.")] = Style.INDIVIDUAL,
     discount: Annotated[float, typer.Option(min=0, max=1, help="Of rewards, backward through a trajectory.")] = 1.0,
     follow: Annotated[bool, typer.Option("--follow", help="Wait for the next ones, until interrupted.")] = False,
-    limit: Annotated[int, typer.Option(min=0, help="End after this many; 0: no limit.")] = 0,
+    limit: Annotated[int, typer.Option(min=0, max=MOST, help="End after this many; 0: no limit.")] = 0,
     out: Annotated[
         Path | None, typer.Option(help="The file to write; without it stdout.", dir_okay=False, metavar="FILE")
     ] = None,
+    append: Annotated[bool, typer.Option("--append", help="Add to FILE what is written; not with areal.")] = False,
     ack: Annotated[bool, typer.Option("--ack", help="Acknowledge what was written, once it is on disk.")] = False,
     timeout: Timeout = 300.0,
 ) -> None:
     """Write trajectories for training."""
     if shape is Shape.AREAL and (out is None or follow):
         raise typer.BadParameter("areal is one file of arrays: it needs --out, and cannot --follow")
+    if append and (out is None or shape is Shape.AREAL):
+        raise typer.BadParameter("--append needs --out, and lines to add")
+    if shape is Shape.AREAL and out is not None and out.exists() and not out.is_file():
+        raise typer.BadParameter(f"{out} is no file: arrays cannot be written to it")
+    if out is not None and not append and out.is_file() and out.stat().st_size:
+        raise typer.BadParameter(f"{out} is not empty: choose another file, or say --append")
     if ack and (out is None or everything):
         raise typer.BadParameter("--ack needs --out, and READY trajectories only")
     if trajectory and (session or root or everything or follow):
@@ -218,15 +230,14 @@ def export(
             taken = _write_arrays(found, out, count)
             _acknowledge(client, taken if ack else [])
             return
-        with _opened(out) as file:
-            index = 0
+        index = 0
+        with _Lines(out) as file:
             for one in found:
                 lines = _lines(one, shape, style, index)
                 index += len(lines)
-                file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-                file.flush()
+                file.write(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
                 if ack:
-                    os.fsync(file.fileno())
+                    file.sync()
                     _acknowledge(client, [one.trajectory_id])
                 count(1)
 
@@ -271,21 +282,62 @@ def _write_arrays(found: Iterator[Exported], out: Path, count: Any) -> list[str]
         rows += areal_rows(one)
         taken.append(one.trajectory_id)
         count(1)
-    with out.open("wb") as file:
-        arrays: Any = pad_rows(rows)
-        np.savez(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
+    arrays: Any = pad_rows(rows)
+    # Under another name first: whoever finds the file finds all of it.
+    part = out.with_name(f".{out.name}.part")
+    try:
+        with part.open("wb") as file:
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(out)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    _sync_directory(out)
     return taken
 
 
-@contextlib.contextmanager
-def _opened(out: Path | None) -> Iterator[IO[str]]:
-    if out is None:
-        yield sys.stdout
-    else:
-        with out.open("w", encoding="utf-8") as file:
-            yield file
+class _Lines:
+    """A file (stdout without a path) that lines are added to. It is made when there is something to write, or when
+    there was nothing: a command that fails before that leaves none."""
+
+    def __init__(self, out: Path | None) -> None:
+        self._out = out
+        self._file: IO[str] | None = sys.stdout if out is None else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.write(())
+        if self._file is not None and self._file is not sys.stdout:
+            self._file.close()
+
+    def write(self, lines: Iterable[str]) -> None:
+        if self._file is None:
+            assert self._out is not None
+            self._file = self._out.open("a", encoding="utf-8")
+        self._file.writelines(lines)
+        self._file.flush()
+
+    def sync(self) -> None:
+        """What was written outlives a crash of the machine, as far as the file is one."""
+        assert self._file is not None
+        assert self._out is not None
+        if self._out.is_file():
+            os.fsync(self._file.fileno())
+            _sync_directory(self._out)
+
+
+def _sync_directory(path: Path) -> None:
+    """A name in a directory is durable when the directory is."""
+    fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 @contextlib.contextmanager

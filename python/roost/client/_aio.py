@@ -471,8 +471,9 @@ class AsyncClient:
 
         Those that are READY and not acknowledged, in that order; `selection="all"`: every one, acknowledged and
         unfinished ones too. `follow`: wait for the next ones for ever; a stream that breaks is taken up again where
-        it broke. `discount`: 0 to 1, of rewards, backward through each trajectory; None is 1. `timeout`: of each
-        stream. Raises SessionCorrupt, SessionNotFound, TrajectoryNotFound.
+        it broke, and only a server that cannot be reached at the start is an error. `discount`: 0 to 1, of rewards,
+        backward through each trajectory; None is 1. `timeout`: of each stream. Raises SessionCorrupt, SessionNotFound,
+        TrajectoryNotFound.
         """
         named = list(trajectory_ids)
         request = trajectory.ExportTrajectoriesRequest(
@@ -489,6 +490,10 @@ class AsyncClient:
             include_superseded=include_superseded,
             omit_payload=omit_payload,
         )
+        if follow:
+            # From here on no broken connection is told: a wrong address must be.
+            first = sessions.ListSessionsRequest(page_size=1)
+            await self._call(SESSION + "ListSessions", first, sessions.ListSessionsResponse, None)
         left = limit
         while True:
             whole = Assembler()
@@ -504,11 +509,12 @@ class AsyncClient:
                     if left == 0:
                         return
                 return
-            except (ConnectionFailed, CallTimeout, ShuttingDown):
+            except (ConnectionFailed, CallTimeout, ShuttingDown) as error:
                 # A follower outlives connections, their age limits and restarts. What came whole is not asked for
                 # again.
                 if not follow:
                     raise
+                log.info("following trajectories: the stream ended (%s); it is taken up again", error)
                 await asyncio.sleep(self._transport.retry.initial)
 
     async def export_trajectories(

@@ -432,8 +432,9 @@ class Client:
 
         Those that are READY and not acknowledged, in that order; `selection="all"`: every one, acknowledged and
         unfinished ones too. `follow`: wait for the next ones for ever; a stream that breaks is taken up again where
-        it broke. `discount`: 0 to 1, of rewards, backward through each trajectory; None is 1. `timeout`: of each
-        stream. Raises SessionCorrupt, SessionNotFound, TrajectoryNotFound."""
+        it broke, and only a server that cannot be reached at the start is an error. `discount`: 0 to 1, of rewards,
+        backward through each trajectory; None is 1. `timeout`: of each stream. Raises SessionCorrupt, SessionNotFound,
+        TrajectoryNotFound."""
         yield from self._bridge.iterate(
             self._inner.trajectories(
                 session_ids,
@@ -614,7 +615,8 @@ class Turn:
         """Set what the end of the block commits (or, after an exception, leaves as PROVISIONAL). Replaces what an
         earlier call set. `tokens`: a TokenSpan, or token ids that continue the checkpoint. `base_turn`: build on that
         turn and supersede what was committed after it; `tokens` is then a TokenSpan with an offset of its own.
-        `timings`: ms by name, for the server's log."""
+        `timings`: ms by name, for the server's log. ValueError for `then="continue"`: the end of the block has no next
+        turn to go on with, `commit` has."""
         self._inner.record(
             content,
             content_type=content_type,

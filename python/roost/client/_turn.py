@@ -7,6 +7,8 @@ import logging
 import uuid
 from typing import TYPE_CHECKING, Any, Self
 
+import grpc
+
 from roost.client._convert import THEN, Then, Tokens, record_input, seconds, unpack_u32
 from roost.errors import (
     CallTimeout,
@@ -31,6 +33,8 @@ log = logging.getLogger("roost.client")
 
 # An answer with one of these ends the turn: nothing that this lease does will be accepted any more.
 ENDED = (LeaseLost, SessionClosed, SessionNotFound)
+# With one of these the server says that the request is wrong, not that it cannot be served now.
+REFUSED = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION)
 
 
 class AsyncTurn:
@@ -134,7 +138,45 @@ class AsyncTurn:
         """Set what the end of the block commits (or, after an exception, leaves as PROVISIONAL). Replaces what an
         earlier call set. `tokens`: a TokenSpan, or token ids that continue the checkpoint. `base_turn`: build on that
         turn and supersede what was committed after it; `tokens` is then a TokenSpan with an offset of its own.
-        `timings`: ms by name, for the server's log."""
+        `timings`: ms by name, for the server's log. ValueError for `then="continue"`: the end of the block has no next
+        turn to go on with, `commit` has."""
+        if then == "continue":
+            raise ValueError('then="continue" is for commit: after the block there is no turn to go on with')
+        self._record(
+            content,
+            content_type=content_type,
+            tokens=tokens,
+            usage=usage,
+            finish_reason=finish_reason,
+            labels=labels,
+            attachments=attachments,
+            state=state,
+            max_trim=max_trim,
+            new_segment=new_segment,
+            then=then,
+            completed=completed,
+            base_turn=base_turn,
+            timings=timings,
+        )
+
+    def _record(
+        self,
+        content: bytes | str | None,
+        *,
+        content_type: str,
+        tokens: Tokens | None,
+        usage: types.Usage | None,
+        finish_reason: str,
+        labels: Mapping[str, str] | None,
+        attachments: Iterable[types.Attachment],
+        state: bytes | None,
+        max_trim: int,
+        new_segment: bool,
+        then: Then,
+        completed: bool,
+        base_turn: int | None,
+        timings: Mapping[str, float] | None,
+    ) -> None:
         self._request = turns.CommitTurnRequest(
             session_id=self.session_id,
             lease=self._grant.lease,
@@ -183,7 +225,7 @@ class AsyncTurn:
         RewindRefused.
         """
         self._check_open()
-        self.record(
+        self._record(
             content,
             content_type=content_type,
             tokens=tokens,
@@ -246,12 +288,31 @@ class AsyncTurn:
             raise self._loss
         if self.finished:
             return
-        if failed:
-            await self._client._protect(self._abort())
-        else:
-            if self._request is None:
-                self.record()
-            await self._client._protect(self._commit())
+        try:
+            if failed:
+                await self._client._protect(self._abort())
+            else:
+                if self._request is None:
+                    self.record()
+                await self._client._protect(self._commit_or_abort())
+        finally:
+            # Whatever became of it: nobody runs this turn any more.
+            self._client._renewals.remove(self)
+
+    async def _commit_or_abort(self) -> None:
+        """Commit; a turn whose commit is refused is aborted, so that its slot is free."""
+        try:
+            await self._commit()
+        except ENDED:
+            raise
+        except RoostError as error:
+            # Without an answer nobody knows what was stored: the lease decides.
+            if error.reason:
+                try:
+                    await self._abort()
+                except RoostError as failure:
+                    error.add_note(f"the turn could not be aborted ({failure}); it ends with its lease")
+            raise
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.current_task()
@@ -346,10 +407,11 @@ class AsyncTurn:
         except ENDED:
             raise
         except RoostError as error:
-            if self._request is None or not error.reason:
+            if self._request is None or error.code not in REFUSED:
                 raise
-            # The record itself is what the server refuses: free the slot without it.
+            # What was recorded is what the server refuses: free the slot without it.
             request.ClearField("record")
+            request.ClearField("timings")
             request.request_id = str(uuid.uuid4())
             response = await self._client._abort(request)
         finally:

@@ -36,6 +36,7 @@ EXIT_STORE_FAILED: Final = 70
 EXIT_UNUSABLE: Final = 69
 _SWITCH_SECONDS: Final = 0.0005
 _FLUSH_POLL: Final = 0.01  # seconds between two looks at whether everything is on disk
+_LOG_SECONDS: Final = 1.0  # how long an ending process waits for whoever reads its log
 _HEALTH_SECONDS: Final = 0.2  # how long a failing process waits for the loop to say NOT_SERVING
 
 log = structlog.get_logger("roost.server")
@@ -51,7 +52,10 @@ def run(config: Configuration, open_store: Callable[[Path], Store]) -> int:
     # The writer gives the GIL up at each step of a transaction and must win it back from the event loop: at the default
     # of 5 ms a busy loop makes a transaction several times as long.
     sys.setswitchinterval(_SWITCH_SECONDS)
-    return uvloop.run(Process(config, where, store).serve())
+    try:
+        return uvloop.run(Process(config, where, store).serve())
+    finally:
+        logs.flush(_LOG_SECONDS)
 
 
 class Process:
@@ -178,14 +182,13 @@ class Process:
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 asyncio.run_coroutine_threadsafe(say(), self._loop)
                 done.wait(_HEALTH_SECONDS)
-        print(f"roost: {message}", file=sys.stderr)  # noqa: T201 - one sentence for a person
+        logs.write(f"roost: {message}\n".encode(errors="backslashreplace"))  # one sentence for a person
         _exit(EXIT_STORE_FAILED)
 
 
 def _exit(code: int) -> NoReturn:
     """End at once: no clean-up runs, because none may be trusted."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    logs.flush(_LOG_SECONDS)
     os._exit(code)
 
 

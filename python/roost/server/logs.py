@@ -1,18 +1,21 @@
-"""Log lines on stderr, as JSON or logfmt. Nothing here ever sees content, keys or labels (I25)."""
+"""Log lines on stderr, as JSON or logfmt. Nothing here ever sees content, keys or labels (I25).
+
+A thread of their own writes them: whoever reads stderr slowly, or not at all, holds up nobody.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import sys
 import threading
-from typing import Any, TextIO, cast
+from collections import deque
+from typing import Any, Final, TextIO, cast
 
 import structlog
 
-_FD = 2  # stderr, without Python's buffer
-_writing = threading.Lock()  # more than a pipe takes at once would be mixed with another thread's lines
+_STDERR: Final = 2  # without Python's buffer
+_MOST: Final = 8 << 20  # bytes of lines not yet written: some seconds of a busy server's
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
@@ -55,23 +58,71 @@ def configure(form: str, level: str) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[_Library()], force=True)
 
 
-def write(lines: bytes) -> None:
-    """Write whole lines to stderr. When its reader is gone they are lost: a server does not end for want of a log, and
+class Sink:
+    """Lines on their way to a file descriptor. When `most` bytes wait, the newest lines are dropped, and a line says
+    how many once there is room. When the reader is gone all are lost: a server does not end for want of a log, and
     there is nowhere to say so."""
-    view = memoryview(lines)
-    with _writing, contextlib.suppress(OSError):
-        while view:
-            view = view[os.write(_FD, view) :]
+
+    def __init__(self, fd: int, most: int = _MOST) -> None:
+        self._fd = fd
+        self._most = most
+        self._waiting: deque[bytes] = deque()
+        self._bytes = 0  # that wait or are being written
+        self._dropped = 0
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def write(self, lines: bytes) -> None:
+        """Take whole lines. Never blocks."""
+        with self._changed:
+            if self._bytes and self._bytes + len(lines) > self._most:
+                self._dropped += lines.count(b"\n")
+                return
+            self._waiting.append(lines)
+            self._bytes += len(lines)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="roost-log", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    def flush(self, seconds: float) -> None:
+        """Wait until everything is written, at most so long."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._bytes, seconds)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting)
+                lines = self._waiting.popleft()
+            try:
+                view = memoryview(lines)
+                while view:
+                    view = view[os.write(self._fd, view) :]
+            except OSError:
+                pass
+            with self._changed:
+                self._bytes -= len(lines)
+                dropped = 0 if self._waiting else self._dropped
+                self._dropped -= dropped
+                self._changed.notify_all()
+            if dropped:
+                structlog.get_logger("roost.log").warning("lines_dropped", lines=dropped)
+
+
+_sink = Sink(_STDERR)
+write = _sink.write
+flush = _sink.flush
 
 
 class _Stderr:
-    """stderr as structlog wants it."""
+    """The sink as structlog wants it."""
 
     def write(self, line: str) -> None:
         write(line.encode(errors="backslashreplace"))
 
     def flush(self) -> None:
-        """Nothing is kept back."""
+        """Nothing waits for another line."""
 
 
 class _Library(logging.Handler):

@@ -9,7 +9,7 @@ import grpc
 import pytest
 from fake_server import END, FakeServer, Refuse
 
-from roost.client import AsyncClient
+from roost.client import AsyncClient, RetryPolicy
 from roost.errors import ConnectionFailed, LeaseLost, RoostError, SessionNotFound
 from roost.v1 import session_service_pb2 as sessions
 from roost.v1 import trajectory_service_pb2 as t
@@ -71,6 +71,13 @@ async def test_who_does_not_follow_is_told_of_the_break(server: FakeServer, clie
     with pytest.raises(ConnectionFailed):
         await anext(stream)
     assert len(server.requests("ExportTrajectories")) == 1
+
+
+async def test_a_follower_that_cannot_reach_its_server_is_told() -> None:
+    policy = RetryPolicy(initial=0.001, maximum=0.01)
+    async with AsyncClient("127.0.0.1:1", timeout=0.2, retry=policy) as client:
+        with pytest.raises(ConnectionFailed):
+            await anext(client.trajectories(follow=True))
 
 
 async def test_a_refusal_ends_a_follower_too(server: FakeServer, client: AsyncClient) -> None:

@@ -11,7 +11,15 @@ from fake_server import FakeServer, Refuse
 from google.protobuf import duration_pb2
 
 from roost.client import AsyncClient, Client, RetryPolicy, token_span
-from roost.errors import ConnectionFailed, InvalidField, LeaseLost, RoostError, SessionClosed, TokenPrefixMismatch
+from roost.errors import (
+    CallTimeout,
+    ConnectionFailed,
+    InvalidField,
+    LeaseLost,
+    RoostError,
+    SessionClosed,
+    TokenPrefixMismatch,
+)
 from roost.v1 import turn_service_pb2 as turns
 from roost.v1 import types_pb2 as types
 
@@ -225,14 +233,69 @@ async def test_a_commit_that_is_refused_frees_the_slot(server: FakeServer, clien
     assert len(server.requests("AbortTurn")) == 1
 
 
+@pytest.mark.parametrize("reason", ["TOKEN_PREFIX_MISMATCH", "REWIND_REFUSED", "TOO_LARGE"])
+async def test_a_commit_at_the_end_of_the_block_that_is_refused_frees_the_slot(
+    server: FakeServer, client: AsyncClient, reason: str
+) -> None:
+    code = grpc.StatusCode.INVALID_ARGUMENT if reason == "TOO_LARGE" else PRECONDITION
+    server.script["CommitTurn"].append(Refuse(code, reason))
+    with pytest.raises(RoostError, match=reason) as caught:
+        async with client.turn("s1") as turn:
+            turn.record("x")
+    (abort,) = server.requests("AbortTurn")
+    assert abort.record.content == b"x"
+    assert not hasattr(caught.value, "__notes__")
+    assert client._renewals._turns == set()
+
+
+async def test_a_commit_without_an_answer_is_left_to_the_lease(server: FakeServer) -> None:
+    """It may be stored: an abort would say otherwise. But nobody renews the turn any more."""
+    async with AsyncClient(server.target, timeout=0.2, retry=RetryPolicy(initial=0.001, maximum=0.01)) as client:
+        server.script["CommitTurn"].append(asyncio.Event())
+        with pytest.raises(CallTimeout):
+            async with client.turn("s1"):
+                pass
+        assert server.requests("AbortTurn") == []
+        assert client._renewals._turns == set()
+
+
+async def test_a_commit_and_its_abort_that_are_both_refused(server: FakeServer, client: AsyncClient) -> None:
+    server.script["CommitTurn"].append(Refuse(PRECONDITION, "TOKEN_PREFIX_MISMATCH"))
+    server.script["AbortTurn"].append(Refuse(PRECONDITION, "LEASE_LOST"))
+    with pytest.raises(TokenPrefixMismatch) as caught:
+        async with client.turn("s1"):
+            pass
+    assert "could not be aborted" in caught.value.__notes__[0]
+    assert client._renewals._turns == set()
+
+
+async def test_a_block_cannot_go_on_after_its_end(server: FakeServer, client: AsyncClient) -> None:
+    async with client.turn("s1") as turn:
+        with pytest.raises(ValueError, match="commit"):
+            turn.record("x", then="continue")
+
+
+async def test_an_abort_that_cannot_be_served_now_keeps_what_was_recorded(
+    server: FakeServer, client: AsyncClient
+) -> None:
+    server.script["AbortTurn"].append(Refuse(grpc.StatusCode.RESOURCE_EXHAUSTED, "JOURNAL_BEHIND"))
+    with pytest.raises(KeyError) as caught:  # noqa: PT012
+        async with client.turn("s1") as turn:
+            turn.record("x")
+            raise KeyError
+    assert len(server.requests("AbortTurn")) == 1
+    assert "could not be aborted" in caught.value.__notes__[0]
+
+
 async def test_an_abort_whose_record_is_refused_goes_without_it(server: FakeServer, client: AsyncClient) -> None:
     server.script["AbortTurn"].append(Refuse(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD"))
     with pytest.raises(KeyError):  # noqa: PT012
         async with client.turn("s1") as turn:
-            turn.record("x", labels={"k" * 10: "v"})
+            turn.record("x", labels={"k" * 10: "v"}, timings={"BAD": 1})
             raise KeyError
     first, second = server.requests("AbortTurn")
     assert first.HasField("record")
+    assert (dict(first.timings), dict(second.timings)) == ({"BAD": 1.0}, {})
     assert not second.HasField("record")
     assert first.request_id != second.request_id
 

@@ -667,8 +667,8 @@ impl Pending {
     fn times(&self, now: &Moment) -> Times {
         let waited = now.mono_ms.saturating_sub(self.since_ms);
         Times {
-            asked: self.since_ms,
-            granted: now.mono_ms,
+            asked: self.since_ms as i64,
+            granted: now.mono_ms as i64,
             queue_wait: waited.saturating_sub(self.reload_ms),
             reload: self.reload_ms,
         }

@@ -253,7 +253,7 @@ impl Engine {
             answers: 1,
             deadline_ms: now.mono_ms + lease.lease_ms,
             timer: (0, 0),
-            times: Times { asked: now.mono_ms, granted: now.mono_ms, ..Times::default() },
+            times: Times { asked: now.mono_ms as i64, granted: now.mono_ms as i64, ..Times::default() },
             ..lease.clone()
         });
         let next_fence = next.as_ref().map_or(0, |l| l.fence);

@@ -37,8 +37,8 @@ pub struct Event {
     pub(crate) root: Uid,
     /// When the entry it tells of was appended, on the service clock.
     at_ms: u64,
-    /// When what it tells of was asked for.
-    since_ms: u64,
+    /// When what it tells of was asked for; negative: by an earlier life of the server.
+    since_ms: i64,
     /// Whether it waits for an entry, and tells for how long.
     journaled: bool,
 }
@@ -60,13 +60,14 @@ pub(crate) struct Events {
 /// More than a second's worth at a rate that no server reaches.
 const MOST: usize = 65_536;
 
-/// How a turn's times came to be, beside its lease. Unit: milliseconds, on the service clock.
+/// How a turn's times came to be, beside its lease. Unit: milliseconds, on the service clock (negative: in an earlier life
+/// of the server).
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Times {
     /// When its BeginTurn arrived.
-    pub(crate) asked: u64,
+    pub(crate) asked: i64,
     /// When its slot was taken.
-    pub(crate) granted: u64,
+    pub(crate) granted: i64,
     pub(crate) queue_wait: u64,
     pub(crate) reload: u64,
 }
@@ -148,7 +149,7 @@ impl Engine {
     }
 
     /// Keeps an event until `after` is durable.
-    fn note(&self, name: &'static str, fields: Fields, root: Uid, since_ms: u64, after: Seq, now: &Moment) {
+    fn note(&self, name: &'static str, fields: Fields, root: Uid, since_ms: i64, after: Seq, now: &Moment) {
         let event = Event {
             name,
             fields: fields.0,
@@ -167,8 +168,8 @@ impl Engine {
     pub(crate) fn emit(&self, mut event: Event, now: &Moment) {
         event.wall_ms = now.wall_ms;
         if event.journaled {
-            let since = |ms: u64| Value::Int(now.mono_ms.saturating_sub(ms) as i64);
-            event.fields.push(("journal_ms", since(event.at_ms)));
+            let since = |ms: i64| Value::Int((now.mono_ms as i64 - ms).max(0));
+            event.fields.push(("journal_ms", since(event.at_ms as i64)));
             event.fields.push(("total_ms", since(event.since_ms)));
         }
         let mut events = self.events.lock();
@@ -232,7 +233,7 @@ impl Engine {
         if !ended.timings.is_empty() {
             fields.0.push(("timings", Value::Times(ended.timings)));
         }
-        let held = now.mono_ms.saturating_sub(lease.times.granted);
+        let held = (now.mono_ms as i64 - lease.times.granted).max(0);
         let fields = fields
             .int("queue_wait_ms", lease.times.queue_wait)
             .int("reload_ms", lease.times.reload + ended.reload)
@@ -284,7 +285,7 @@ impl Engine {
     fn log_conflict(&self, root: Uid, line: &Line, fields: Fields, since_ms: u64, now: &Moment) {
         let mut fields = fields.int("turn", line.head + 1).int("head_version", line.head_version);
         if let Some(lease) = line.running() {
-            let elapsed = now.mono_ms.saturating_sub(lease.times.granted);
+            let elapsed = (now.mono_ms as i64 - lease.times.granted).max(0);
             fields = fields
                 .int("running_turn", lease.turn)
                 .int("running_attempt", lease.attempt)
@@ -293,7 +294,7 @@ impl Engine {
                 .int("elapsed_ms", elapsed);
         }
         let fields = fields.int("running", self.running_now());
-        self.note("turn_conflict", fields, root, since_ms, 0, now);
+        self.note("turn_conflict", fields, root, since_ms as i64, 0, now);
     }
 
     /// The close of a session was journaled. `last`: whether its own last turn said so (`then: CLOSE`).
@@ -312,7 +313,7 @@ impl Engine {
             .int("provisionals_aborted", receipt.provisionals_aborted)
             .request("request_id", receipt.request.as_ref())
             .int("running", self.running_now());
-        self.note("session_closed", fields, root, now.mono_ms, after, now);
+        self.note("session_closed", fields, root, now.mono_ms as i64, after, now);
     }
 }
 

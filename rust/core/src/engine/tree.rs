@@ -147,7 +147,7 @@ impl Lease {
     pub(crate) fn decode(bytes: &[u8], running: bool, now: &Moment) -> Option<Self> {
         let grant = RunningGrant::decode(bytes).ok()?;
         // Its BeginTurn was answered by an earlier server, some time ago.
-        let began = now.mono_ms.saturating_sub((now.wall_ms - grant.begin_ms).max(0) as u64);
+        let began = now.mono_ms as i64 - (now.wall_ms - grant.begin_ms).max(0);
         Some(Lease {
             fence: grant.fence,
             nonce: grant.nonce.try_into().ok()?,
