@@ -34,7 +34,7 @@ STATUS = {Code.NOT_FOUND: 404, Code.INVALID_ARGUMENT: 400, Code.FAILED_PRECONDIT
 
 def tokenize(message: dict[str, str]) -> list[int]:
     """Stands for a tokenizer with a chat template: a byte a token."""
-    return list(f"<{message['role']}>{message['content']}</>".encode())
+    return list(f"<{message['role']}>{message['content']}</>".encode(errors="replace"))
 
 
 async def generate(number: int, question: str, stop: asyncio.Event) -> tuple[str, str]:

@@ -31,13 +31,17 @@ class Rows:
 
     def context(self, meta: bytes, tokens: bytes) -> None:
         """A turn from before the trajectory, in order."""
-    def context_parts(self) -> list[bytes]:
-        """The tokens so far as encoded roost.v1.TokenSpan, in parts."""
-    def push(self, row: tuple[Any, ...], discounted_reward: float | None, train: bool) -> list[bytes]:
-        """The next RecordRow; returns the parts of the row that ends before it. Without `train` it is the ABORTED
-        tail."""
-    def finish(self) -> list[bytes]:
-        """The parts of the last row."""
+    def context_part(self, n: int) -> bytes | None:
+        """The tokens so far as encoded roost.v1.TokenSpan: part n of them."""
+    def copy(self) -> Rows:
+        """Another that goes on from here."""
+    def push(self, row: tuple[Any, ...], discounted_reward: float | None, train: bool) -> None:
+        """The next RecordRow; a row may end before it: take its parts before the next. Without `train` it is the
+        ABORTED tail."""
+    def finish(self) -> None:
+        """The last row ends."""
+    def part(self) -> bytes | None:
+        """The next part of the row that has ended."""
 
 class Engine:
     def __init__(self, limits: dict[str, int], last_seq: int) -> None:
@@ -65,12 +69,12 @@ class Engine:
         self,
         row: tuple[Any, ...],
         omit_payload: bool,
-        masked: bool = False,
+        exported: bool = False,
         reward: float | None = None,
         discounted_reward: float | None = None,
     ) -> bytes:
         """Encode a RecordRow tuple as roost.v1.Record; verifies its digests unless omitted. ValueError if corrupt. With
-        `masked` nothing of it is to be trained on."""
+        `exported` its span has a loss mask, of zeros unless it is COMMITTED."""
     def verify_chain(self, lines: Sequence[tuple[Any, ...]], facts: bytes) -> list[int]:
         """Verify the hash chain of RecordLine tuples (newest first) against the facts. ValueError if it does not.
         Returns their statuses as of the newest, in the same order: a rewind may have changed the stored ones

@@ -462,6 +462,38 @@ def test_rows_are_segments(api: Api) -> None:
     assert (sum(trained), trained[-1]) == (sum(sum(row.loss_mask) for row in rows), 0)
 
 
+def test_what_came_without_a_mask_is_exported_with_one(api: Api) -> None:
+    name = api.open().session.session_id
+    for at, usage in ((0, None), (4, 3), (8, 9)):
+        record = span(at, [1, 2, 3, 4])
+        if usage is not None:
+            record.usage.completion_tokens = usage
+        api.commit(name, api.begin(name).grant.lease, record=record)
+    api.abort(name, api.begin(name).grant.lease, record=span(12, [5, 6]))
+    api.finish(name)
+    (one,) = api.exported(session_ids=[name])
+    masks = [b"\1\1\1\1", b"\0\1\1\1", b"\1\1\1\1", b"\0\0"]
+    assert [r.record.tokens.loss_mask for r in one.records] == masks
+    (row,) = api.exported(session_ids=[name], style=CONCAT)[0].rows()
+    assert bytes(row.loss_mask) == b"".join(masks)
+    # The history shows what was stored.
+    assert {r.record.tokens.loss_mask for r in api.history(name)} == {b""}
+
+
+def test_many_cuts_of_a_long_context_come_one_row_at_a_time(api: Api) -> None:
+    """Each row repeats its whole context: what is made of a page of records is not made at once."""
+    name = api.open().session.session_id
+    length = 200_000
+    api.commit(name, api.begin(name).grant.lease, record=span(0, list(range(length))))
+    api.finish(name)
+    for n in range(40):
+        api.commit(name, api.begin(name).grant.lease, record=span(length - 1 + n, [n, n]), max_trim=1)
+    api.finish(name)
+    whole = api.exported(session_ids=[name], style=CONCAT)[1].rows()
+    assert [len(row.tokens) for row in whole] == [length + 1 + n for n in range(40)]
+    assert [sum(row.loss_mask) for row in whole] == [2] * 40
+
+
 def test_an_export_says_what_it_cannot_do(api: Api) -> None:
     name = played(api)
     for fields, field in (
@@ -474,6 +506,7 @@ def test_an_export_says_what_it_cannot_do(api: Api) -> None:
         ({"trajectory_ids": ["x"]}, "trajectory_ids"),
         ({"root_session_id": name, "session_ids": [name]}, "root_session_id"),
         ({"session_ids": [name] * 1001}, "session_ids"),
+        ({"after_sequence": 1 << 63}, "after_sequence"),
     ):
         with refused(INVALID, "INVALID_FIELD") as why:
             api.exported(**fields)

@@ -117,6 +117,18 @@ async def test_bad_requests_are_told_so(gateway: Gateway) -> None:
         status, text, _ = await gateway_text(gateway, name, body)
         assert (status, "messages" in text) == (400, True)
     assert (await gateway.chat("nobody", [said("x", 1)]))[0] == 404
+    assert (await gateway.chat(name, [{"role": "user", "content": "half of a \ud83d pair"}]))[0] == 200
+
+
+async def test_a_rewind_that_is_refused_stops_nothing(gateway: Gateway) -> None:
+    name = await gateway.create()
+    messages: list[Message] = []
+    for n in range(10):
+        messages.append(said(name, n))
+        messages.append(answer_of((await gateway.chat(name, messages))[1]))
+    status, body, _ = await gateway.chat(name, messages[:1])
+    assert (status, body["error"]["code"]) == (409, "REWIND_REFUSED")
+    assert (await gateway.chat(name, [*messages, said(name, 10)]))[0] == 200
 
 
 async def gateway_text(gateway: Gateway, name: str, body: Any) -> tuple[int, str, None]:

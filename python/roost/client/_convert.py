@@ -80,7 +80,15 @@ def pack_u32(values: Iterable[int]) -> bytes:
 
 def unpack_u32(data: bytes) -> array.array[int]:
     """u32 little-endian bytes as an array of token ids."""
-    values = array.array("I")
+    return _unpack(array.array("I"), data)
+
+
+def unpack_f32(data: bytes) -> array.array[float]:
+    """f32 little-endian bytes as an array of numbers."""
+    return _unpack(array.array("f"), data)
+
+
+def _unpack(values: array.array[Any], data: bytes) -> array.array[Any]:
     values.frombytes(data)
     if sys.byteorder == "big":
         values.byteswap()

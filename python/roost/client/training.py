@@ -7,12 +7,12 @@ export. Arrays need numpy (`pip install "roost[train]"`); samples need nothing.
 
 from __future__ import annotations
 
-import sys
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from roost.client._convert import unpack_f32, unpack_u32
 from roost.v1 import trajectory_service_pb2, types_pb2
 
 if TYPE_CHECKING:
@@ -60,10 +60,10 @@ class Row:
 
     def append(self, span: types_pb2.TokenSpan, loss_mask: bytes) -> None:
         """Add a span's tokens at the end; `loss_mask` has one byte a token."""
-        ids = _u32(span.token_ids)
+        ids = unpack_u32(span.token_ids)
         self.tokens.extend(ids)
         self.loss_mask.extend(loss_mask)
-        self.logprobs.extend(_f32(span.logprobs) if span.logprobs else array("f", bytes(4 * len(ids))))
+        self.logprobs.extend(unpack_f32(span.logprobs) if span.logprobs else array("f", bytes(4 * len(ids))))
         runs = [(run.version, run.count) for run in span.weight_versions] or [(NO_VERSION, len(ids))]
         for version, count in runs:
             self.versions.extend([version] * count)
@@ -112,7 +112,7 @@ class Assembler:
         one.records.extend(part.records)
         one.parts.extend(part.rows)
         if part.HasField("context"):
-            one.context.extend(_u32(part.context.token_ids))
+            one.context.extend(unpack_u32(part.context.token_ids))
         if not part.last:
             return None
         self._open = None
@@ -120,18 +120,28 @@ class Assembler:
 
 
 def areal_rows(exported: Exported) -> list[Arrays]:
-    """The rows of a trajectory as AReaL's workflows return them: a dict of numpy arrays for each."""
+    """The rows of a trajectory as AReaL's workflows return them: a dict of numpy arrays for each. Rows without a token
+    are left out: there is nothing to train on. ValueError for token ids and versions that 32 bits with a sign do not
+    hold."""
     np = _numpy()
+
+    def int32(name: str, values: array[int]) -> Any:
+        largest = max(values, default=0)
+        if largest >= 1 << 31:
+            raise ValueError(f"{name} of trajectory {exported.trajectory_id}: {largest} does not fit into int32")
+        return np.array(values, dtype=np.int64).astype(np.int32)[None, :]
+
     return [
         {
-            "input_ids": np.array(row.tokens, dtype=np.int32)[None, :],
+            "input_ids": int32("input_ids", row.tokens),
             "loss_mask": np.frombuffer(bytes(row.loss_mask), dtype=np.uint8).astype(np.int32)[None, :],
             "logprobs": np.array(row.logprobs, dtype=np.float32)[None, :],
-            "versions": np.array(row.versions, dtype=np.int32)[None, :],
+            "versions": int32("versions", row.versions),
             "attention_mask": np.ones((1, len(row.tokens)), dtype=np.bool_),
             "rewards": np.array([row.reward or 0.0], dtype=np.float32),
         }
         for row in exported.rows()
+        if row.tokens
     ]
 
 
@@ -209,24 +219,13 @@ def _turns(records: Iterable[types_pb2.Record], context: array[int]) -> Iterator
         span = record.record.tokens
         offset = span.offset if record.record.HasField("tokens") else len(line.tokens)
         row = line.context(offset)
-        row.append(span, _mask(record, len(span.token_ids) // 4))
+        row.append(span, span.loss_mask)
         row.first_turn = row.last_turn = record.turn
         row.reward = record.discounted_reward if record.HasField("discounted_reward") else None
         row.aborted, row.finish_reason = not committed, record.record.finish_reason
         yield row
         if committed:
             line = row
-
-
-def _mask(record: types_pb2.Record, count: int) -> bytes:
-    """What of a record's span is trained on, as the server's rows have it."""
-    span = record.record.tokens
-    if record.status != types_pb2.RECORD_STATUS_COMMITTED:
-        return bytes(count)
-    if span.loss_mask:
-        return span.loss_mask
-    trained = min(count, record.record.usage.completion_tokens) if record.record.HasField("usage") else count
-    return bytes(count - trained) + b"\x01" * trained
 
 
 def _runs(values: Iterable[int]) -> Iterator[int]:
@@ -236,21 +235,6 @@ def _runs(values: Iterable[int]) -> Iterator[int]:
         if value not in (last, NO_VERSION):
             yield value
             last = value
-
-
-def _u32(data: bytes) -> array[int]:
-    return _little(array("I"), data)
-
-
-def _f32(data: bytes) -> array[float]:
-    return _little(array("f"), data)
-
-
-def _little(values: array[Any], data: bytes) -> array[Any]:
-    values.frombytes(data)
-    if sys.byteorder == "big":
-        values.byteswap()
-    return values
 
 
 def _numpy() -> Any:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Final
 
 from roost.handlers.errors import Refused, check_id, refused, session_not_found
 from roost.store.base import FINISHED, RecordLine, RecordRow, SessionRow, Store
-from roost.v1 import types_pb2
 
 if TYPE_CHECKING:
     from roost._core import Engine
@@ -43,7 +42,7 @@ class Dress:
     omit_payload: bool = False
     rewards: Mapping[int, float] = field(default_factory=dict)
     discounted: Mapping[int, float] = field(default_factory=dict)
-    mask_failed: bool = False  # what is not COMMITTED is not to be trained on
+    exported: bool = False  # their spans have loss masks: of zeros unless they are COMMITTED
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ class Cold:
                 self.engine.describe_record(
                     row,
                     dress.omit_payload,
-                    dress.mask_failed and row.status != types_pb2.RECORD_STATUS_COMMITTED,
+                    dress.exported,
                     dress.rewards.get(row.seq),
                     dress.discounted.get(row.seq),
                 )

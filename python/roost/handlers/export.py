@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Generator, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from math import isfinite
 from typing import Final
@@ -22,6 +23,7 @@ from roost.v1 import types_pb2
 
 MAX_IDS: Final = 1_000
 _PAGE: Final = 100
+_LARGEST: Final = (1 << 63) - 1
 _LAST: Final = b"\x20\x01"  # ExportTrajectoriesResponse.last = true
 _COMMITTED: Final = types_pb2.RECORD_STATUS_COMMITTED
 _ABORTED: Final = types_pb2.RECORD_STATUS_ABORTED
@@ -30,12 +32,56 @@ _SUPERSEDED: Final = types_pb2.RECORD_STATUS_SUPERSEDED
 Request = pb.ExportTrajectoriesRequest
 
 
+class Verified:
+    """A session whose records were verified, and what its trajectories share."""
+
+    def __init__(self, cold: Cold, row: SessionRow, lines: list[RecordLine]) -> None:
+        """`lines` as `Cold.verified` gives them: newest first."""
+        self.row = row
+        self.newest = lines[0].seq if lines else 0
+        self._cold = cold
+        self._lines = cold.records(lines)
+        self._seqs = [line.seq for line in self._lines]
+        self._rewards: dict[int, float] | None = None
+        self._context = Rows()
+        self._folded = 0  # records whose tokens are in it
+
+    def records(self, after: int, upto: int | None) -> list[RecordLine]:
+        """Those with after < seq <= upto, oldest first."""
+        end = len(self._seqs) if upto is None else bisect_right(self._seqs, upto)
+        return self._lines[bisect_right(self._seqs, after) : end]
+
+    def rewards(self) -> dict[int, float]:
+        """Of all its records, by sequence. Those of a finished trajectory do not change any more."""
+        if self._rewards is None:
+            self._rewards = self._cold.store.read_rewards(self.row.uid)
+        return self._rewards
+
+    def context(self, after: int) -> Generator[None, None, Rows]:
+        """Rows that go on behind the COMMITTED records up to `after`, a few records a step. What was folded for an
+        earlier trajectory is not read again."""
+        end = bisect_right(self._seqs, after)
+        if end < self._folded:
+            self._context, self._folded = Rows(), 0
+        while self._folded < end:
+            part = self._lines[self._folded : min(end, self._folded + READ_AHEAD)]
+            lines = [line for line in part if line.status == _COMMITTED]
+            found = self._cold.store.read_tokens([line.seq for line in lines])
+            try:
+                for line, (_, tokens) in zip(lines, found, strict=True):
+                    self._context.context(line.meta, tokens or b"")
+            except ValueError as error:
+                raise self._cold.corrupt(self.row.session_id, error) from error
+            self._folded += len(part)
+            yield None
+        return self._context.copy()
+
+
 @dataclass(frozen=True)
 class Part:
     """One trajectory to export: the records of a session with after < seq <= upto, finished or not."""
 
-    row: SessionRow
-    lines: list[RecordLine]  # of the whole session, oldest first
+    session: Verified
     number: int
     after: int
     upto: int | None
@@ -48,19 +94,19 @@ class Sessions:
 
     def __init__(self, cold: Cold) -> None:
         self._cold = cold
-        self._last: tuple[SessionRow, list[RecordLine], int] | None = None
+        self._last: Verified | None = None
 
-    def of(self, row: SessionRow) -> Generator[Step, None, tuple[SessionRow, list[RecordLine]]]:
-        """A session as it is now, its records oldest first."""
+    def of(self, row: SessionRow) -> Generator[Step, None, Verified]:
+        """A session as it is now."""
         row, lines = yield from self._cold.verified(row)
-        newest = lines[0].seq if lines else 0
-        self._last = row, self._cold.records(lines), newest
-        return row, self._last[1]
+        self._last = Verified(self._cold, row, lines)
+        return self._last
 
-    def at(self, trajectory: TrajectoryRow) -> Generator[Step, None, tuple[SessionRow, list[RecordLine]] | None]:
+    def at(self, trajectory: TrajectoryRow) -> Generator[Step, None, Verified | None]:
         """The session of a finished trajectory, at least as new as that; None if it was purged."""
-        if self._last is not None and self._last[0].uid == trajectory.session and self._last[2] >= trajectory.ready_seq:
-            return self._last[0], self._last[1]
+        last = self._last
+        if last is not None and last.row.uid == trajectory.session and last.newest >= trajectory.ready_seq:
+            return last
         found = self._cold.store.record_lines(trajectory.session, 0)
         if found is None:
             return None
@@ -116,6 +162,8 @@ def _check(cold: Cold, request: Request) -> None:
                 raise invalid(engine, name, "cannot go together with the selection ALL")
     if request.omit_payload and _wants_rows(request):
         raise invalid(engine, "omit_payload", "rows are payload: it cannot go together with the style CONCAT")
+    if request.after_sequence > _LARGEST:
+        raise invalid(engine, "after_sequence", "is larger than any sequence", limit=_LARGEST)
     if not (isfinite(_discount(request)) and 0 <= _discount(request) <= 1):
         raise invalid(engine, "discount", "must be from 0 to 1")
 
@@ -199,15 +247,15 @@ def _all(cold: Cold, request: Request) -> Iterator[Part | Step]:
         if not isinstance(row, SessionRow):
             yield row
             continue
-        row, lines = yield from verified.of(row)
-        newest = lines[-1].seq if lines else 0
+        session = yield from verified.of(row)
+        row, newest = session.row, session.newest
         # What was finished since the list of records was read is not finished in this export.
         done = [t for t in cold.store.session_trajectories(row.uid) if t.ready_seq <= max(newest, row.last)]
-        yield from (_part(row, lines, trajectory) for trajectory in done)
+        yield from (_part(session, trajectory) for trajectory in done)
         after = done[-1].ready_seq if done else 0
         if newest > after or not done:
             turns = done[-1].first_turn + done[-1].turn_count - 1 if done else 0
-            yield Part(row, lines, len(done) + 1, after, None, None, turns + 1)
+            yield Part(session, len(done) + 1, after, None, None, turns + 1)
 
 
 def _every(cold: Cold, request: Request) -> Iterator[SessionRow | Step]:
@@ -227,11 +275,11 @@ def _every(cold: Cold, request: Request) -> Iterator[SessionRow | Step]:
 
 def _finished(verified: Sessions, trajectory: TrajectoryRow) -> Generator[Step, None, Part | None]:
     found = yield from verified.at(trajectory)
-    return None if found is None else _part(*found, trajectory)
+    return None if found is None else _part(found, trajectory)
 
 
-def _part(row: SessionRow, lines: list[RecordLine], t: TrajectoryRow) -> Part:
-    return Part(row, lines, t.number, t.after_seq, t.ready_seq, t, t.first_turn)
+def _part(session: Verified, t: TrajectoryRow) -> Part:
+    return Part(session, t.number, t.after_seq, t.ready_seq, t, t.first_turn)
 
 
 def _id(uid: bytes, number: int) -> str:
@@ -260,8 +308,7 @@ def _not_found(cold: Cold, trajectory_id: str) -> Refused:
 
 def _chosen(part: Part, statuses: frozenset[int]) -> list[RecordLine]:
     """The records of a trajectory with one of these statuses, and the ABORTED one at its tail."""
-    upto = part.upto
-    records = [line for line in part.lines if line.seq > part.after and (upto is None or line.seq <= upto)]
+    records = part.session.records(part.after, part.upto)
     live = [line for line in records if line.status != _SUPERSEDED]
     tail = live[-1].seq if live and live[-1].status == _ABORTED else 0
     return [line for line in records if line.status in statuses or line.seq == tail]
@@ -279,13 +326,14 @@ def _discounted(lines: list[RecordLine], rewards: dict[int, float], discount: fl
 
 def _head(cold: Cold, part: Part) -> bytes:
     """The fields that a trajectory's first part alone bears."""
+    row = part.session.row
     try:
-        session = cold.engine.describe([part.row])[0]
+        session = cold.engine.describe([row])[0]
     except ValueError as error:
-        raise cold.corrupt(part.row.session_id, error) from error
+        raise cold.corrupt(row.session_id, error) from error
     trajectory = pb.Trajectory(
-        trajectory_id=_id(part.row.uid, part.number),
-        session_id=part.row.session_id,
+        trajectory_id=_id(row.uid, part.number),
+        session_id=row.session_id,
         number=part.number,
         state=pb.TRAJECTORY_STATE_ACTIVE,
         first_turn=part.first_turn,
@@ -321,58 +369,51 @@ def _individual(cold: Cold, request: Request, part: Part) -> Iterator[Step]:
     if request.include_superseded:
         statuses.add(_SUPERSEDED)
     lines = _chosen(part, frozenset(statuses))
-    rewards = cold.store.read_rewards(part.row.uid)
-    dress = Dress(request.omit_payload, rewards, _discounted(lines, rewards, _discount(request)), mask_failed=True)
+    rewards, name = part.session.rewards(), part.session.row.session_id
+    dress = Dress(request.omit_payload, rewards, _discounted(lines, rewards, _discount(request)), exported=True)
 
     def bodies() -> Iterator[bytes | None]:
         if part.after and not request.omit_payload:
-            rows = Rows()
-            yield from _context(cold, part, rows)
-            yield from (field(7, span) for span in rows.context_parts())
-        for page in cold.pages(part.row.session_id, lines, dress):
+            rows = yield from part.session.context(part.after)
+            yield from (field(7, span) for span in _until_none(rows.context_part))
+            del rows
+        for page in cold.pages(name, lines, dress):
             yield repeated(3, page)
 
-    yield from _send(_head(cold, part), field(2, part.row.session_id.encode()), bodies())
+    yield from _send(_head(cold, part), field(2, name.encode()), bodies())
 
 
 def _concat(cold: Cold, request: Request, part: Part) -> Iterator[Step]:
     """The parts of a trajectory as rows of tokens."""
     lines = _chosen(part, frozenset((_COMMITTED,)))
-    rewards = cold.store.read_rewards(part.row.uid)
-    discounted = _discounted(lines, rewards, _discount(request))
+    discounted = _discounted(lines, part.session.rewards(), _discount(request))
+    name = part.session.row.session_id
 
     def bodies() -> Iterator[bytes | None]:
-        rows = Rows()
-        yield from _context(cold, part, rows)
+        rows = yield from part.session.context(part.after)
         ahead = 4
         at = size = 0
         while at < len(lines):
             page = cold.rows(lines[at : at + ahead])
             at += len(page)
-            ended: list[bytes] = []
-            try:
-                for row in page:
-                    ended += rows.push(row, discounted.get(row.seq), row.status == _COMMITTED)
-                    size += sum(len(column) for column in row[6:] if column is not None)
-            except ValueError as error:
-                raise cold.corrupt(part.row.session_id, error) from error
+            for row in page:
+                try:
+                    rows.push(row, discounted.get(row.seq), row.status == _COMMITTED)
+                except ValueError as error:
+                    raise cold.corrupt(name, error) from error
+                size += sum(len(column) for column in row[6:] if column is not None)
+                # A row that this record ended is taken before the next one comes: it may be as long as a checkpoint.
+                yield from (field(6, one) for one in iter(rows.part, None))
             ahead = max(1, min(READ_AHEAD, PAGE_BYTES * at // size)) if size else READ_AHEAD
             yield None
-            yield from (field(6, one) for one in ended)
-        yield from (field(6, one) for one in rows.finish())
+        rows.finish()
+        yield from (field(6, one) for one in iter(rows.part, None))
 
-    yield from _send(_head(cold, part), field(2, part.row.session_id.encode()), bodies())
+    yield from _send(_head(cold, part), field(2, name.encode()), bodies())
 
 
-def _context(cold: Cold, part: Part, rows: Rows) -> Iterator[None]:
-    """Bring what the trajectory builds on into `rows`, a few records a step."""
-    before = [line for line in part.lines if line.seq <= part.after and line.status == _COMMITTED]
-    for start in range(0, len(before), READ_AHEAD):
-        lines = before[start : start + READ_AHEAD]
-        found = cold.store.read_tokens([line.seq for line in lines])
-        try:
-            for line, (_, tokens) in zip(lines, found, strict=True):
-                rows.context(line.meta, tokens or b"")
-        except ValueError as error:
-            raise cold.corrupt(part.row.session_id, error) from error
-        yield None
+def _until_none(part: Callable[[int], bytes | None]) -> Iterator[bytes]:
+    n = 0
+    while (found := part(n)) is not None:
+        yield found
+        n += 1

@@ -159,6 +159,21 @@ def disk_full(path: Path) -> StoreError:
     return StoreError("DISK_FULL", f"The disk that holds {path} is full: free some space there and start again.")
 
 
+def check_room(store: Path, migrates: bool) -> None:
+    """A migration may write every table anew, into the log and then into the file: twice the size of the store. Raises
+    StoreError before anything is changed."""
+    if not migrates:
+        return
+    disk = os.statvfs(store.parent)
+    need, free = 2 * store.stat().st_size, disk.f_bavail * disk.f_frsize
+    if free < need:
+        raise StoreError(
+            "DISK_FULL",
+            f"{store} must be brought to a newer version, for which {need >> 20} MiB may be needed beside it, and "
+            f"{free >> 20} MiB are free: make room there and start again.",
+        )
+
+
 def prepare_directory(path: Path) -> Path:
     """Create the data directory if need be (mode 0700) and return it resolved. Raises StoreError."""
     try:

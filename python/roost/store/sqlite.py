@@ -122,6 +122,7 @@ class SqliteStore:
             connect.make_durable(conn)
             if version:
                 connect.check_pages(conn, self._path)
+                claim.check_room(self._path, version < schema.newest_version())
             schema.migrate(conn, version)
             self.store_id = schema.store_id(conn)
             # Durable before it is used: an epoch that a crash could take back would not fence anybody.

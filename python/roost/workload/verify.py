@@ -75,7 +75,10 @@ async def verify(
             failures += 1
             # What Roost itself refuses (a session it does not know, or holds corrupt) is a result, not a bad line.
             if error.code.name in ("NOT_FOUND", "DATA_LOSS"):
-                lost = left.pop(0)
+                lost = error.metadata.get("session_id", "")
+                if lost not in left:
+                    raise
+                left.remove(lost)
                 verdict.lost += len(wanted[lost].turns)
                 verdict.differences.append(Difference(lost, 0, str(error)))
             elif failures >= STREAM_TRIES:
@@ -84,12 +87,17 @@ async def verify(
 
 
 async def _export(client: AsyncClient, session_ids: list[str]) -> AsyncIterator[tuple[str, list[types.Record]]]:
+    """Each session with all its records, whatever trajectories they were finished into."""
     records: list[types.Record] = []
+    session_id = ""
     async for part in client.export_trajectories(session_ids, selection="all"):
-        records.extend(part.records)
-        if part.last:
-            yield part.session_id, records
+        if session_id and part.session_id != session_id:
+            yield session_id, records
             records = []
+        session_id = part.session_id
+        records.extend(part.records)
+    if session_id:
+        yield session_id, records
 
 
 def compare(

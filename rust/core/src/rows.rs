@@ -16,8 +16,9 @@ const PART: usize = 1 << 16;
 /// The weight version of a token of which none is known.
 const NO_VERSION: i64 = -1;
 
-/// Builds the rows of one trajectory. Records are pushed in the order of their turns.
-#[derive(Debug, Default)]
+/// Builds the rows of one trajectory. Records are pushed in the order of their turns; a row that has ended is taken part by
+/// part before the next record comes.
+#[derive(Clone, Debug, Default)]
 pub struct Rows {
     ids: Vec<u8>,
     logprobs: Vec<u8>,
@@ -30,6 +31,24 @@ pub struct Rows {
     reward: Option<f64>,
     aborted: bool,
     finish_reason: String,
+    ended: Option<Ended>,
+}
+
+/// A row that has ended, and what of it was taken.
+#[derive(Clone, Debug)]
+struct Ended {
+    segment: u32,
+    turns: (u32, u32),
+    ids: Vec<u8>,
+    logprobs: Vec<u8>,
+    mask: Vec<u8>,
+    versions: Vec<(i64, u32)>,
+    reward: Option<f64>,
+    aborted: bool,
+    finish_reason: String,
+    /// Tokens taken, and the run that the next ones are in with how many of its tokens were taken.
+    taken: usize,
+    run: (usize, u32),
 }
 
 impl Rows {
@@ -51,27 +70,20 @@ impl Rows {
         Ok(())
     }
 
-    /// The tokens there are so far, in parts.
-    pub fn context_parts(&self) -> Vec<TokenSpan> {
-        let part = |(n, ids): (usize, &[u8])| TokenSpan {
-            offset: (n * PART) as u64,
-            token_ids: ids.to_vec(),
-            ..TokenSpan::default()
-        };
-        self.ids.chunks(PART * TOKEN).enumerate().map(part).collect()
+    /// The tokens there are so far: part `n` of them.
+    pub fn context_part(&self, n: usize) -> Option<TokenSpan> {
+        let ids = self.ids.chunks(PART * TOKEN).nth(n)?.to_vec();
+        Some(TokenSpan { offset: (n * PART) as u64, token_ids: ids, ..TokenSpan::default() })
     }
 
-    /// The next record of the trajectory, with its payload; one that is not to be trained on is the ABORTED tail. Returns
-    /// the parts of the row that ends before it, if one does.
-    pub fn push(&mut self, record: &Record, discounted: Option<f64>, train: bool) -> Vec<TrajectoryRow> {
+    /// The next record of the trajectory, with its payload; one that is not to be trained on is the ABORTED tail. A row may
+    /// end before it.
+    pub fn push(&mut self, record: &Record, discounted: Option<f64>, train: bool) {
         let empty = TokenSpan::default();
         let span = record.record.as_ref().and_then(|r| r.tokens.as_ref());
         let offset = span.map_or_else(|| self.len(), |s| s.offset);
-        let mut ended = Vec::new();
         if offset < self.len() || record.new_segment {
-            if self.turns.is_some() {
-                ended = self.finish();
-            }
+            self.finish();
             self.keep(offset);
         }
         let (first, _) = self.turns.unwrap_or((record.turn, record.turn));
@@ -87,42 +99,36 @@ impl Rows {
         let mask = if train { mask_of(record, span, count) } else { vec![0; count] };
         let versions: Vec<_> = span.weight_versions.iter().map(|r| (r.version, r.count)).collect();
         self.extend(count, &span.token_ids, &span.logprobs, &mask, &versions);
-        ended
     }
 
-    /// The parts of the row so far, if it has turns. The next row begins with its tokens as context.
-    pub fn finish(&mut self) -> Vec<TrajectoryRow> {
-        let Some((first_turn, last_turn)) = self.turns.take() else { return Vec::new() };
+    /// Ends the row so far, if it has turns. The next row begins with its tokens as context.
+    pub fn finish(&mut self) {
+        let Some(turns) = self.turns.take() else { return };
         self.segment += 1;
-        let (reward, aborted) = (self.reward.take(), std::mem::take(&mut self.aborted));
-        let finish_reason = std::mem::take(&mut self.finish_reason);
-        let count = self.ids.len() / TOKEN;
-        let parts = count.div_ceil(PART).max(1);
-        let mut versions = Runs { runs: &self.versions, at: 0, used: 0 };
-        let rows = (0..parts)
-            .map(|n| {
-                let (start, end) = (n * PART, count.min((n + 1) * PART));
-                let last = n + 1 == parts;
-                TrajectoryRow {
-                    segment: self.segment,
-                    first_turn,
-                    last_turn,
-                    tokens: Some(TokenSpan {
-                        offset: start as u64,
-                        token_ids: self.ids[start * TOKEN..end * TOKEN].to_vec(),
-                        logprobs: self.logprobs[start * 4..end * 4].to_vec(),
-                        loss_mask: self.mask[start..end].to_vec(),
-                        weight_versions: versions.take(end - start),
-                    }),
-                    reward: reward.filter(|_| last),
-                    aborted: aborted && last,
-                    finish_reason: if last { finish_reason.clone() } else { String::new() },
-                    last,
-                }
-            })
-            .collect();
-        self.keep(count as u64);
-        rows
+        self.ended = Some(Ended {
+            segment: self.segment,
+            turns,
+            ids: self.ids.clone(),
+            logprobs: std::mem::take(&mut self.logprobs),
+            mask: std::mem::take(&mut self.mask),
+            versions: std::mem::take(&mut self.versions),
+            reward: self.reward.take(),
+            aborted: std::mem::take(&mut self.aborted),
+            finish_reason: std::mem::take(&mut self.finish_reason),
+            taken: 0,
+            run: (0, 0),
+        });
+        self.keep(self.len());
+    }
+
+    /// The next part of the row that has ended; `None` when it was taken whole.
+    pub fn part(&mut self) -> Option<TrajectoryRow> {
+        let row = self.ended.as_mut()?;
+        let part = row.part();
+        if part.last {
+            self.ended = None;
+        }
+        Some(part)
     }
 
     /// Keeps the first `offset` tokens, as context.
@@ -152,7 +158,7 @@ impl Rows {
 
 /// What of a record's span is trained on: what its loss mask says; without one, as many tokens at the end as the engine
 /// says it generated; without that, all.
-fn mask_of(record: &Record, span: &TokenSpan, count: usize) -> Vec<u8> {
+pub(crate) fn mask_of(record: &Record, span: &TokenSpan, count: usize) -> Vec<u8> {
     if !span.loss_mask.is_empty() {
         return span.loss_mask.clone();
     }
@@ -163,26 +169,40 @@ fn mask_of(record: &Record, span: &TokenSpan, count: usize) -> Vec<u8> {
     mask
 }
 
-/// Runs, taken a number of tokens at a time.
-struct Runs<'a> {
-    runs: &'a [(i64, u32)],
-    at: usize,
-    used: u32,
-}
+impl Ended {
+    fn part(&mut self) -> TrajectoryRow {
+        let count = self.ids.len() / TOKEN;
+        let (start, end) = (self.taken, count.min(self.taken + PART));
+        let last = end == count;
+        self.taken = end;
+        TrajectoryRow {
+            segment: self.segment,
+            first_turn: self.turns.0,
+            last_turn: self.turns.1,
+            tokens: Some(TokenSpan {
+                offset: start as u64,
+                token_ids: self.ids[start * TOKEN..end * TOKEN].to_vec(),
+                logprobs: self.logprobs[start * 4..end * 4].to_vec(),
+                loss_mask: self.mask[start..end].to_vec(),
+                weight_versions: self.take_runs(end - start),
+            }),
+            reward: self.reward.filter(|_| last),
+            aborted: self.aborted && last,
+            finish_reason: if last { std::mem::take(&mut self.finish_reason) } else { String::new() },
+            last,
+        }
+    }
 
-impl Runs<'_> {
-    fn take(&mut self, mut count: usize) -> Vec<WeightVersionRun> {
+    /// The runs of the next `count` tokens.
+    fn take_runs(&mut self, mut count: usize) -> Vec<WeightVersionRun> {
         let mut out = Vec::new();
         while count > 0
-            && let Some((version, length)) = self.runs.get(self.at)
+            && let Some((version, length)) = self.versions.get(self.run.0)
         {
-            let n = (*length - self.used).min(count as u32);
+            let n = (*length - self.run.1).min(count as u32);
             out.push(WeightVersionRun { version: *version, count: n });
             count -= n as usize;
-            self.used += n;
-            if self.used == *length {
-                (self.at, self.used) = (self.at + 1, 0);
-            }
+            self.run = if self.run.1 + n == *length { (self.run.0 + 1, 0) } else { (self.run.0, self.run.1 + n) };
         }
         out
     }
@@ -208,6 +228,11 @@ mod tests {
         let finish_reason = format!("why {turn}");
         let record = Some(RecordInput { tokens: Some(tokens), finish_reason, ..RecordInput::default() });
         Record { turn, new_segment, record, ..Record::default() }
+    }
+
+    /// The parts of the row that has ended.
+    fn taken(rows: &mut Rows) -> Vec<TrajectoryRow> {
+        std::iter::from_fn(|| rows.part()).collect()
     }
 
     /// The parts of each row, put together.
@@ -242,11 +267,14 @@ mod tests {
     #[test]
     fn a_cut_starts_a_row_with_what_was_kept() {
         let mut rows = Rows::default();
-        let mut parts = rows.push(&record(1, 0, &[1, 2, 3, 4], &[0, 0, 1, 1], false), Some(0.5), true);
-        parts.extend(rows.push(&record(2, 4, &[5, 6], &[0, 1], false), Some(1.0), true));
-        parts.extend(rows.push(&record(3, 3, &[7], &[1], false), Some(2.0), true));
-        parts.extend(rows.push(&record(4, 4, &[8, 9], &[1, 1], false), None, false));
-        parts.extend(rows.finish());
+        rows.push(&record(1, 0, &[1, 2, 3, 4], &[0, 0, 1, 1], false), Some(0.5), true);
+        rows.push(&record(2, 4, &[5, 6], &[0, 1], false), Some(1.0), true);
+        assert_eq!(taken(&mut rows), []);
+        rows.push(&record(3, 3, &[7], &[1], false), Some(2.0), true);
+        let mut parts = taken(&mut rows);
+        rows.push(&record(4, 4, &[8, 9], &[1, 1], false), None, false);
+        rows.finish();
+        parts.extend(taken(&mut rows));
         let rows = whole(parts);
         let of = |n: usize| {
             let (row, ids, versions) = &rows[n];
@@ -266,8 +294,14 @@ mod tests {
     fn a_long_row_comes_in_parts() {
         let ids: Vec<u32> = (0..(PART as u32 * 2 + 10)).collect();
         let mut rows = Rows::default();
-        assert!(rows.push(&record(1, 0, &ids, &[], false), Some(1.0), true).is_empty());
-        let parts = rows.finish();
+        rows.push(&record(1, 0, &ids, &[], false), Some(1.0), true);
+        rows.finish();
+        let parts = taken(&mut rows);
+        let contexts: Vec<_> = (0..).map_while(|n| rows.context_part(n)).collect();
+        assert_eq!(
+            contexts.iter().map(|c| (c.offset, c.token_ids.len())).collect::<Vec<_>>(),
+            [(0, PART * 4), (PART as u64, PART * 4), (2 * PART as u64, 40)]
+        );
         assert_eq!(parts.len(), 3);
         assert!(parts[..2].iter().all(|p| !p.last && p.reward.is_none() && p.finish_reason.is_empty()));
         let rows = whole(parts);
@@ -290,9 +324,11 @@ mod tests {
                 fold.truncate(offset as usize);
                 fold.extend(&ids);
                 trained += mask.iter().map(|m| *m as usize).sum::<usize>();
-                parts.extend(rows.push(&record(n as u32 + 1, offset, &ids, mask, false), Some(1.0), true));
+                rows.push(&record(n as u32 + 1, offset, &ids, mask, false), Some(1.0), true);
+                parts.extend(taken(&mut rows));
             }
-            parts.extend(rows.finish());
+            rows.finish();
+            parts.extend(taken(&mut rows));
             let rows = whole(parts);
             let mut seen = std::collections::HashSet::new();
             for (row, ids, versions) in &rows {

@@ -199,18 +199,18 @@ impl Engine {
             .collect()
     }
 
-    #[pyo3(signature = (row, omit_payload, masked=false, reward=None, discounted_reward=None))]
+    #[pyo3(signature = (row, omit_payload, exported=false, reward=None, discounted_reward=None))]
     fn describe_record<'py>(
         &self,
         py: Python<'py>,
         row: &Bound<'py, PyTuple>,
         omit_payload: bool,
-        masked: bool,
+        exported: bool,
         reward: Option<f64>,
         discounted_reward: Option<f64>,
     ) -> PyResult<Bound<'py, PyBytes>> {
         let row = rows::record_row(row)?;
-        let dress = Dress { omit_payload, masked, reward, discounted_reward };
+        let dress = Dress { omit_payload, exported, reward, discounted_reward };
         let encoded = py.detach(|| row.dressed(dress).map(|r| engine::encode(&r)));
         Ok(PyBytes::new(py, &encoded.map_err(corrupt)?))
     }
@@ -501,31 +501,39 @@ impl Rows {
         py.detach(|| self.rows.lock().context(meta, tokens)).map_err(corrupt)
     }
 
-    fn context_parts<'py>(&self, py: Python<'py>) -> Vec<Bound<'py, PyBytes>> {
-        let parts: Vec<_> = py.detach(|| self.rows.lock().context_parts().iter().map(engine::encode).collect());
-        parts.iter().map(|p: &Vec<u8>| PyBytes::new(py, p)).collect()
+    fn context_part<'py>(&self, py: Python<'py>, n: usize) -> Option<Bound<'py, PyBytes>> {
+        let part = py.detach(|| self.rows.lock().context_part(n).as_ref().map(engine::encode));
+        part.map(|p| PyBytes::new(py, &p))
+    }
+
+    fn copy(&self, py: Python<'_>) -> Self {
+        py.detach(|| Rows { rows: Mutex::new(self.rows.lock().clone()) })
     }
 
     #[pyo3(signature = (row, discounted_reward, train))]
-    fn push<'py>(
+    fn push(
         &self,
-        py: Python<'py>,
-        row: &Bound<'py, PyTuple>,
+        py: Python<'_>,
+        row: &Bound<'_, PyTuple>,
         discounted_reward: Option<f64>,
         train: bool,
-    ) -> PyResult<Vec<Bound<'py, PyBytes>>> {
+    ) -> PyResult<()> {
         let row = rows::record_row(row)?;
-        let parts = py.detach(|| {
+        py.detach(|| {
             let record = row.to_proto(false)?;
-            let ended = self.rows.lock().push(&record, discounted_reward, train);
-            Ok(ended.iter().map(engine::encode).collect::<Vec<_>>())
-        });
-        Ok(parts.map_err(corrupt)?.iter().map(|p| PyBytes::new(py, p)).collect())
+            self.rows.lock().push(&record, discounted_reward, train);
+            Ok(())
+        })
+        .map_err(corrupt)
     }
 
-    fn finish<'py>(&self, py: Python<'py>) -> Vec<Bound<'py, PyBytes>> {
-        let parts: Vec<_> = py.detach(|| self.rows.lock().finish().iter().map(engine::encode).collect());
-        parts.iter().map(|p: &Vec<u8>| PyBytes::new(py, p)).collect()
+    fn finish(&self, py: Python<'_>) {
+        py.detach(|| self.rows.lock().finish());
+    }
+
+    fn part<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyBytes>> {
+        let part = py.detach(|| self.rows.lock().part().as_ref().map(engine::encode));
+        part.map(|p| PyBytes::new(py, &p))
     }
 }
 

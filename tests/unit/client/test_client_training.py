@@ -33,6 +33,8 @@ def record(
 ) -> types.Record:
     span = {name: values.pop(name) for name in ("loss_mask", "logprobs", "weight_versions") if name in values}
     made = types.Record(turn=turn, status=status, record=types.RecordInput(**values))
+    # As the server exports it: there is always a mask.
+    span.setdefault("loss_mask", [int(status == COMMITTED)] * len(ids))
     made.record.tokens.CopyFrom(token_span(ids, offset=offset, **span))
     if reward is not None:
         made.discounted_reward = reward
@@ -192,13 +194,12 @@ def test_what_was_not_kept_is_no_row() -> None:
     assert [list(row.tokens) for row in one.rows()] == [[3]]
 
 
-def test_without_a_mask_what_the_engine_generated_is_trained_on() -> None:
-    one = exported(
-        record(1, 0, [1, 2, 3], usage=types.Usage(completion_tokens=2)),
-        record(2, 3, [4, 5], usage=types.Usage(completion_tokens=9)),
-        record(3, 5, [6]),
-    )
-    assert [list(row.loss_mask) for row in one.rows()] == [[0, 1, 1], [0, 0, 0, 1, 1], [0, 0, 0, 0, 0, 1]]
+def test_what_int32_does_not_hold_is_refused_and_rows_without_tokens_are_left_out() -> None:
+    for one in (record(1, 0, [1 << 31]), record(1, 0, [1], weight_versions=[(1 << 31, 1)])):
+        with pytest.raises(ValueError, match=r"u-1.*int32"):
+            areal_rows(exported(one))
+    assert areal_rows(exported(record(1, 0, [(1 << 31) - 1])))[0]["input_ids"].tolist() == [[(1 << 31) - 1]]
+    assert areal_rows(exported(types.Record(turn=1, status=ABORTED))) == []
 
 
 def test_a_trajectory_begins_with_what_it_builds_on() -> None:
@@ -254,8 +255,7 @@ def test_each_row_is_what_its_turn_saw_and_trains_on_its_own_part(spans: list[tu
         fresh += len(mask)
         line = line[:offset] + ids
         expected.append((line, [0] * offset + mask))
-        # An empty mask on the wire would be none at all.
-        records.append(record(turn, offset, ids, loss_mask=mask, usage=types.Usage(completion_tokens=0)))
+        records.append(record(turn, offset, ids, loss_mask=mask))
     one = exported(*records)
     assert [(list(row.tokens), list(row.loss_mask)) for row in one.rows()] == expected
     for arrays in areal_rows(one):

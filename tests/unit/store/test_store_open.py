@@ -233,6 +233,18 @@ def test_a_store_from_before_trajectories_keeps_every_row(open_store: Open, dire
         conn.pragma("user_version", 1)
     (old / "roost.db").chmod(0o600)
 
+    before = (old / "roost.db").read_bytes()
+    real = os.statvfs
+
+    def little(path: Any) -> Any:
+        found = real(path)
+        room = 2 * len(before) // found.f_frsize - 1
+        return os.statvfs_result((*found[:4], room, *found[5:]))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "statvfs", little)
+        assert "newer version" in refused(open_store, "DISK_FULL", old)
+    assert (old / "roost.db").read_bytes()[100:] == before[100:]
     store = open_store(old)
     assert (store.epoch, store.last_seq) == (2, ended.last_seq)
     assert sorted(store.running_roots()) == [uid_of(2)]

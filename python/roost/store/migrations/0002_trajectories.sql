@@ -1,5 +1,5 @@
 -- 0002: trajectories, rewards, finishes that come by themselves. Two tables are made anew, because SQLite cannot change
--- the CHECK of one or add a column in its middle; a large store needs as much room again while this runs.
+-- the CHECK of one or add a column in its middle; a store needs twice its size again while this runs.
 
 -- As in 0001, with `finish_due`: wall-clock milliseconds from which on the active trajectory finishes by itself, 0: never.
 CREATE TABLE session_2 (

@@ -11,6 +11,7 @@ use crate::error::{Reason, Refusal};
 use crate::gen_store::{Receipt, RecordMeta, RunningGrant, SessionFacts};
 use crate::gen_v1 as v1;
 use crate::ids::Uid;
+use crate::rows::mask_of;
 use prost::Message;
 use std::collections::BTreeMap;
 
@@ -271,8 +272,8 @@ pub struct RecordRow {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Dress {
     pub omit_payload: bool,
-    /// Nothing of it is to be trained on: its loss mask is all zeros.
-    pub masked: bool,
+    /// Its span has a loss mask: of zeros unless it is COMMITTED.
+    pub exported: bool,
     pub reward: Option<f64>,
     pub discounted_reward: Option<f64>,
 }
@@ -282,9 +283,14 @@ impl RecordRow {
     pub fn dressed(self, dress: Dress) -> Result<v1::Record, Refusal> {
         let mut record = self.to_proto(dress.omit_payload)?;
         (record.reward, record.discounted_reward) = (dress.reward, dress.discounted_reward);
-        let span = record.record.as_mut().and_then(|r| r.tokens.as_mut()).filter(|_| dress.masked);
-        if let Some(span) = span {
-            span.loss_mask = vec![0; span.token_ids.len() / TOKEN];
+        let span = record.record.as_ref().and_then(|r| r.tokens.as_ref()).filter(|_| dress.exported);
+        let mask = span.map(|span| {
+            let count = span.token_ids.len() / TOKEN;
+            let committed = record.status == v1::RecordStatus::Committed as i32;
+            if committed { mask_of(&record, span, count) } else { vec![0; count] }
+        });
+        if let (Some(mask), Some(span)) = (mask, record.record.as_mut().and_then(|r| r.tokens.as_mut())) {
+            span.loss_mask = mask;
         }
         Ok(record)
     }

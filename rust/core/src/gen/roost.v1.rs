@@ -1015,7 +1015,9 @@ pub struct ExportTrajectoriesResponse {
     /// The id of the session, in every part.
     #[prost(string, tag = "2")]
     pub session_id: ::prost::alloc::string::String,
-    /// INDIVIDUAL: records in the order in which they were appended. What is not COMMITTED has a loss_mask of zeros.
+    /// INDIVIDUAL: records in the order in which they were appended. Their spans always have a loss_mask: as the client
+    /// sent it; without one it is 1 for the last Usage.completion_tokens tokens (without usage for all); of zeros in what
+    /// is not COMMITTED.
     #[prost(message, repeated, tag = "3")]
     pub records: ::prost::alloc::vec::Vec<Record>,
     /// True in the last part of the trajectory.
