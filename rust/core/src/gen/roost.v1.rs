@@ -1321,7 +1321,8 @@ pub struct CommitTurnRequest {
     /// The lease of the turn to commit.
     #[prost(bytes = "vec", tag = "2")]
     pub lease: ::prost::alloc::vec::Vec<u8>,
-    /// Makes a repeat safe beside the lease; kept with the record.
+    /// Makes a repeat safe beside the lease; kept with the record. That of another commit or abort of the session is
+    /// REQUEST_MISMATCH.
     #[prost(string, tag = "3")]
     pub request_id: ::prost::alloc::string::String,
     /// What the turn stores.
@@ -1386,7 +1387,7 @@ pub struct AbortTurnRequest {
     /// The lease of the turn to abort.
     #[prost(bytes = "vec", tag = "2")]
     pub lease: ::prost::alloc::vec::Vec<u8>,
-    /// Makes a repeat safe beside the lease; kept with the record.
+    /// As in CommitTurnRequest.
     #[prost(string, tag = "3")]
     pub request_id: ::prost::alloc::string::String,
     /// What the attempt produced, kept as a PROVISIONAL record; its token offset must be at most the
@@ -1413,8 +1414,9 @@ pub struct AbortTurnResponse {
     /// Which try it was.
     #[prost(uint32, tag = "2")]
     pub attempt: u32,
-    /// What the record is now: PROVISIONAL, with `final` ABORTED; to a repeat also SUPERSEDED (a later attempt
-    /// or commit took its place) or ABORTED (the trajectory was finished or the session closed).
+    /// What the record is now: PROVISIONAL; ABORTED with `final`, or if its trajectory waited for the turn and is READY
+    /// with it; to a repeat also SUPERSEDED (a later attempt or commit took its place) or ABORTED (the trajectory was
+    /// finished or the session closed).
     #[prost(enumeration = "RecordStatus", tag = "3")]
     pub status: i32,
     /// True if this is the answer to a repeat.
@@ -1460,7 +1462,8 @@ pub enum IfRunning {
     /// TURN_IN_PROGRESS.
     Refuse = 1,
     /// The turn that runs ends as if its lease had run out (a PROVISIONAL record, outcome EXPIRED; its lease is lost
-    /// for good), and its slot passes to this one: no gate, no wait.
+    /// for good), and its slot passes to this one: no gate, no wait. A trajectory that waited for the turn to finish is
+    /// READY with it.
     Takeover = 2,
 }
 impl IfRunning {
