@@ -221,6 +221,16 @@ def test_an_export_loses_no_file(shared: Server, tmp_path: Path) -> None:
     assert roost(*out, "--append", "--session", names[1], "--target", shared.address).returncode == 0
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line["trajectory"]["session_id"] for line in lines] == names
+    # Killed in the middle of a line, or edited by a person.
+    for torn, kept in ((b'{"trajectory": {"tra', b""), (b'{"mine": 1}', b'{"mine": 1}\n')):
+        whole = path.read_bytes()
+        path.write_bytes(whole + torn)
+        name = ready()
+        ended = roost(*out, "--append", "--session", name, "--target", shared.address)
+        assert (ended.returncode, "half a line" in ended.stderr) == (0, not kept)
+        assert path.read_bytes().startswith(whole + kept)
+        added = path.read_bytes()[len(whole + kept) :]
+        assert json.loads(added)["trajectory"]["session_id"] == name
     other = tmp_path / "none.jsonl"
     for flags in (("--target", "127.0.0.1:1", "--timeout", "1"), ("--session", "x", "--target", shared.address)):
         assert roost("trajectories", "export", "--out", str(other), *flags).returncode in (1, 3)

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from roost.client import Client
     from roost.client.training import Exported
 
+_BLOCK = 1 << 20  # bytes
+
 app = typer.Typer(help="Rewards and trajectories: what is trained on.", no_args_is_help=True)
 
 
@@ -318,6 +320,8 @@ class _Lines:
     def write(self, lines: Iterable[str]) -> None:
         if self._file is None:
             assert self._out is not None
+            if self._out.is_file():
+                _mend(self._out)
             self._file = self._out.open("a", encoding="utf-8")
         self._file.writelines(lines)
         self._file.flush()
@@ -329,6 +333,29 @@ class _Lines:
         if self._out.is_file():
             os.fsync(self._file.fileno())
             _sync_directory(self._out)
+
+
+def _mend(path: Path) -> None:
+    """A command that was killed may have left half a line: what is added would be part of it."""
+    with path.open("r+b") as file:
+        end = start = file.seek(0, os.SEEK_END)
+        tail = b""
+        while start and b"\n" not in tail:
+            start = max(start - _BLOCK, 0)
+            file.seek(start)
+            tail = file.read(end - start)
+        last = tail[tail.rfind(b"\n") + 1 :]
+        if not last:
+            return
+        try:
+            json.loads(last)
+        except ValueError:
+            # Never acknowledged: it was not on disk.
+            file.truncate(end - len(last))
+            typer.echo(f"{path} ended with half a line: it was dropped", err=True)
+        else:
+            file.seek(end)
+            file.write(b"\n")
 
 
 def _sync_directory(path: Path) -> None:

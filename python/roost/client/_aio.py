@@ -581,13 +581,13 @@ class AsyncClient:
     async def _renew(self, request: turns.RenewTurnsRequest, timeout: float) -> turns.RenewTurnsResponse:
         return await self._call(TURN + "RenewTurns", request, turns.RenewTurnsResponse, timeout)
 
-    async def _protect(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Run what ends a turn to its end even if the caller is cancelled: a slot must not stay taken because its
-        holder was in a hurry. Bounded by the call's own deadline; `close` waits for it."""
+    def _protect(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
+        """Run what ends a turn to its end even if the caller, who waits for `asyncio.shield` of it, is cancelled: a
+        slot must not stay taken because its holder was in a hurry. Bounded by the call's deadline; `close` waits."""
         task = asyncio.get_running_loop().create_task(work)
         self._background.add(task)
         task.add_done_callback(self._protected)
-        return await asyncio.shield(task)
+        return task
 
     def _protected(self, task: asyncio.Task[Any]) -> None:
         self._background.discard(task)

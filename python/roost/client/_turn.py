@@ -35,6 +35,14 @@ log = logging.getLogger("roost.client")
 ENDED = (LeaseLost, SessionClosed, SessionNotFound)
 # With one of these the server says that the request is wrong, not that it cannot be served now.
 REFUSED = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION)
+# With one of these, and no reason, nobody knows what became of the request.
+NO_ANSWER = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.INTERNAL,
+)
 
 
 class AsyncTurn:
@@ -63,6 +71,7 @@ class AsyncTurn:
         self._grant = turns.Grant()
         self._request: turns.CommitTurnRequest | None = None
         self._request_id = ""
+        self._under_way: asyncio.Task[Any] | None = None  # the commit or abort that the block asked for last
         self._loss: RoostError | None = None
         self._on_lost: Callable[[], None] | None = None
         self._task: asyncio.Task[Any] | None = None
@@ -241,13 +250,15 @@ class AsyncTurn:
             base_turn=base_turn,
             timings=timings,
         )
-        return await self._client._protect(self._commit())
+        self._under_way = self._client._protect(self._commit())
+        return await asyncio.shield(self._under_way)
 
     async def abort(self, *, final: bool = False) -> turns.AbortTurnResponse:
         """Abort now; what `record` set stays as a PROVISIONAL record. The block goes on without a turn. `final`: give
         the turn up; the record is ABORTED, and no retry supersedes it."""
         self._check_open()
-        return await self._client._protect(self._abort(final))
+        self._under_way = self._client._protect(self._abort(final))
+        return await asyncio.shield(self._under_way)
 
     # -- what the context manager and the sync client are made of
 
@@ -262,7 +273,7 @@ class AsyncTurn:
             try:
                 await self._fetch_checkpoint()
             except BaseException:
-                await self._client._protect(self._abort())
+                await asyncio.shield(self._client._protect(self._abort()))
                 raise
         return self
 
@@ -286,15 +297,24 @@ class AsyncTurn:
         """End the turn if the block has not: abort after a failure, else commit. Raises what the commit raises."""
         if self._loss is not None:
             raise self._loss
-        if self.finished:
-            return
+        if not self.finished:
+            await asyncio.shield(self._client._protect(self._end_block(failed)))
+
+    async def _end_block(self, failed: bool) -> None:
         try:
+            if self._under_way is not None:
+                # A call whose caller was cancelled: what it comes to decides what there is to end.
+                await asyncio.wait([self._under_way])
+            if self._loss is not None:
+                raise self._loss
+            if self.finished:
+                return
             if failed:
-                await self._client._protect(self._abort())
-            else:
-                if self._request is None:
-                    self.record()
-                await self._client._protect(self._commit_or_abort())
+                await self._abort()
+                return
+            if self._request is None:
+                self.record()
+            await self._commit_or_abort()
         finally:
             # Whatever became of it: nobody runs this turn any more.
             self._client._renewals.remove(self)
@@ -307,12 +327,15 @@ class AsyncTurn:
             raise
         except RoostError as error:
             # Without an answer nobody knows what was stored: the lease decides.
-            if error.reason:
+            if error.reason or error.code not in NO_ANSWER:
                 try:
                     await self._abort()
                 except RoostError as failure:
                     error.add_note(f"the turn could not be aborted ({failure}); it ends with its lease")
             raise
+        if not self.finished:
+            # A commit that was to go on, tried again here: after the block there is nobody to go on.
+            await self._abort()
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.current_task()
@@ -407,7 +430,9 @@ class AsyncTurn:
         except ENDED:
             raise
         except RoostError as error:
-            if self._request is None or error.code not in REFUSED:
+            # The transport's own limits have no reason.
+            refused = error.code in REFUSED or (error.code is grpc.StatusCode.RESOURCE_EXHAUSTED and not error.reason)
+            if self._request is None or not refused:
                 raise
             # What was recorded is what the server refuses: free the slot without it.
             request.ClearField("record")

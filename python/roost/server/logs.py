@@ -69,7 +69,7 @@ class Sink:
         self._waiting: deque[bytes] = deque()
         self._bytes = 0  # that wait or are being written
         self._dropped = 0
-        self._changed = threading.Condition()
+        self._changed = threading.Condition(threading.RLock())
         self._thread: threading.Thread | None = None
 
     def write(self, lines: bytes) -> None:
@@ -103,11 +103,11 @@ class Sink:
                 pass
             with self._changed:
                 self._bytes -= len(lines)
-                dropped = 0 if self._waiting else self._dropped
-                self._dropped -= dropped
+                if self._dropped and not self._waiting:
+                    # Comes back here through `write`, and finds room: the lock is held.
+                    dropped, self._dropped = self._dropped, 0
+                    structlog.get_logger("roost.log").warning("lines_dropped", lines=dropped)
                 self._changed.notify_all()
-            if dropped:
-                structlog.get_logger("roost.log").warning("lines_dropped", lines=dropped)
 
 
 _sink = Sink(_STDERR)

@@ -159,13 +159,12 @@ def disk_full(path: Path) -> StoreError:
     return StoreError("DISK_FULL", f"The disk that holds {path} is full: free some space there and start again.")
 
 
-def check_room(store: Path, migrates: bool) -> None:
+def check_room(store: Path, reserve: int) -> None:
     """A migration may write every table anew, into the log and then into the file: twice the size of the store. Raises
-    StoreError before anything is changed."""
-    if not migrates:
-        return
+    StoreError before anything is changed. `reserve`: bytes that can be given up for it."""
     disk = os.statvfs(store.parent)
-    need, free = 2 * store.stat().st_size, disk.f_bavail * disk.f_frsize
+    size = sum(path.stat().st_size for path in (store, store.with_name(store.name + "-wal")) if path.exists())
+    need, free = 2 * size, disk.f_bavail * disk.f_frsize + reserve
     if free < need:
         raise StoreError(
             "DISK_FULL",

@@ -122,7 +122,8 @@ class SqliteStore:
             connect.make_durable(conn)
             if version:
                 connect.check_pages(conn, self._path)
-                claim.check_room(self._path, version < schema.newest_version())
+                if version < schema.newest_version():
+                    claim.check_room(self._path, self._reserve.size())
             schema.migrate(conn, version)
             self.store_id = schema.store_id(conn)
             # Durable before it is used: an epoch that a crash could take back would not fence anybody.

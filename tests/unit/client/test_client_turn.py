@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 
 import grpc
@@ -266,6 +267,52 @@ async def test_a_commit_and_its_abort_that_are_both_refused(server: FakeServer, 
         async with client.turn("s1"):
             pass
     assert "could not be aborted" in caught.value.__notes__[0]
+    assert client._renewals._turns == set()
+
+
+async def test_a_commit_that_the_transport_refuses_frees_the_slot(server: FakeServer, client: AsyncClient) -> None:
+    """Larger than gRPC takes: a status without a reason, but surely not stored."""
+    large = Refuse(grpc.StatusCode.RESOURCE_EXHAUSTED)
+    server.script["CommitTurn"].append(large)
+    server.script["AbortTurn"].append(large)
+    with pytest.raises(RoostError):
+        async with client.turn("s1") as turn:
+            turn.record("x")
+    assert [request.HasField("record") for request in server.requests("AbortTurn")] == [True, False]
+
+
+async def test_a_commit_that_was_to_go_on_and_is_tried_again_at_the_end_keeps_no_slot(
+    server: FakeServer, client: AsyncClient
+) -> None:
+    server.script["CommitTurn"].extend(
+        [Refuse(PRECONDITION, "TURN_INTERRUPTED"), turns.CommitTurnResponse(turn=1, next=turns.Grant(lease=b"L2"))]
+    )
+    async with client.turn("s1") as turn:
+        with contextlib.suppress(RoostError):
+            await turn.commit("x", then="continue")
+    assert [request.lease for request in server.requests("AbortTurn")] == [b"L2"]
+    assert client._renewals._turns == set()
+
+
+async def test_i24_cancellation_while_a_commit_goes_on_ends_the_turn_it_went_on_with(
+    server: FakeServer, client: AsyncClient
+) -> None:
+    going = asyncio.Event()
+    server.script["CommitTurn"].extend([going, turns.CommitTurnResponse(turn=1, next=turns.Grant(lease=b"L2"))])
+
+    async def body() -> None:
+        async with client.turn("s1") as turn:
+            await turn.commit("x", then="continue")
+
+    task = asyncio.create_task(body())
+    await server.arrived["CommitTurn"].wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    assert server.requests("AbortTurn") == []
+    going.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert [request.lease for request in server.requests("AbortTurn")] == [b"L2"]
     assert client._renewals._turns == set()
 
 

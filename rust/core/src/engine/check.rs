@@ -106,13 +106,16 @@ impl Engine {
                 let queued = tree.queue(waiter.gate).at(waiter.place);
                 ensure!(queued.is_some_and(|(t, i)| Arc::ptr_eq(&t, tree) && i == index), "{id} is not in its queue");
             }
+            if line.is_open() {
+                let keeps = line.finish_due_ms != 0 && line.resident.is_none();
+                ensure!(line.facts.is_some() == keeps, "{id} keeps its facts: {}, and should: {keeps}", !keeps);
+            }
             uses += u32::from(line.loading.is_some());
             if line.loading.as_ref().is_some_and(|l| l.granted.is_some()) {
                 below += u32::from(line.depth > 0);
                 sums.running += 1;
             }
             if let Some(resident) = &line.resident {
-                ensure!(line.facts.is_none(), "{id} is resident and keeps its facts twice");
                 uses += 1;
                 let bytes = resident.bytes();
                 sums.residents += 1;

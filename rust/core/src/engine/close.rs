@@ -7,7 +7,7 @@ use super::events::Ended;
 use super::reload::Located;
 use super::tree::{Lease, Tree, TreeState};
 use super::{Answer, Call, Engine, Moment, Pending, Work, count, not_found};
-use crate::gen_store::{EndedBy, Receipt, RequestMark};
+use crate::gen_store::{EndedBy, Receipt, RequestMark, SessionFacts};
 use crate::gen_v1 as v1;
 use crate::ids::{Uid, repeats};
 use crate::journal::{Appending, Close, Held, Op, Seq};
@@ -84,9 +84,11 @@ impl Engine {
         };
         // The journal is everybody's: what takes time is done before it is locked.
         let all = state.subtree(index);
+        let to_finish = Self::to_finish(state, &all);
+        let mark = close.mark.clone();
         let mut appending = self.journal.append();
         let mut ops = Vec::new();
-        let ending = self.seal(tree, state, &all, reason, close.mark.clone(), &mut appending, &mut ops, now);
+        let ending = self.seal(tree, state, &all, to_finish, reason, mark, &mut appending, &mut ops, now);
         state.last_seq = appending.seq;
         appending.push(tree, ops, Vec::new(), now.mono_ms);
         let receipt = Some(super::read::receipt(&ending.receipt));
@@ -103,6 +105,7 @@ impl Engine {
         tree: &Tree,
         state: &mut TreeState,
         all: &[u32],
+        to_finish: Vec<(u32, SessionFacts)>,
         reason: v1::CloseReason,
         request: Option<RequestMark>,
         appending: &mut Appending<'_>,
@@ -144,8 +147,8 @@ impl Engine {
             }
             lines.push((i, line.running().map(|_| line.depth), receipt));
         }
-        let ready: Vec<Seq> =
-            all.iter().filter_map(|i| self.finish_closing(appending, tree, state, *i, ops, now)).collect();
+        let finish = |(i, facts)| self.finish_closing(appending, tree, state, i, facts, ops, now);
+        let ready: Vec<Seq> = to_finish.into_iter().filter_map(finish).collect();
         let seq = if ready.is_empty() { appending.seq } else { appending.another() };
         let mut ended = Vec::with_capacity(lines.len());
         let mut turns = Vec::new();

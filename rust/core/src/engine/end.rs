@@ -259,6 +259,7 @@ impl Engine {
         let next_fence = next.as_ref().map_or(0, |l| l.fence);
         let then = options.then;
         let below = if then == v1::Then::Close { state.subtree(index) } else { Vec::new() };
+        let to_finish = Self::to_finish(state, &below);
         let next_refused = match &keep {
             Some(Err(refusal)) => refusal.reason.name().to_owned(),
             _ => String::new(),
@@ -343,7 +344,7 @@ impl Engine {
             |appending, state, ops| {
                 if then == v1::Then::Close {
                     let reason = v1::CloseReason::Quit;
-                    ending = Some(self.seal(tree, state, &below, reason, None, appending, ops, now));
+                    ending = Some(self.seal(tree, state, &below, to_finish, reason, None, appending, ops, now));
                 }
                 state.line(index).map(|l| (l.head, l.head_version))
             },

@@ -183,24 +183,32 @@ impl Engine {
         told
     }
 
-    /// Finishes, in the entry of its close, the trajectory of a session that was to finish by itself: it was promised, and
-    /// a closed session has no time to come. Not one whose facts are damaged.
+    /// Of these sessions, which are about to be closed, the facts of those whose trajectory was to finish by itself: it was
+    /// promised, and a closed session has no time to come. Not of one whose facts are damaged.
+    pub(crate) fn to_finish(state: &TreeState, all: &[u32]) -> Vec<(u32, SessionFacts)> {
+        let due = all.iter().filter_map(|i| Some((*i, state.line(*i).filter(|l| l.finish_due_ms != 0)?)));
+        let facts = |line: &Line| match (&line.resident, &line.facts) {
+            (Some(resident), _) => Some(resident.facts()),
+            (None, Some(kept)) => SessionFacts::decode(&kept[..]).ok(),
+            (None, None) => None,
+        };
+        due.filter_map(|(index, line)| Some((index, facts(line)?))).collect()
+    }
+
+    /// Finishes the trajectory of such a session in the entry of its close.
+    #[allow(clippy::too_many_arguments)]
     pub(crate) fn finish_closing(
         &self,
         appending: &mut Appending<'_>,
         tree: &Tree,
         state: &mut TreeState,
         index: u32,
+        mut facts: SessionFacts,
         ops: &mut Vec<Op>,
         now: &Moment,
     ) -> Option<Seq> {
+        // The commit that closes it may have finished it.
         let line = state.line_mut(index).filter(|l| l.finish_due_ms != 0)?;
-        let kept = line.facts.as_deref().map(SessionFacts::decode);
-        let mut facts = match (&line.resident, kept) {
-            (Some(resident), _) => resident.facts(),
-            (None, Some(Ok(facts))) => facts,
-            _ => return None,
-        };
         let mut active = Active::of(&facts)?;
         let seq = appending.another();
         line.finish_as(&mut active, seq, tree, None, now, ops);
