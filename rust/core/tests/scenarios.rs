@@ -424,6 +424,25 @@ fn the_repeat_of_a_commit_whose_next_turn_is_over_says_how_it_ended() {
     assert!(refused.message.contains("turn 2 (attempt 1)") && refused.message.ends_with("ABORTED"), "{refused:?}");
 }
 
+/// The end may come between the read of the records and the look at what runs.
+#[test]
+fn so_does_one_whose_next_turn_ends_just_then() {
+    let mut world = World::new(Limits::default());
+    let lease = world.begin("s").lease;
+    let next = world.commit(&go_on("s", &lease)).next.expect("it went on");
+    let ticket = world.start(Method::CommitTurn, &go_on("s", &lease));
+    let effects = world.engine.effects();
+    let [Effect::Session { id, uid, wanted }] = effects[..] else { panic!("{effects:?}") };
+    let loaded = world.store.load(uid, wanted);
+    let abort = v1::AbortTurnRequest { session_id: "s".into(), lease: next.lease, ..v1::AbortTurnRequest::default() };
+    world.start(Method::AbortTurn, &abort);
+    let now = world.now();
+    world.engine.session_loaded(id, loaded, now);
+    world.settle();
+    let refused = world.answer::<v1::CommitTurnResponse>(ticket).expect("it stands").next_refused;
+    assert!(refused.expect("that turn is over").message.ends_with("ABORTED"));
+}
+
 /// I21: one request_id, one commit.
 #[test]
 fn a_request_id_of_another_turns_end_is_refused() {

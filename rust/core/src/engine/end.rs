@@ -494,10 +494,15 @@ impl Engine {
                 }
                 Some(refusal) => Err(refusal),
             },
-            Call::End(end) => self.repeated_end(end, &call, ended, &loaded, &metas, now).map(|repeated| {
-                (after, grant) = (repeated.after, repeated.grant);
-                repeated.reply
-            }),
+            Call::End(end) => match self.repeated_end(end, &call, ended, &loaded, &metas, now) {
+                Ok(repeated) if repeated.outdated => {
+                    return self.ask_records(call, loaded.row.uid, ended, repeated.after);
+                }
+                repeated => repeated.map(|repeated| {
+                    (after, grant) = (repeated.after, repeated.grant);
+                    repeated.reply
+                }),
+            },
             Call::Finish(finish) => match repeated_finish(finish, &loaded, &metas) {
                 None if ended => Err(closed(&id)),
                 None => {
@@ -569,7 +574,7 @@ impl Engine {
         if meta.then == v1::Then::Close as i32 {
             reply.receipt = loaded.row.receipt.as_deref().and_then(super::read::decode_receipt);
         } else if meta.then == v1::Then::Continue as i32 {
-            reply.next = self.next_of(call, &end.session_id, meta, &mut repeated, now);
+            reply.next = self.next_of(call, loaded, meta, &mut repeated, now);
             if reply.next.is_none() {
                 reply.next_refused = Some(no_next(&end.session_id, meta, metas).to_proto());
             }
@@ -582,21 +587,24 @@ impl Engine {
     fn next_of(
         &self,
         call: &Pending,
-        id: &str,
+        loaded: &LoadedSession,
         meta: &RecordMeta,
         repeated: &mut Repeated,
         now: &Moment,
     ) -> Option<v1::Grant> {
+        let id = &loaded.row.session_id;
         let (tree, index) = call.tenant.directory.get(id)?;
         let mut state = Self::still_at(&tree, index, id)?;
         repeated.after = state.last_seq;
         let line = state.line_mut(index)?;
+        repeated.outdated = line.uid == loaded.row.uid && line.last > loaded.row.last;
         let resident = line.resident.as_ref()?;
         line.lease.as_ref().filter(|l| l.running && l.fence == meta.next_fence)?;
         let grant = self.grant_message(line, resident, Some(line.head_version), 0, now)?;
         // One answer more: the end of one does not take the turn from the other.
         line.lease.as_mut()?.answers += 1;
         drop(state);
+        repeated.outdated = false;
         repeated.grant = Some((tree, index, meta.next_fence));
         Some(grant)
     }
@@ -608,6 +616,8 @@ struct Repeated {
     reply: Vec<u8>,
     /// What it tells of is durable after this.
     after: Seq,
+    /// A record has come since the records were read: how the next turn has ended may be in it.
+    outdated: bool,
     /// The grant in it: where, and its fence.
     grant: Option<(Arc<Tree>, u32, u64)>,
 }
