@@ -300,6 +300,11 @@ fn threads_keep_what_one_thread_keeps() {
                     let (due, next) = store.due(until_ms, after.as_ref(), limit);
                     world.engine.due_found(id, due, next, world.now());
                 }
+                // A trajectory that comes due, of a session that has left memory.
+                Effect::Find { id, tenant, session_id } => {
+                    let found = store.find(&tenant, &session_id);
+                    world.engine.found(id, found, world.now());
+                }
                 other => panic!("nobody calls, and the engine asks for {other:?}"),
             }
         }
