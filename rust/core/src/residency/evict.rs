@@ -66,7 +66,7 @@ impl Index {
             left -= 1;
             let Some((index, due)) = calendar.pop_oldest(&self.slab) else { continue };
             let slot = self.slab.slot(index);
-            match self.look(index, due) {
+            match self.look(index, due, calendar.now) {
                 Seen::Gone => {}
                 Seen::Pinned => calendar.hold(&self.slab, index),
                 Seen::Used(last) => calendar.file(&self.slab, index, last),
@@ -103,7 +103,7 @@ impl Index {
                     break;
                 };
                 left -= 1;
-                let tick = match self.look(index, due) {
+                let tick = match self.look(index, due, calendar.now) {
                     Seen::Gone => continue,
                     Seen::Pinned => calendar.now,
                     Seen::Used(last) => last,
@@ -124,7 +124,7 @@ impl Index {
             }
             let Some(index) = calendar.pop_pending(&self.slab) else { break };
             *left -= 1;
-            match self.look(index, 0) {
+            match self.look(index, 0, calendar.now) {
                 Seen::Gone => {}
                 Seen::Pinned => {
                     // Filed where an unpinned one would be: it is in use now, hence not before then.
@@ -138,7 +138,7 @@ impl Index {
     }
 
     /// Judges an entry that the calendar has just unlinked, as of one load of its state.
-    fn look(&self, index: u32, due: u32) -> Seen {
+    fn look(&self, index: u32, due: u32, now: u32) -> Seen {
         let slot = self.slab.slot(index);
         // Acquire, and before `last`: a state without pins brings the `last` that the last unpin wrote.
         let mut state = State(slot.state.load(Ordering::Acquire));
@@ -152,6 +152,8 @@ impl Index {
         }
         debug_assert!(state.is_linked());
         if state.pins() > 0 {
+            // In use now, and filed as such: the unpin may bring an older tick, from before this call.
+            slot.touch(now);
             return Seen::Pinned;
         }
         // Relaxed: ordered by the state's Acquire.

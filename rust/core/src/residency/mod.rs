@@ -2,7 +2,7 @@
 //!
 //! A "calendar LRU". A use writes the current tick into the entry and moves nothing; the calendar files entries by tick
 //! and looks at `last` only when an entry comes up for eviction. Time comes in as `tick`; a tick of d seconds makes the
-//! order exact to d. Callers pass ticks that do not go back from one call to the next that it happens before.
+//! order exact to d. A thread may bring a tick that it read a while ago: an entry's last use does not go back for it.
 //!
 //! What is promised (tests name these):
 //!
@@ -156,8 +156,9 @@ impl Index {
         slot.set_key(key);
         slot.aux.store(aux, Ordering::Relaxed);
         // Relaxed, like `aux` and `bytes`: published by the state below. If the slot is still linked from an earlier
-        // entry, it is filed at a tick that was the present before now, so the calendar's invariant holds.
-        slot.last.store(tick, Ordering::Relaxed);
+        // entry, it is filed no later than that one's last use, which a thread with a later clock may have made: not
+        // going below it keeps the calendar's invariant.
+        slot.touch(tick);
         // Relaxed: the calendar, the only other writer, may clear LINKED until our swap says LIVE.
         let mut old = State(slot.state.load(Ordering::Relaxed));
         let generation = old.born(pins).generation();
