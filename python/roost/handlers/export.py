@@ -8,8 +8,9 @@ from __future__ import annotations
 import time
 import uuid
 from bisect import bisect_right
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from itertools import count
 from math import isfinite
 from typing import Final
 
@@ -337,7 +338,7 @@ def _head(cold: Cold, part: Part) -> bytes:
         number=part.number,
         state=pb.TRAJECTORY_STATE_ACTIVE,
         first_turn=part.first_turn,
-        turn_count=sum(line.status == _COMMITTED for line in _chosen(part, frozenset((_COMMITTED,)))),
+        turn_count=sum(line.status == _COMMITTED for line in part.session.records(part.after, part.upto)),
     )
     if part.finished is not None:
         acknowledged = part.finished.ack_ms > 0
@@ -375,7 +376,7 @@ def _individual(cold: Cold, request: Request, part: Part) -> Iterator[Step]:
     def bodies() -> Iterator[bytes | None]:
         if part.after and not request.omit_payload:
             rows = yield from part.session.context(part.after)
-            yield from (field(7, span) for span in _until_none(rows.context_part))
+            yield from (field(7, span) for span in iter(map(rows.context_part, count()).__next__, None))
             del rows
         for page in cold.pages(name, lines, dress):
             yield repeated(3, page)
@@ -410,10 +411,3 @@ def _concat(cold: Cold, request: Request, part: Part) -> Iterator[Step]:
         yield from (field(6, one) for one in iter(rows.part, None))
 
     yield from _send(_head(cold, part), field(2, name.encode()), bodies())
-
-
-def _until_none(part: Callable[[int], bytes | None]) -> Iterator[bytes]:
-    n = 0
-    while (found := part(n)) is not None:
-        yield found
-        n += 1

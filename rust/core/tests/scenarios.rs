@@ -79,34 +79,15 @@ impl World {
         let any = !effects.is_empty();
         for effect in effects {
             let now = self.now();
-            match effect {
-                Effect::Find { id, tenant, session_id } => {
-                    self.engine.found(id, self.store.find(&tenant, &session_id), now);
-                }
-                Effect::Header { id, root } => {
-                    let (tenant, rows) = self.store.header(root);
-                    self.engine.header_loaded(id, root, &tenant, &rows, now);
-                }
-                Effect::Session { id, uid, wanted } => {
-                    self.loads += 1;
-                    assert!(self.loads < 1_000, "sessions are read again and again");
-                    let loaded = self.store.load(uid, wanted);
-                    match loaded.as_ref().filter(|l| self.unreadable.contains(&l.row.session_id)) {
-                        Some(_) => self.engine.load_failed(id, "it cannot be read", now),
-                        None => self.engine.session_loaded(id, loaded, now),
-                    }
-                }
-                Effect::Trajectories { id, wanted } => {
-                    self.engine.trajectories_found(id, self.store.found_trajectories(&wanted), now);
-                }
-                Effect::Due { id, until_ms, after, limit } => {
-                    let (due, next) = self.store.due(until_ms, after.as_ref(), limit);
-                    self.engine.due_found(id, due, next, now);
-                }
-                Effect::Read { id, tenant, session_id } => {
-                    self.engine.session_read(id, self.store.read(&tenant, &session_id), now);
+            if let Effect::Session { id, uid, .. } = effect {
+                self.loads += 1;
+                assert!(self.loads < 1_000, "sessions are read again and again");
+                if self.store.sessions.get(&uid).is_some_and(|s| self.unreadable.contains(&*s.row.session_id)) {
+                    self.engine.load_failed(id, "it cannot be read", now);
+                    continue;
                 }
             }
+            self.store.answer(&self.engine, effect, now);
         }
         any
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import apsw
 
 from roost.store.base import (
     FINISHED,
+    Outcome,
     RecordInsert,
     RewardUpsert,
     SessionClose,
@@ -261,6 +263,12 @@ class Maker:
         self.finished.clear()
         self.acks.clear()
         self.first = self.next_seq
+
+
+def take(put: Callable[[FakeBatch], Any], maker: Maker, *closes: SessionClose) -> None:
+    """Store what changed; it must be taken."""
+    assert put(maker.batch(*closes)) is Outcome.STORED
+    maker.taken()
 
 
 def _end(seq: int) -> dict[str, Any]:

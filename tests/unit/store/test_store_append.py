@@ -22,6 +22,7 @@ from store_rows import (
     content_of,
     dump,
     facts_with,
+    take,
     uid_of,
 )
 
@@ -34,11 +35,6 @@ Put = Callable[[FakeBatch], Outcome]
 
 def content(directory: Path) -> dict[str, list[tuple[Any, ...]]]:
     return dump(directory / "roost.db")
-
-
-def take(put: Put, maker: Maker, *closes: Any) -> None:
-    assert put(maker.batch(*closes)) is Outcome.STORED
-    maker.taken()
 
 
 @pytest.fixture

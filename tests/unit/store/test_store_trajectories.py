@@ -7,17 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from store_rows import CLOSED, COMMITTED, SEALED, FakeBatch, Maker, dump, uid_of
+from store_rows import CLOSED, COMMITTED, SEALED, FakeBatch, Maker, dump, take, uid_of
 
 from roost.store import Outcome, SqliteStore
 from roost.store.base import FINISHED, ReadyFilter, RewardUpsert, TrajectoryAck, TrajectoryInsert
 
 Put = Callable[[FakeBatch], Outcome]
-
-
-def take(put: Put, maker: Maker, *closes: Any) -> None:
-    assert put(maker.batch(*closes)) is Outcome.STORED
-    maker.taken()
 
 
 def turn(maker: Maker, n: int, **values: Any) -> int:

@@ -2,7 +2,7 @@
 
 use super::end::{Left, leave};
 use super::events::{Ended, Times, outcome_name};
-use super::reload::{Located, Wanted};
+use super::reload::{Located, Wanted, Why};
 use super::requests::{Begin, Payload};
 use super::tree::{Lease, Line, Resident, Tree, TreeState, gate_refusal};
 use super::{
@@ -91,7 +91,9 @@ impl Engine {
                 {
                     return match &line.resident {
                         None => self.load(call, tree, state, index, Wanted::default()),
-                        Some(resident) if seen(resident) => self.ask_records(call, uid, false, after),
+                        Some(resident) if seen(resident) => {
+                            self.ask_records(call, uid, Why::Repeat { ended: false }, after);
+                        }
                         Some(_) => {
                             self.log_begin_conflict(tree.root, line, &call, begin, &refusal, now);
                             self.reply(call.ticket, Err(refusal), tree, state, work);
@@ -99,9 +101,7 @@ impl Engine {
                     };
                 }
                 Err(refusal) => {
-                    if matches!(refusal.reason, Reason::TurnMismatch | Reason::TurnInProgress) {
-                        self.log_begin_conflict(tree.root, line, &call, begin, &refusal, now);
-                    }
+                    self.log_begin_conflict(tree.root, line, &call, begin, &refusal, now);
                     return self.reply(call.ticket, Err(refusal), tree, state, work);
                 }
                 Ok(Standing::New) => {}
@@ -113,7 +113,7 @@ impl Engine {
                 return self.load(call, tree, state, index, wanted);
             };
             if !is_new && seen(resident) {
-                return self.ask_records(call, uid, false, after);
+                return self.ask_records(call, uid, Why::Repeat { ended: false }, after);
             }
             if !call.holds_answer(begin, line, resident) {
                 let wanted = Wanted::of(begin, line);
@@ -220,9 +220,7 @@ impl Engine {
                 self.return_slots(tree, state, index, work);
                 return match other {
                     Err(refusal) => {
-                        if let (Call::Begin(begin), Some(line)) = (&call.call, state.line(index))
-                            && matches!(refusal.reason, Reason::TurnMismatch | Reason::TurnInProgress)
-                        {
+                        if let (Call::Begin(begin), Some(line)) = (&call.call, state.line(index)) {
                             self.log_begin_conflict(tree.root, line, &call, begin, &refusal, now);
                         }
                         self.reply(call.ticket, Err(refusal), tree, state, work);

@@ -1,7 +1,8 @@
 //! CloseSession: one transaction that ends a session and its open descendants, and its receipt.
 //!
-//! Everything is decided from the tree's header: no session is loaded, and all of it is one entry. With nothing to dump and no resource to
-//! release, clean-up has no step of its own, and SEALED is passed inside the transaction: CLOSED is what is stored.
+//! Everything is decided from the tree's header: no session is loaded, and all of it is one entry. With nothing to dump
+//! and no resource to release, clean-up has no step of its own, and SEALED is passed inside the transaction: CLOSED is
+//! what is stored.
 
 use super::events::Ended;
 use super::reload::Located;

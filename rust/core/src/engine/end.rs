@@ -4,7 +4,7 @@ use super::begin::{lease_lost, turn_ended};
 use super::close::Ending;
 use super::events::{Ended, Times, outcome_name};
 use super::interrupt::interrupted;
-use super::reload::{LoadedSession, Located, Purpose, Wanted, Why};
+use super::reload::{LoadedSession, Located, Wanted, Why};
 use super::requests::{Begin, CommitOptions, End, Payload, TurnEnd};
 use super::rewind::Base;
 use super::trajectory::{found_turn, repeated_finish};
@@ -71,7 +71,7 @@ impl Engine {
             let why = "it belongs to another session";
             return self.refuse(call.ticket, lease_lost(&end.session_id, why), work);
         }
-        self.ask_records(call, uid, ended, after);
+        self.ask_records(call, uid, Why::Repeat { ended }, after);
     }
 
     fn end_at(
@@ -126,8 +126,7 @@ impl Engine {
             && call.new_since != Some(line.last)
             && resident.has_seen(Asked::End, end.mark.as_ref())
         {
-            let purpose = Purpose::Records { call: Box::new(call), why: Why::Used };
-            return self.ask_session(last_seq, purpose, uid, Wanted::default());
+            return self.ask_records(call, uid, Why::Used, last_seq);
         }
         let mut rewinds = false;
         if let Call::End(end) = &call.call
@@ -496,7 +495,7 @@ impl Engine {
             },
             Call::End(end) => match self.repeated_end(end, &call, ended, &loaded, &metas, now) {
                 Ok(repeated) if repeated.outdated => {
-                    return self.ask_records(call, loaded.row.uid, ended, repeated.after);
+                    return self.ask_records(call, loaded.row.uid, Why::Repeat { ended }, repeated.after);
                 }
                 repeated => repeated.map(|repeated| {
                     (after, grant) = (repeated.after, repeated.grant);

@@ -1,6 +1,6 @@
 //! Making sessions: OpenSession, and the unborn line that a BeginTurn with `open` waits on.
 
-use super::reload::{Located, Wanted};
+use super::reload::{Located, Wanted, Why};
 use super::requests::{Begin, Open, OpenOptions, Update};
 use super::tree::{Line, Resident, Tree, TreeState};
 use super::{Call, Engine, Moment, Pending, Work, closed, count, not_found};
@@ -336,7 +336,7 @@ impl Engine {
             Located::Absent(call) => (call, not_found(&id)),
             Located::Ended(call, uid) => {
                 if call.may_repeat_finish() {
-                    self.ask_records(call, uid, true, 0);
+                    self.ask_records(call, uid, Why::Repeat { ended: true }, 0);
                     return None;
                 }
                 (call, closed(&id))
@@ -349,7 +349,7 @@ impl Engine {
                 let refusal = match state.line(index) {
                     Some(line) if line.closed.is_some() => {
                         if call.may_repeat_finish() {
-                            self.ask_records(call, line.uid, true, state.last_seq);
+                            self.ask_records(call, line.uid, Why::Repeat { ended: true }, state.last_seq);
                             return None;
                         }
                         closed(&id)

@@ -378,15 +378,9 @@ impl Engine {
         work.calls.extend(calls);
     }
 
-    /// Has the records of a session read, to answer a repeat from.
-    pub(crate) fn ask_records(&self, call: Pending, uid: Uid, ended: bool, after: Seq) {
-        let purpose = Purpose::Records { call: Box::new(call), why: Why::Repeat { ended } };
-        self.ask_session(after, purpose, uid, Wanted::default());
-    }
-
-    /// Has the record of a turn looked up; the call runs again with it.
-    pub(crate) fn ask_turn(&self, call: Pending, uid: Uid, turn: u32, after: Seq) {
-        let purpose = Purpose::Records { call: Box::new(call), why: Why::Turn(turn) };
+    /// Has the records of a session read, for this call alone.
+    pub(crate) fn ask_records(&self, call: Pending, uid: Uid, why: Why, after: Seq) {
+        let purpose = Purpose::Records { call: Box::new(call), why };
         self.ask_session(after, purpose, uid, Wanted::default());
     }
 

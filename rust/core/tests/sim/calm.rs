@@ -4,7 +4,7 @@
 use super::request::{Req, TENANTS};
 use super::world::{OpenCall, World};
 use prost::Message;
-use roost_core::engine::{Appended, Effect, Outcome};
+use roost_core::engine::{Appended, Outcome};
 use roost_core::error::Refusal;
 use roost_core::ids::LeaseToken;
 use roost_core::proto::v1;
@@ -81,28 +81,7 @@ impl World {
             }
             for effect in effects {
                 let now = self.now();
-                match effect {
-                    Effect::Find { id, tenant, session_id } => {
-                        self.engine.found(id, self.store.find(&tenant, &session_id), now);
-                    }
-                    Effect::Header { id, root } => {
-                        let (tenant, rows) = self.store.header(root);
-                        self.engine.header_loaded(id, root, &tenant, &rows, now);
-                    }
-                    Effect::Session { id, uid, wanted } => {
-                        self.engine.session_loaded(id, self.store.load(uid, wanted), now);
-                    }
-                    Effect::Trajectories { id, wanted } => {
-                        self.engine.trajectories_found(id, self.store.found_trajectories(&wanted), now);
-                    }
-                    Effect::Due { id, until_ms, after, limit } => {
-                        let (due, next) = self.store.due(until_ms, after.as_ref(), limit);
-                        self.engine.due_found(id, due, next, now);
-                    }
-                    Effect::Read { id, tenant, session_id } => {
-                        self.engine.session_read(id, self.store.read(&tenant, &session_id), now);
-                    }
-                }
+                self.store.answer(&self.engine, effect, now);
             }
         }
         Err("it does not settle".into())

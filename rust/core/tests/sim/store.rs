@@ -4,7 +4,8 @@
 
 use roost_core::chain::{FINISHED, Line, ended_by, link};
 use roost_core::engine::{
-    DueSession, FoundSession, FoundTrajectory, HeaderRow, LoadedSession, RecordRow, SessionRow, Wanted,
+    DueSession, Effect, Engine, FoundSession, FoundTrajectory, HeaderRow, LoadedSession, Moment, RecordRow, SessionRow,
+    Wanted,
 };
 use roost_core::ids::{TrajectoryId, Uid};
 use roost_core::journal::{Batch, Finished, Row, Seq};
@@ -415,6 +416,28 @@ impl Store {
 
     pub(crate) fn running_roots(&self) -> BTreeSet<Uid> {
         self.running.iter().map(|u| self.sessions[u].row.root).collect()
+    }
+
+    /// Answers a read of the engine, as a store does with which nothing is wrong.
+    pub(crate) fn answer(&self, engine: &Engine, effect: Effect, now: Moment) {
+        match effect {
+            Effect::Find { id, tenant, session_id } => engine.found(id, self.find(&tenant, &session_id), now),
+            Effect::Header { id, root } => {
+                let (tenant, rows) = self.header(root);
+                engine.header_loaded(id, root, &tenant, &rows, now);
+            }
+            Effect::Session { id, uid, wanted } => engine.session_loaded(id, self.load(uid, wanted), now),
+            Effect::Trajectories { id, wanted } => {
+                engine.trajectories_found(id, self.found_trajectories(&wanted), now);
+            }
+            Effect::Due { id, until_ms, after, limit } => {
+                let (due, next) = self.due(until_ms, after.as_ref(), limit);
+                engine.due_found(id, due, next, now);
+            }
+            Effect::Read { id, tenant, session_id } => {
+                engine.session_read(id, self.read(&tenant, &session_id), now);
+            }
+        }
     }
 
     pub(crate) fn header(&self, root: Uid) -> (String, Vec<HeaderRow>) {
