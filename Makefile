@@ -43,10 +43,11 @@ $(VENV): requirements/dev.lock
 	@$(BIN)/python $(PIP) -r requirements/dev.lock
 	@touch $@
 
+# With failpoints, which tests need: a wheel is built without.
 $(EXT): $(VENV) pyproject.toml $(RUST_SOURCES)
 	@scripts/toolchain.sh check
 	@echo "Rust engine -> python/roost/_core"
-	@PIP_QUIET=1 VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/maturin develop --quiet --release --locked
+	@PIP_QUIET=1 VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/maturin develop --quiet --release --locked --features failpoints
 	@touch $@
 
 $(VENV_PROTO): requirements/proto.lock

@@ -13,6 +13,11 @@ REASONS: Final[list[tuple[str, int, str, str]]]  # (reason, grpc code, what it m
 LIMITS: Final[list[tuple[str, int, int, int]]]  # (limit, default, least, greatest value)
 VERSION: Final[str]
 
+def failpoint(name: str) -> None:
+    """A place where a test may kill this process. Does nothing but in builds with the cargo feature `failpoints`, and
+    there only if the environment variable ROOST_FAILPOINT names it: "name:n" kills the process (SIGKILL) at the n-th
+    time that it comes here (default 1), "name:n:error" raises OSError (EIO) instead. The variable is read once."""
+
 class Batch:
     first_seq: int
     last_seq: int

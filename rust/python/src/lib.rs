@@ -3,6 +3,7 @@
 //! Thin on purpose: it brings clock and entropy, turns rows into tuples and back, and lets the writer and the reader
 //! thread sleep with the GIL released until there is something for them.
 
+mod failpoint;
 mod rows;
 
 use parking_lot::{Condvar, Mutex};
@@ -539,6 +540,8 @@ impl Rows {
 
 #[pymodule(gil_used = false)]
 mod _core {
+    #[pymodule_export]
+    use super::failpoint::failpoint;
     #[pymodule_export]
     use super::{Batch, Engine, Rows};
     use super::{Limits, Method, Reason};
