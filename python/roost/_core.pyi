@@ -29,6 +29,12 @@ class Batch:
     def rewards(self) -> list[tuple[Any, ...]]: ...  # RewardUpsert columns
     def finished(self) -> list[tuple[Any, ...]]: ...  # TrajectoryInsert columns
     def acks(self) -> list[tuple[Any, ...]]: ...  # TrajectoryAck columns
+    def stales(self) -> list[tuple[Any, ...]]: ...  # StaleUpdate columns
+    def reopens(self) -> list[tuple[Any, ...]]: ...  # SessionReopen columns
+    def steps(self) -> list[tuple[Any, ...]]: ...  # CleanupStep columns
+    def purged_records(self) -> list[int]: ...
+    def purged_sessions(self) -> list[bytes]: ...
+    def forgets(self) -> list[tuple[Any, ...]]: ...  # SessionForget columns
     def split(self) -> list[Batch]: ...
 
 class Rows:
@@ -49,13 +55,33 @@ class Rows:
         """The next part of the row that has ended."""
 
 class Engine:
-    def __init__(self, limits: dict[str, int], last_seq: int) -> None:
+    def __init__(self, limits: dict[str, int], last_seq: int, served_ms: int = 0) -> None:
         """limits: the integer settings of `roost.server.config` that the engine enforces; an unknown or missing key
-        is a ValueError."""
+        is a ValueError. served_ms: for how long the store had been served before: the service clock goes on from
+        there."""
 
     # -- transport (event-loop thread)
     def call(self, method: int, request: bytes, tenant: str, connection: int) -> bytes | int | Refusal:
         """Run one RPC: the encoded reply, a refusal, or a ticket whose end `completed` yields."""
+    def cleanup_step(
+        self, tenant: str, session_id: str, uid: bytes, prev: int, step: tuple[Any, ...]
+    ) -> bytes | int | Refusal:
+        """Journal a step of an ended session's clean-up, decided by its row of sequence `prev`: as `call`, with the
+        reply b"done", or b"changed" where the row is another by now or the step is not one of its state. Steps:
+        ("cleaned",), ("dumped", bytes, sha256), ("failed", why), ("purge", record sequences, newest left,
+        acknowledged), ("keep",), ("forget",)."""
+    def ended_count(self) -> int:
+        """Grows whenever a close became durable."""
+    def sweep_now(self) -> None:
+        """Have the next sweep of stale trees begin at once."""
+    def set_dumps(self, on: bool) -> None:
+        """Whether ended sessions are SEALED until they are dumped."""
+    def set_store_bytes(self, size: int) -> None:
+        """How many bytes of the store are in use."""
+    def service_ms(self) -> int:
+        """For how long the store has been served, over all starts."""
+    def wall_ms(self) -> int:
+        """The wall clock, milliseconds since 1970, as the engine has it."""
     def completed(self) -> list[tuple[int, bytes | Refusal]]:
         """Tickets that ended since the last call."""
     def cancel(self, ticket: int) -> None:
@@ -120,5 +146,7 @@ class Engine:
     def trajectories_found(self, effect: int, found: Sequence[tuple[str, bytes, str, int] | None]) -> bool:
         """found: (tenant, root, root's session id, acknowledged) or None, in the order asked for."""
     def due_found(self, effect: int, found: Sequence[tuple[Any, ...]], next_ms: int | None) -> bool: ...  # DueRow
+    def stale_found(self, effect: int, found: Sequence[tuple[Any, ...]], next_ms: int | None) -> bool: ...  # StaleRow
+    def family_read(self, effect: int, found: Sequence[tuple[Any, ...]]) -> bool: ...  # SessionRow
     def load_failed(self, effect: int, message: str) -> bool: ...
     def wake_reader(self) -> None: ...

@@ -213,6 +213,27 @@ def close(
     print_message(as_dict(answer.receipt), output)
 
 
+_REOPEN_EPILOG = """
+The descendants that the same close took down come back with it. What was purged does not.
+
+Examples:
+$ roost sessions reopen task-17
+"""
+
+
+@app.command("reopen", epilog=_REOPEN_EPILOG)
+def reopen(
+    session_id: SessionId,
+    target: Target = DEFAULT_TARGET,
+    output: Output = Format.TABLE,
+    timeout: Timeout = 10.0,
+) -> None:
+    """Make a closed session open again; prints it and how many came back."""
+    with connect(target, timeout) as client:
+        answer = client.reopen_session(session_id)
+    print_message(as_dict(answer.session) | {"reopened": answer.reopened}, output)
+
+
 def _row(session: Session) -> tuple[object, ...]:
     from roost.v1 import types_pb2 as t
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from roost.handlers.errors import Refused, check_id, refused, session_not_found
 from roost.store.base import FINISHED, RecordLine, RecordRow, SessionRow, Store
+from roost.store.v1.store_pb2 import Cleanup
 
 if TYPE_CHECKING:
     from roost._core import Engine
@@ -33,6 +34,11 @@ class Follow:
 
 
 Step = bytes | Follow
+
+
+def is_purging(row: SessionRow) -> bool:
+    """Whether the content of a session is deleted, in part or whole."""
+    return row.cleanup is not None and Cleanup.FromString(row.cleanup).purging
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,9 @@ class Cold:
         if found is None:  # purged since its row was read
             raise session_not_found(self.engine, row.session_id)
         row, page = found
+        if is_purging(row):
+            message = f"the content of session {row.session_id!r} is deleted"
+            raise refused(self.engine, "SESSION_PURGED", message, session_id=row.session_id)
         lines = list(page)
         while len(page) == PAGE_LINES:
             yield NOTHING_YET

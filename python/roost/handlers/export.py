@@ -15,7 +15,7 @@ from math import isfinite
 from typing import Final
 
 from roost._core import Rows
-from roost.handlers.cold import NOTHING_YET, PAGE_BYTES, READ_AHEAD, Cold, Dress, Follow, Step
+from roost.handlers.cold import NOTHING_YET, PAGE_BYTES, READ_AHEAD, Cold, Dress, Follow, Step, is_purging
 from roost.handlers.errors import Refused, invalid, parse, refused
 from roost.handlers.wire import field, repeated
 from roost.store.base import ReadyFilter, RecordLine, SessionFilter, SessionRow, TrajectoryRow
@@ -109,7 +109,7 @@ class Sessions:
         if last is not None and last.row.uid == trajectory.session and last.newest >= trajectory.ready_seq:
             return last
         found = self._cold.store.record_lines(trajectory.session, 0)
-        if found is None:
+        if found is None or is_purging(found[0]):
             return None
         return (yield from self.of(found[0]))
 
@@ -270,7 +270,7 @@ def _every(cold: Cold, request: Request) -> Iterator[SessionRow | Step]:
     after = b""
     while rows := cold.store.list_sessions(where, after, _PAGE):
         yield NOTHING_YET
-        yield from (row for row in rows if row.create_ms <= started_ms)
+        yield from (row for row in rows if row.create_ms <= started_ms and not is_purging(row))
         after = rows[-1].uid
 
 

@@ -21,6 +21,7 @@ import structlog
 import uvloop
 
 from roost._core import VERSION, Engine
+from roost.handlers.cleanup import Cleaner
 from roost.handlers.cold import Cold
 from roost.handlers.journal import JournalWriter
 from roost.handlers.reload import StoreReader
@@ -67,7 +68,7 @@ class Process:
         self._where = where
         self._store = store
         limits = config.limits()
-        self._engine = Engine(limits, store.last_seq)
+        self._engine = Engine(limits, store.last_seq, store.service_ms)
         sources = {name: (value, config.sources[name]) for name, value in limits.items()}
         about = About(sources, time.monotonic())
         self._transport = Transport(self._engine, settings.max_request_bytes, about, self._fail)
@@ -107,10 +108,14 @@ class Process:
         await door.server.start()
         address.bound(self._where)
         listening = self._where.named(port)
+        cleaning = asyncio.create_task(self._cleaner(reader).run())
         log.info("ready", listen=listening, version=VERSION, epoch=self._store.epoch, running_trees=roots)
         print(f"roost is ready on {listening}", flush=True)  # noqa: T201 - for people and scripts; logs go to stderr
 
         await self._stop.wait()
+        cleaning.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await cleaning
         await self._drain(door)
         reader.stop()
         writer.stop()
@@ -120,6 +125,18 @@ class Process:
         address.released(self._where)
         log.info("stopped")
         return 0
+
+    def _cleaner(self, reader: StoreReader) -> Cleaner:
+        """What works on sessions that have ended."""
+        return Cleaner(
+            self._engine,
+            self._store,
+            reader.read,
+            self._transport.cleanup_step,
+            self._transport.oldest_stream,
+            None,
+            self._settings.purge_without_dump,
+        )
 
     def _load_running(self) -> int:
         """Charge the running grants of every tree that has any, before the first call; the number of trees."""

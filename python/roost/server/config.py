@@ -79,6 +79,17 @@ class Limits(BaseModel):
     default_lease_ms: Millis = Field(_MINUTE, ge=5 * _SECOND, le=_HOUR, description="lease where none is asked for")
     max_wait_ms: Millis = Field(5 * _MINUTE, ge=0, le=_HOUR, description="the longest a BeginTurn may queue")
     default_stale_ms: Millis = Field(_HOUR, ge=0, le=3_650 * _DAY, description="idle time of a stale tree; 0: never")
+    sweep_interval_ms: Millis = Field(_MINUTE, ge=0, le=_DAY, description="how often stale trees are closed; 0: never")
+    retention_ms: Millis = Field(
+        7 * _DAY, ge=0, le=3_650 * _DAY, description="content of a closed session is kept so long"
+    )
+    tombstone_retention_ms: Millis = Field(
+        30 * _DAY, ge=0, le=3_650 * _DAY, description="its id stays taken for so long after that"
+    )
+    purge_without_dump: bool = Field(False, description="delete content that was neither dumped nor acknowledged")
+    max_store_bytes: Size = Field(
+        0, ge=0, le=1024 * _TIB, description="store size from which on no session is made; 0: none"
+    )
     max_turn_bytes: Size = Field(_MIB, ge=1, le=64 * _MIB, description="inline payload of one record")
     max_state_bytes: Size = Field(64 * _KIB, ge=0, le=_MIB, description="the client's own state")
     max_inline_checkpoint_bytes: Size = Field(_MIB, ge=0, le=64 * _MIB, description="checkpoint tokens in a grant")
@@ -133,7 +144,7 @@ class Configuration:
 
     def limits(self) -> dict[str, int]:
         """The engine's limits by name."""
-        return {key: getattr(self.settings, key) for key in LIMIT_KEYS}
+        return {key: int(getattr(self.settings, key)) for key in LIMIT_KEYS}
 
 
 def _suggest(key: str, known: tuple[str, ...] | list[str]) -> str:

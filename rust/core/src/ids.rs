@@ -210,6 +210,13 @@ pub fn derived_session_id(tenant: &str, request_id: &str) -> String {
     format!("s-{}", &hasher.finalize().to_hex()[..32])
 }
 
+/// What stands for a tenant in the names of dumps: 32 hex digits that tell nothing of its name.
+pub fn tenant_uid(tenant: &str) -> String {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(b"roost tenant\0").update(tenant.as_bytes());
+    hasher.finalize().to_hex()[..32].to_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

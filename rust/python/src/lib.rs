@@ -55,12 +55,14 @@ struct Engine {
     company: AtomicU64,
     /// By how much the clocks were moved forward. Unit: milliseconds.
     skipped: AtomicU64,
+    /// For how long the store had been served before. Unit: milliseconds.
+    served: u64,
 }
 
 impl Engine {
     fn now(&self) -> Moment {
         let skipped = self.skipped.load(Ordering::Relaxed);
-        let mono_ms = self.started.elapsed().as_millis() as u64 + skipped;
+        let mono_ms = self.served + self.started.elapsed().as_millis() as u64 + skipped;
         let wall_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64) + skipped as i64;
         let mut entropy = [0; 32];
         getrandom::fill(&mut entropy).expect("the operating system gives random bytes");
@@ -93,6 +95,14 @@ fn method(number: u32) -> PyResult<Method> {
     entry.map(|(_, m)| *m).ok_or_else(|| PyValueError::new_err(format!("no method has number {number}")))
 }
 
+fn outcome_object<'py>(py: Python<'py>, outcome: Outcome) -> PyResult<Bound<'py, PyAny>> {
+    Ok(match outcome {
+        Outcome::Reply(reply) => PyBytes::new(py, &reply).into_any(),
+        Outcome::Ticket(ticket) => ticket.into_pyobject(py)?.into_any(),
+        Outcome::Refused(refusal) => refusal_tuple(py, &refusal)?.into_any(),
+    })
+}
+
 fn corrupt(refusal: Refusal) -> PyErr {
     PyValueError::new_err(refusal.message)
 }
@@ -100,7 +110,8 @@ fn corrupt(refusal: Refusal) -> PyErr {
 #[pymethods]
 impl Engine {
     #[new]
-    fn new(limits: &Bound<'_, PyDict>, last_seq: u64) -> PyResult<Self> {
+    #[pyo3(signature = (limits, last_seq, served_ms = 0))]
+    fn new(limits: &Bound<'_, PyDict>, last_seq: u64, served_ms: u64) -> PyResult<Self> {
         let mut set = Limits::default();
         for (key, value) in limits {
             set.set(&key.extract::<String>()?, value.extract()?).map_err(PyValueError::new_err)?;
@@ -119,6 +130,7 @@ impl Engine {
             reader: Signal::default(),
             company: AtomicU64::new(0),
             skipped: AtomicU64::new(0),
+            served: served_ms,
         })
     }
 
@@ -137,11 +149,49 @@ impl Engine {
             outcome
         };
         let outcome = if request.len() >= LARGE { py.detach(run) } else { run() };
-        Ok(match outcome {
-            Outcome::Reply(reply) => PyBytes::new(py, &reply).into_any(),
-            Outcome::Ticket(ticket) => ticket.into_pyobject(py)?.into_any(),
-            Outcome::Refused(refusal) => refusal_tuple(py, &refusal)?.into_any(),
-        })
+        outcome_object(py, outcome)
+    }
+
+    fn cleanup_step<'py>(
+        &self,
+        py: Python<'py>,
+        tenant: &str,
+        session_id: &str,
+        uid: [u8; 16],
+        prev: u64,
+        step: &Bound<'py, PyTuple>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let (uid, step) = (Uid(u128::from_be_bytes(uid)), rows::cleanup_step(step)?);
+        let outcome = py.detach(|| {
+            let outcome = self.engine.cleanup_step(tenant, session_id, uid, prev, step, self.now());
+            self.stir();
+            outcome
+        });
+        outcome_object(py, outcome)
+    }
+
+    fn ended_count(&self) -> u64 {
+        self.engine.ended_count()
+    }
+
+    fn sweep_now(&self) {
+        self.engine.sweep_now();
+    }
+
+    fn set_dumps(&self, on: bool) {
+        self.engine.set_dumps(on);
+    }
+
+    fn set_store_bytes(&self, bytes: u64) {
+        self.engine.set_store_bytes(bytes);
+    }
+
+    fn service_ms(&self) -> u64 {
+        self.now().mono_ms
+    }
+
+    fn wall_ms(&self) -> i64 {
+        self.now().wall_ms
     }
 
     fn completed<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
@@ -323,6 +373,11 @@ impl Engine {
                     let after = after.map(|a| (a.due_ms, PyBytes::new(py, &a.uid.bytes())));
                     list.append(("due", id, until_ms, after, limit))?;
                 }
+                Effect::Stale { id, until_ms, after, limit } => {
+                    let after = after.map(|a| (a.due_ms, PyBytes::new(py, &a.root.bytes())));
+                    list.append(("stale", id, until_ms, after, limit))?;
+                }
+                Effect::Family { id, uid } => list.append(("family", id, PyBytes::new(py, &uid.bytes())))?,
                 Effect::Read { id, tenant, session_id } => list.append(("read", id, &*tenant, &*session_id))?,
             }
         }
@@ -395,6 +450,29 @@ impl Engine {
         let found = found.iter().map(rows::due).collect::<PyResult<Vec<_>>>()?;
         Ok(py.detach(|| {
             self.engine.due_found(effect, found, next_ms, self.now());
+            self.stirred()
+        }))
+    }
+
+    #[pyo3(signature = (effect, found, next_ms))]
+    fn stale_found(
+        &self,
+        py: Python<'_>,
+        effect: u64,
+        found: Vec<Bound<'_, PyTuple>>,
+        next_ms: Option<u64>,
+    ) -> PyResult<bool> {
+        let found = found.iter().map(rows::stale).collect::<PyResult<Vec<_>>>()?;
+        Ok(py.detach(|| {
+            self.engine.stale_found(effect, found, next_ms, self.now());
+            self.stirred()
+        }))
+    }
+
+    fn family_read(&self, py: Python<'_>, effect: u64, found: Vec<Bound<'_, PyTuple>>) -> PyResult<bool> {
+        let found = found.iter().map(rows::session_row).collect::<PyResult<Vec<_>>>()?;
+        Ok(py.detach(|| {
+            self.engine.family_read(effect, found, self.now());
             self.stirred()
         }))
     }
@@ -478,6 +556,31 @@ impl Batch {
     fn acks<'py>(&self, py: Python<'py>) -> Vec<(Bound<'py, PyBytes>, u32, i64)> {
         let acks = self.batch.acks.iter();
         acks.map(|(_, session, number, ms)| (PyBytes::new(py, &session.bytes()), *number, *ms)).collect()
+    }
+
+    fn stales<'py>(&self, py: Python<'py>) -> Vec<(Bound<'py, PyBytes>, u64)> {
+        self.batch.stales.iter().map(|(_, root, due)| (PyBytes::new(py, &root.bytes()), *due)).collect()
+    }
+
+    fn reopens<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyTuple>>> {
+        self.batch.reopens.iter().map(|(_, reopen)| rows::reopen(py, reopen)).collect()
+    }
+
+    fn steps<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyTuple>>> {
+        self.batch.steps.iter().map(|(_, step)| rows::step(py, step)).collect()
+    }
+
+    fn purged_records(&self) -> Vec<u64> {
+        self.batch.steps.iter().flat_map(|(_, step)| step.purge.iter().copied()).collect()
+    }
+
+    fn purged_sessions<'py>(&self, py: Python<'py>) -> Vec<Bound<'py, PyBytes>> {
+        let purged = self.batch.steps.iter().filter(|(_, step)| step.purged);
+        purged.map(|(_, step)| PyBytes::new(py, &step.uid.bytes())).collect()
+    }
+
+    fn forgets<'py>(&self, py: Python<'py>) -> Vec<(Bound<'py, PyBytes>, u64)> {
+        self.batch.forgets.iter().map(|(_, uid, prev)| (PyBytes::new(py, &uid.bytes()), *prev)).collect()
     }
 
     fn split(&self) -> Vec<Batch> {

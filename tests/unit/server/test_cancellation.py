@@ -464,6 +464,13 @@ async def follow(h: House) -> dict[str, Any]:
     return {"follow": True, "limit": 1, "after_sequence": h.engine.ready_sequence()}
 
 
+@scenario("ReopenSession")
+async def reopen(h: House) -> dict[str, Any]:
+    name = await h.opened(1)
+    await h.call("CloseSession", session_id=name)
+    return {"session_id": name}
+
+
 @scenario("GetStats")
 async def get_stats(_: House) -> dict[str, Any]:
     return {}

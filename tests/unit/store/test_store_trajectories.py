@@ -168,8 +168,7 @@ def test_due_finishes_come_in_order_of_time(store: SqliteStore, put: Put, maker:
     assert [(row.tenant, row.session_id) for row in rows] == [("t", "s2"), ("t", "s3"), ("u", "s4")]
     # One that was finished, and one that has left OPEN, are due no more.
     maker.finish(2)
-    maker.state(3, SEALED)
-    take(put, maker, maker.close(4))
+    take(put, maker, maker.close(3, state=SEALED), maker.close(4))
     assert all_until(1000) == ([1], None)
     closed = store.read_session("u", "s4")
     assert closed is not None

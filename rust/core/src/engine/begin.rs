@@ -254,7 +254,8 @@ impl Engine {
             return;
         };
         grant.provisional = live_provisional(line, found.as_ref());
-        let reply = v1::BeginTurnResponse { grant: Some(grant), uid: line.uid.to_string(), created: unborn };
+        let reply =
+            v1::BeginTurnResponse { grant: Some(grant), uid: line.uid.to_string(), created: unborn, receipt: None };
         self.granted(ticket, tree, index, fence, work);
         self.reply(ticket, Ok(reply.encode_to_vec()), tree, state, work);
         work.evict = true;
@@ -301,6 +302,7 @@ impl Engine {
             ..Lease::begun(begin, now)
         };
         line.lease = Some(Box::new(lease));
+        state.touch(now);
         self.append(tree, state, index, now, |_, _, _| ());
         self.running.fetch_add(1, Ordering::Relaxed);
         count(&self.counters.turns_begun);
@@ -334,6 +336,7 @@ impl Engine {
         let fence = old.fence + 1;
         let timer = self.timer(now.mono_ms + begin.lease_ms, Timer::Lease(tree.clone(), index, fence));
         let (mut trajectory, mut ready) = (0, None);
+        state.touch(now);
         self.append(tree, state, index, now, |appending, line, ops| {
             let left = Left::new(outcome, EndedBy::Takeover);
             trajectory = line.resident.as_ref().map_or(0, |r| r.trajectories + 1);
@@ -371,7 +374,8 @@ impl Engine {
         if begin.want_provisional && line.provisional != 0 {
             grant.provisional = Some(v1::Record { trajectory, ..old.left_empty(outcome, now) });
         }
-        let reply = v1::BeginTurnResponse { grant: Some(grant), uid: line.uid.to_string(), created: false };
+        let reply =
+            v1::BeginTurnResponse { grant: Some(grant), uid: line.uid.to_string(), created: false, receipt: None };
         self.granted(ticket, tree, index, fence, work);
         self.reply(ticket, Ok(reply.encode_to_vec()), tree, state, work);
     }
@@ -443,7 +447,7 @@ impl Engine {
                     ..v1::Grant::default()
                 };
                 let uid = if line.born { line.uid.to_string() } else { String::new() };
-                Ok(v1::BeginTurnResponse { grant: Some(grant), uid, created: false }.encode_to_vec())
+                Ok(v1::BeginTurnResponse { grant: Some(grant), uid, created: false, receipt: None }.encode_to_vec())
             }
         };
         self.reply(call.ticket, result, tree, state, work);
@@ -489,7 +493,7 @@ impl Engine {
         if let Some(grant) = &mut grant {
             grant.provisional = live_provisional(line, call.found.as_ref());
         }
-        let reply = v1::BeginTurnResponse { grant, uid: line.uid.to_string(), created: false };
+        let reply = v1::BeginTurnResponse { grant, uid: line.uid.to_string(), created: false, receipt: None };
         if let Some(lease) = state.line_mut(index).and_then(|l| l.lease.as_mut()) {
             // Its first caller may be gone and not noticed yet: that one's end must not take it from this one.
             lease.answers += 1;
@@ -624,7 +628,9 @@ fn renew_one(
             // That it is asked to end may not be durable yet.
             *after = (*after).max(last_seq);
         }
-        return Ok((lease.deadline_ms, lease.interrupted));
+        let renewed = (lease.deadline_ms, lease.interrupted);
+        state.touch(now);
+        return Ok(renewed);
     }
     // A refusal tells of a change, and waits until it is durable.
     *after = (*after).max(last_seq);

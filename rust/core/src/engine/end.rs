@@ -215,6 +215,7 @@ impl Engine {
         now: &Moment,
     ) {
         let (outcome, by) = (left.outcome, left.by);
+        state.touch(now);
         self.append(tree, state, index, now, |appending, line, ops| {
             leave(appending.seq, line, ops, lease, payload, left, now);
         });
@@ -265,6 +266,7 @@ impl Engine {
         };
         ended.base_turn = base.as_ref().map(|b| b.turn);
         let (mut ending, mut ready): (Option<Ending>, _) = (None, None);
+        state.touch(now);
         let committed = self.append_with(
             tree,
             state,
@@ -442,6 +444,9 @@ impl Engine {
     ) {
         let id = call.call.session_id().to_owned();
         let loaded = loaded.ok_or_else(|| not_found(&id)).and_then(|loaded| {
+            if super::ended::is_purging(&loaded.row) {
+                return Err(closed(&id));
+            }
             let facts = SessionFacts::decode(&loaded.row.facts[..])
                 .map_err(|_| Refusal::new(Reason::SessionCorrupt, "its facts do not decode"))?;
             let metas = chain::verify(&loaded.lines, loaded.row.last, &facts.chain)?;
@@ -571,7 +576,7 @@ impl Engine {
             ..Default::default()
         };
         if meta.then == v1::Then::Close as i32 {
-            reply.receipt = loaded.row.receipt.as_deref().and_then(super::read::decode_receipt);
+            reply.receipt = super::ended::receipt_since(&loaded.row, line.seq).as_ref().map(super::read::receipt);
         } else if meta.then == v1::Then::Continue as i32 {
             reply.next = self.next_of(call, loaded, meta, &mut repeated, now);
             if reply.next.is_none() {

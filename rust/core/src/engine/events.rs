@@ -317,6 +317,17 @@ impl Engine {
     }
 }
 
+impl Engine {
+    /// A session came back, and `sessions` with it, itself counted.
+    pub(crate) fn log_reopened(&self, root: Uid, line: &Line, sessions: usize, after: Seq, now: &Moment) {
+        if !self.logs() {
+            return;
+        }
+        let fields = Fields::of(line).int("turns", line.head).int("closes", line.closes).int("sessions", sessions);
+        self.note("session_reopened", fields, root, now.mono_ms as i64, after, now);
+    }
+}
+
 fn receipt_reason(receipt: &Receipt) -> &'static str {
     let reason = v1::CloseReason::try_from(receipt.reason).unwrap_or(v1::CloseReason::Unspecified);
     reason.as_str_name().trim_start_matches("CLOSE_REASON_")

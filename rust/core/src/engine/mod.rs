@@ -13,6 +13,7 @@ mod close;
 mod directory;
 mod due;
 mod end;
+mod ended;
 mod events;
 mod interrupt;
 mod open;
@@ -22,6 +23,7 @@ mod reload;
 mod requests;
 mod resident;
 mod rewind;
+mod stale;
 mod trajectory;
 mod tree;
 mod wait;
@@ -43,10 +45,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
 use tree::{Gate, Line, Place, Queue, Tenant, Tenants, TreeState};
 
+pub use ended::{CleanupStep, DumpMade};
 pub use events::{Event, Value};
 pub use read::{Dress, RecordRow, SessionView, verify_history};
 pub use recover::Appended;
-pub use reload::{DueSession, Effect, FoundSession, FoundTrajectory, HeaderRow, LoadedSession, SessionRow, Wanted};
+pub use reload::{
+    DueSession, Effect, FoundSession, FoundTrajectory, HeaderRow, LoadedSession, SessionRow, StaleTree, Wanted,
+};
 pub(crate) use requests::Call;
 pub use requests::Method;
 pub(crate) use tree::Tree;
@@ -109,9 +114,18 @@ pub(crate) struct Pending {
     pub(crate) arrival: Option<u64>,
     /// What was read for it alone.
     pub(crate) found: Option<Found>,
+    /// It is the one call that may change its session, which has ended; it runs to its end whoever waits for it.
+    pub(crate) claimed: bool,
     /// When it was last run, and for how long it has been parked for reads before that. Unit: milliseconds.
     pub(crate) ran_ms: u64,
     pub(crate) reload_ms: u64,
+}
+
+impl Pending {
+    /// Whether it runs to its end though nobody waits for its answer any more.
+    fn outlives_its_caller(&self) -> bool {
+        self.claimed || matches!(self.call, Call::Close(_))
+    }
 }
 
 /// What was read of a session for one call alone, never kept in memory.
@@ -123,6 +137,8 @@ pub(crate) enum Found {
     Base(Arc<rewind::Base>),
     /// At this head_version, the turn of this number is the record with this sequence.
     Turn { head_version: u64, turn: u32, seq: Seq },
+    /// A session that ended, and those below it that the same close took down.
+    Family(Arc<Vec<SessionRow>>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -209,7 +225,8 @@ macro_rules! counters {
 
 counters! {
     turns_begun, turns_committed, turns_rewound, turns_aborted, turns_expired, turns_taken_over, turns_interrupted,
-    turns_released, trajectories_finished, trajectories_acknowledged, sessions_opened, sessions_closed,
+    turns_released, trajectories_finished, trajectories_acknowledged, sessions_opened, sessions_closed, sessions_reopened,
+    sessions_dumped, sessions_purged, trees_swept, cleanup_failures,
     evictions, header_evictions, reloads, header_loads, load_failures, refusals, batches_stored, entries_stored, batches_refused,
 }
 
@@ -253,6 +270,13 @@ pub struct Engine {
     events: Mutex<events::Events>,
     logging: AtomicBool,
     due: Mutex<due::Due>,
+    stale: Mutex<stale::Sweeper>,
+    /// Whether there is a dump target: ended sessions are SEALED until they are dumped.
+    dumps: AtomicBool,
+    /// Grows with every close that is durable: whoever cleans up looks again.
+    ended: AtomicU64,
+    /// Bytes of the store in use, as its handler finds them.
+    store_bytes: AtomicU64,
 }
 
 impl fmt::Debug for Engine {
@@ -298,13 +322,17 @@ impl Engine {
             events: Mutex::default(),
             logging: AtomicBool::new(false),
             due: Mutex::default(),
+            stale: Mutex::default(),
+            dumps: AtomicBool::new(false),
+            ended: AtomicU64::new(0),
+            store_bytes: AtomicU64::new(0),
             limits,
             hash_seed,
         }
     }
 
     /// Runs one RPC. `connection` tells connections apart; only waiting calls are counted by it.
-    pub fn call(&self, method: Method, request: &[u8], tenant: &str, connection: u64, mut now: Moment) -> Outcome {
+    pub fn call(&self, method: Method, request: &[u8], tenant: &str, connection: u64, now: Moment) -> Outcome {
         let call = match Call::parse(method, request, tenant, &self.limits) {
             Ok(call) => call,
             Err(refusal) => {
@@ -312,6 +340,10 @@ impl Engine {
                 return Outcome::Refused(refusal);
             }
         };
+        self.start(call, tenant, connection, now)
+    }
+
+    fn start(&self, call: Call, tenant: &str, connection: u64, mut now: Moment) -> Outcome {
         let _going = self.world.read();
         let ticket = self.next_ticket.fetch_add(1, Ordering::Relaxed);
         self.tickets.lock().insert(ticket, TicketState::Open);
@@ -405,6 +437,7 @@ impl Engine {
         }
         self.resume_waits(&mut work);
         self.look_for_due(&now);
+        self.look_for_stale(&now);
         self.residents.maintain(256, now.tick());
         self.headers.maintain(256, now.tick());
         self.finish(&mut work, &mut now);
@@ -443,6 +476,16 @@ impl Engine {
             1 => Space::Low,
             _ => Space::Full,
         }
+    }
+
+    /// How many bytes of the store are in use, as its handler finds them.
+    pub fn set_store_bytes(&self, bytes: u64) {
+        self.store_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Whether there is a dump target.
+    pub fn set_dumps(&self, on: bool) {
+        self.dumps.store(on, Ordering::Relaxed);
     }
 
     /// From now on turns are not begun and waits end; what runs may end.
@@ -494,6 +537,7 @@ impl Engine {
             new_since: None,
             arrival: None,
             found: None,
+            claimed: false,
             ran_ms: now.mono_ms,
             reload_ms: 0,
         }
@@ -511,6 +555,7 @@ impl Engine {
                 slots: Padded::new(SlotNode::new(self.limits.max_turns_per_tenant as u32)),
                 queue: Queue::default(),
                 directory: Directory::new(self.hash_seed),
+                claims: ended::Claims::default(),
             })
         };
         tenants.entry(name.clone()).or_insert_with(new).clone()
@@ -522,7 +567,7 @@ impl Engine {
             if let Some(answer) = work.answers.pop() {
                 self.answer(answer, work);
             } else if let Some(call) = work.calls.pop_front() {
-                if call.ticket == 0 || self.tickets.lock().contains_key(&call.ticket) {
+                if call.ticket == 0 || call.outlives_its_caller() || self.tickets.lock().contains_key(&call.ticket) {
                     self.run(call, work, now);
                 }
             } else if let Some((tree, gate)) = work.gates.pop() {
@@ -551,7 +596,7 @@ impl Engine {
             _ => {}
         }
         if let Err(refusal) = self.admit(&call.call) {
-            return self.refuse(call.ticket, refusal, work);
+            return self.refuse_call(call, refusal, work);
         }
         match &call.call {
             Call::Open(_) => self.open_session(call, work, now),
@@ -564,6 +609,9 @@ impl Engine {
             Call::Finish(_) => self.finish_trajectory(call, work, now),
             Call::FinishDue(_) => self.finish_due(call, work, now),
             Call::Ack(_) => self.ack_trajectories(call, work),
+            Call::Reopen(_) => self.reopen_session(call, work, now),
+            Call::Step(_) => self.cleanup(call, work),
+            Call::Sweep(_) => self.sweep(call, work, now),
             Call::Get(_) | Call::Renew(_) | Call::Checkpoint(_) => {}
         }
     }
@@ -571,7 +619,7 @@ impl Engine {
     /// Whether a call may go on at all.
     fn admit(&self, call: &Call) -> Result<(), Refusal> {
         match call {
-            Call::Open(_) | Call::Begin(_) => self.admit_begin(),
+            Call::Open(_) | Call::Begin(_) | Call::Reopen(_) => self.admit_begin(),
             _ => self.admit_change(),
         }
     }

@@ -35,6 +35,26 @@ pub enum Effect {
     Trajectories { id: u64, wanted: Vec<TrajectoryId> },
     /// At most `limit` open sessions whose trajectory is due by `until_ms`, in order of (time, uid), behind `after`.
     Due { id: u64, until_ms: i64, after: Option<DueSession>, limit: usize },
+    /// At most `limit` trees that may be stale by this service time, in order of (time, uid), behind `after`.
+    Stale { id: u64, until_ms: u64, after: Option<StaleTree>, limit: usize },
+    /// Read a session, whatever its state, and those below it that are not open, parents before children.
+    Family { id: u64, uid: Uid },
+}
+
+impl Effect {
+    /// What its answer names.
+    pub fn id(&self) -> u64 {
+        match self {
+            Effect::Find { id, .. }
+            | Effect::Header { id, .. }
+            | Effect::Session { id, .. }
+            | Effect::Read { id, .. }
+            | Effect::Trajectories { id, .. }
+            | Effect::Due { id, .. }
+            | Effect::Stale { id, .. }
+            | Effect::Family { id, .. } => *id,
+        }
+    }
 }
 
 /// What a read of a session brings beside its row and its records.
@@ -53,6 +73,15 @@ pub struct Wanted {
 pub struct DueSession {
     pub due_ms: i64,
     pub uid: Uid,
+    pub tenant: String,
+    pub session_id: String,
+}
+
+/// The root of a tree that may be stale.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StaleTree {
+    pub due_ms: u64,
+    pub root: Uid,
     pub tenant: String,
     pub session_id: String,
 }
@@ -82,6 +111,10 @@ pub struct HeaderRow {
     pub running: bool,
     pub lease: Option<Vec<u8>>,
     pub finish_due_ms: i64,
+    pub closes: u32,
+    pub stale_ms: i64,
+    pub active_ms: u64,
+    pub stale_due: u64,
     /// If `finish_due_ms` is not 0.
     pub facts: Option<Vec<u8>>,
     pub seq: Seq,
@@ -105,10 +138,12 @@ pub struct SessionRow {
     pub parent_session_id: String,
     pub root_session_id: String,
     pub path: String,
+    pub depth: u32,
     pub create_ms: i64,
     pub state: i32,
     pub head: u32,
     pub head_version: u64,
+    pub fence: u64,
     pub provisional: Seq,
     pub last: Seq,
     pub running: bool,
@@ -116,6 +151,9 @@ pub struct SessionRow {
     pub facts: Vec<u8>,
     pub receipt: Option<Vec<u8>>,
     pub finish_due_ms: i64,
+    pub closes: u32,
+    pub cleanup_due: i64,
+    pub cleanup: Option<Vec<u8>>,
     pub seq: Seq,
 }
 
@@ -157,6 +195,11 @@ pub(crate) enum Purpose {
         call: Box<Pending>,
     },
     Due,
+    Stale,
+    /// An ended session with its descendants, for the one call that may change it.
+    Family {
+        call: Box<Pending>,
+    },
 }
 
 /// What a call wants of a session's records.
@@ -230,7 +273,8 @@ impl Engine {
 
     /// A session of the call cannot be looked up: the call is refused; of a RenewTurns, which answers each lease by
     /// itself, only the lease that it stands at.
-    fn refuse_part(&self, mut call: Pending, refusal: Refusal, work: &mut Work) {
+    pub(crate) fn refuse_part(&self, mut call: Pending, refusal: Refusal, work: &mut Work) {
+        self.unclaim_call(&mut call, work);
         if let super::Call::Renew(renew) = &mut call.call {
             let refusal = Some(refusal.to_proto());
             renew.results.push(v1::RenewalResult { refusal, ..Default::default() });
@@ -276,20 +320,23 @@ impl Engine {
     /// What an effect had to wait for did not happen. What its call made of it is not so: it is decided again.
     pub(crate) fn lost_effect(&self, id: u64, work: &mut Work) {
         let mut effects = self.effects.lock();
-        let decides = |p: &Purpose| matches!(p, Purpose::Records { .. } | Purpose::Read { .. } | Purpose::Ack { .. });
-        if effects.open.get(&id).is_some_and(|(_, purpose)| decides(purpose)) {
-            let open = effects.open.remove(&id);
-            if let Some((_, Purpose::Records { call, .. } | Purpose::Read { call } | Purpose::Ack { call })) = open {
-                work.calls.push_back(*call);
+        match effects.open.remove(&id) {
+            Some((
+                _,
+                Purpose::Records { call, .. }
+                | Purpose::Read { call }
+                | Purpose::Ack { call }
+                | Purpose::Family { call },
+            )) => work.calls.push_back(*call),
+            Some((_, Purpose::Due)) => self.look_again(),
+            Some((_, Purpose::Stale)) => self.look_for_stale_again(),
+            Some(other) => {
+                effects.open.insert(id, other);
+                drop(effects);
+                self.start_effect(id);
             }
-            return;
+            None => {}
         }
-        if matches!(effects.open.get(&id), Some((_, Purpose::Due))) {
-            effects.open.remove(&id);
-            return self.look_again();
-        }
-        drop(effects);
-        self.start_effect(id);
     }
 
     fn ask_find(&self, tenant: Arc<Tenant>, session_id: Arc<str>, departures: u64) {
@@ -492,7 +539,14 @@ impl Engine {
             line.provisional = row.provisional;
             line.last = row.last;
             line.finish_due_ms = row.finish_due_ms;
+            line.closes = row.closes;
             line.seq = row.seq;
+            state.active_ms = state.active_ms.max(row.active_ms);
+            if row.parent.is_none() {
+                state.stale_ms = row.stale_ms;
+                // Sessions that have ended were active too: what they moved is the time before which it is not stale.
+                state.active_ms = state.active_ms.max(row.stale_due.saturating_sub(row.stale_ms.max(0) as u64));
+            }
             if let Some(bytes) = &row.lease {
                 let lease = Lease::decode(bytes, row.running, now);
                 line.lease = Some(Box::new(lease.ok_or_else(|| corrupt(row, "its grant does not decode"))?));
@@ -641,7 +695,7 @@ impl Engine {
         let _going = self.world.read();
         let Some(Purpose::Read { call }) = self.purpose(id) else { return };
         let mut work = Work::default();
-        self.row_read(*call, row, &mut work);
+        self.row_read(*call, row, &mut work, &mut now);
         self.finish(&mut work, &mut now);
     }
 
@@ -668,10 +722,16 @@ impl Engine {
                     self.release_header(&tree, &mut state, &now);
                 }
             }
-            Some(Purpose::Records { call, .. } | Purpose::Read { call } | Purpose::Ack { call }) => {
+            Some(
+                Purpose::Records { call, .. }
+                | Purpose::Read { call }
+                | Purpose::Ack { call }
+                | Purpose::Family { call },
+            ) => {
                 self.refuse_part(*call, refusal, &mut work);
             }
             Some(Purpose::Due) => self.due_failed(&now),
+            Some(Purpose::Stale) => self.stale_failed(&now),
             // Until it is re-read nothing is admitted: it is asked for again.
             Some(Purpose::Recover { root }) => {
                 let again = self.recovery.lock().failed(root);

@@ -81,7 +81,7 @@ impl World {
             }
             for effect in effects {
                 let now = self.now();
-                self.store.answer(&self.engine, effect, now);
+                self.store.answer(effect)(&self.engine, now);
             }
         }
         Err("it does not settle".into())
@@ -98,6 +98,7 @@ fn session(session: &mut Option<v1::Session>) {
     if let Some(session) = session {
         session.uid = String::new();
         session.residency = 0;
+        session.receipt.iter_mut().for_each(|r| r.dump_name.clear());
     }
 }
 
@@ -123,7 +124,16 @@ fn masked(req: &Req, result: &Result<Vec<u8>, Refusal>) -> String {
             session(&mut reply.session);
             format!("{reply:?}")
         }
-        Req::Close(_) => format!("{:?}", v1::CloseSessionResponse::decode(reply)),
+        Req::Close(_) => {
+            let mut reply = v1::CloseSessionResponse::decode(reply).expect("a reply decodes");
+            reply.receipt.iter_mut().for_each(|r| r.dump_name.clear());
+            format!("{reply:?}")
+        }
+        Req::Reopen(_) => {
+            let mut reply = v1::ReopenSessionResponse::decode(reply).expect("a reply decodes");
+            session(&mut reply.session);
+            format!("{reply:?}")
+        }
         Req::Begin(_) => {
             let mut reply = v1::BeginTurnResponse::decode(reply).expect("a reply decodes");
             reply.uid.clear();
