@@ -24,8 +24,9 @@ from roost.store.v1.store_pb2 import Cleanup, Receipt, SessionFacts
 if TYPE_CHECKING:
     from roost._core import Engine
 
-LOOK_SECONDS: Final = 5.0  # between two looks at what is due while no session ends
+LOOK_SECONDS: Final = 1.0  # between two looks at what is due while no session ends
 _POLL_SECONDS: Final = 0.1
+COUNT_SECONDS: Final = 30.0  # between two counts of the sessions that are kept for want of an acknowledgement
 _PAGE: Final = 64  # rows of what is due that one read takes
 _PURGE_RECORDS: Final = 256  # records that one step deletes
 DUMPS_AT_ONCE: Final = 4
@@ -54,7 +55,8 @@ class Cleaner:
     """Does the steps that are due.
 
     `read` runs a job on the reader thread; `journal` has the engine journal a step and says whether it was done;
-    `oldest_stream` says when the oldest running export began; `dump` is None without a dump target.
+    `oldest_stream` says when the oldest running export began; `dump` is None without a dump target. `gauges` is told how
+    many sessions are kept because they were neither dumped nor acknowledged ("sessions_kept").
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Cleaner:
         oldest_stream: Callable[[], float | None],
         dump: Dump | None,
         purge_without_dump: bool,
+        gauges: dict[str, int],
     ) -> None:
         self._engine = engine
         self._store = store
@@ -76,12 +79,13 @@ class Cleaner:
         self._purge_without_dump = purge_without_dump
         self._dumping: dict[bytes, asyncio.Task[None]] = {}
         self._marked: dict[bytes, float] = {}  # sessions that wait for exports, since when
+        self._gauges = gauges
 
     async def run(self) -> None:
         """Work until cancelled. A failure of ours is logged, and the step is taken again at the next look."""
         if self._purge_without_dump:
             await self._reconsider()
-        seen, looked = -1, 0.0
+        seen, looked, counted = -1, 0.0, 0.0
         try:
             while True:
                 ended = self._engine.ended_count()
@@ -89,6 +93,9 @@ class Cleaner:
                     seen, looked = ended, time.monotonic()
                     try:
                         await self.look()
+                        if time.monotonic() - counted >= COUNT_SECONDS:
+                            self._gauges["sessions_kept"] = await self._rows(self._store.count_kept)
+                            counted = time.monotonic()
                     except Exception:
                         log.exception("cleanup_failed")
                 await asyncio.sleep(_POLL_SECONDS)

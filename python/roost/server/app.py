@@ -70,8 +70,8 @@ class Process:
         limits = config.limits()
         self._engine = Engine(limits, store.last_seq, store.service_ms)
         sources = {name: (value, config.sources[name]) for name, value in limits.items()}
-        about = About(sources, time.monotonic())
-        self._transport = Transport(self._engine, settings.max_request_bytes, about, self._fail)
+        self._about = About(sources, time.monotonic())
+        self._transport = Transport(self._engine, settings.max_request_bytes, self._about, self._fail)
         info = settings.log_level in ("debug", "info")
         self._engine.set_logging(info and settings.turn_log)
         heartbeat = settings.heartbeat_ms if info else 0
@@ -136,6 +136,7 @@ class Process:
             self._transport.oldest_stream,
             None,
             self._settings.purge_without_dump,
+            self._about.gauges,
         )
 
     def _load_running(self) -> int:

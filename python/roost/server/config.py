@@ -21,6 +21,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 PREFIX: Final = "ROOST_"
 # ROOST_* variables that belong to the command line, not to the server.
 CLIENT_ENVIRONMENT: Final = frozenset({"ROOST_CONFIG", "ROOST_TARGET", "ROOST_OUTPUT"})
+FAILPOINT: Final = "ROOST_FAILPOINT"  # a development build reads it, see docs/DEVELOPING.md
 
 _SIZE_UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 _TIME_UNITS = {"": 1, "ms": 1, "s": 1_000, "m": 60_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000}
@@ -173,7 +174,7 @@ def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     known = {PREFIX + key.upper(): key for key in KEYS}
     values: dict[str, Any] = {}
     for name, value in sorted(environment.items()):
-        if not name.startswith(PREFIX) or name in CLIENT_ENVIRONMENT:
+        if not name.startswith(PREFIX) or name in CLIENT_ENVIRONMENT or name == FAILPOINT:
             continue
         if name not in known:
             raise ConfigError(f"unknown environment variable {name}{_suggest(name, [*known, *CLIENT_ENVIRONMENT])}")

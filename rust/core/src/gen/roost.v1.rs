@@ -23,7 +23,8 @@ pub struct Limit {
 pub struct GetStatsResponse {
     /// Counts that only grow while the server runs, by name: turns_begun, turns_committed, turns_rewound (of them),
     /// turns_aborted, turns_expired, turns_taken_over, turns_interrupted (by force), turns_released,
-    /// trajectories_finished, trajectories_acknowledged, sessions_opened, sessions_closed, evictions,
+    /// trajectories_finished, trajectories_acknowledged, sessions_opened, sessions_closed, sessions_reopened,
+    /// sessions_dumped, sessions_purged, trees_swept, cleanup_failures (steps that are tried again), evictions,
     /// header_evictions, reloads, header_loads, load_failures, refusals, batches_stored, entries_stored,
     /// batches_refused.
     #[prost(btree_map = "string, int64", tag = "1")]
@@ -33,7 +34,8 @@ pub struct GetStatsResponse {
     >,
     /// What is true now, by name: slots_held, turns_running, waiting, resident_sessions, resident_bytes,
     /// tree_headers, journal_entries, journal_bytes, journal_lag_ms (age of the oldest entry not yet durable), store_low, quarantined_trees, calls_in_flight, store_bytes,
-    /// wal_bytes, reserve_bytes.
+    /// wal_bytes, reserve_bytes, sessions_kept (ended, and kept because they were neither dumped nor acknowledged; counted
+    /// now and then).
     #[prost(btree_map = "string, int64", tag = "2")]
     pub gauges: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
