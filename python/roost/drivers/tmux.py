@@ -34,8 +34,12 @@ _PANE_SAID: Final = re.compile(rf"({_INSTANCE_SAID.pattern}) ([01]?) ([0-9]*) ([
 
 # What tmux says when there is no server on its socket: nothing has ever run there, or its last session ended.
 _NO_SERVER: Final = re.compile(
-    r"no server running on .*|error connecting to .* \((No such file or directory|Connection refused)\)"
+    r"no server running on .*|error connecting to .* \((No such file or directory|Connection refuse)\)"
 )
+# What it says when the server goes while it is asked: the next time there is none, or another.
+_GOING: Final = re.compile(r"server exited unexpectedly|server exited|lost server")
+_TRIES: Final = 5
+_PAUSE: Final = 0.02  # seconds
 _NO_SESSION: Final = re.compile(r"can't find session: .*")
 
 
@@ -108,12 +112,7 @@ class TmuxDriver:
             if isinstance(outcome, BaseException):
                 raise outcome  # and the session stays, so that the next try knows what is in it
         same = f"#{{==:{_INSTANCE} #{{session_name}},{session.instance} {session.name}}}"
-        try:
-            await self._ask("if-shell", "-F", "-t", session.id, same, f"kill-session -t '{session.id}'")
-        except DriverError:
-            # With its last session the tmux server goes, and may be gone before it answers.
-            if session in await self._sessions():
-                raise
+        await self._ask("if-shell", "-F", "-t", session.id, same, f"kill-session -t '{session.id}'")
         if session in await self._sessions():
             raise DriverError(f"tmux session {session.name} is still there after kill-session", retryable=True)
 
@@ -152,6 +151,20 @@ class TmuxDriver:
 
     async def _ask(self, *command: str) -> list[str]:
         """The lines that tmux answers; none if no server runs, or no such session. DriverError for all else."""
+        tries = 1
+        code, out, said = await self._run(*command)
+        while code != 0 and _GOING.fullmatch(said) and tries < _TRIES:
+            await asyncio.sleep(_PAUSE)
+            tries += 1
+            code, out, said = await self._run(*command)
+        if code == 0:
+            return out.split("\n")[:-1]  # splitlines() knows ends of line that tmux does not
+        if _NO_SERVER.fullmatch(said) or _NO_SESSION.fullmatch(said):
+            return []
+        raise DriverError(f"tmux {command[0]} failed: {said or f'exit code {code}'}", retryable=True)
+
+    async def _run(self, *command: str) -> tuple[int | None, str, str]:
+        """Exit code, what tmux answers, what it complains of."""
         program = shutil.which("tmux")
         if program is None:
             raise DriverError(
@@ -182,14 +195,7 @@ class TmuxDriver:
             # The tmux server was given the ends of the pipes, and holds them open where it hangs.
             transport.close()
         out, err = (bytes(answer.said[fd]).decode("utf-8", "replace") for fd in (1, 2))
-        if transport.get_returncode() == 0:
-            return out.split("\n")[:-1]  # splitlines() knows ends of line that tmux does not
-        said = err.strip()
-        if _NO_SERVER.fullmatch(said) or _NO_SESSION.fullmatch(said):
-            return []
-        raise DriverError(
-            f"tmux {command[0]} failed: {said or f'exit code {transport.get_returncode()}'}", retryable=True
-        )
+        return transport.get_returncode(), out, err.strip()
 
 
 class _Answer(asyncio.SubprocessProtocol):

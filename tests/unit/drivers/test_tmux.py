@@ -35,10 +35,16 @@ class Tmux:
 
     def run(self, *command: str) -> str:
         asked = ["tmux", "-S", str(self.socket), "-f", "/dev/null", *command]
-        return subprocess.run(asked, check=True, stdout=subprocess.PIPE, text=True).stdout
+        return subprocess.run(asked, check=True, capture_output=True, text=True).stdout
 
     def new(self, session: str, program: str = "exec cat") -> None:
-        self.run("new-session", "-d", "-s", session.replace("#", "##"), program)
+        for tries_left in reversed(range(100)):
+            try:
+                self.run("new-session", "-d", "-s", session.replace("#", "##"), program)
+                return
+            except subprocess.CalledProcessError as error:  # an earlier server is still on its way out
+                if "server exited" not in error.stderr or not tries_left:
+                    raise
 
     def names(self) -> set[str]:
         try:
@@ -310,7 +316,10 @@ async def test_a_socket_can_be_named(tmux: Tmux, monkeypatch: pytest.MonkeyPatch
         ["tmux", "-L", "named", "-f", "/dev/null", "new-session", "-d", "-s", name(), "exec cat"], check=True
     )
     assert [item.name for item in await driver.inventory()] == [name()]
-    monkeypatch.setenv("TMUX", "/nowhere,1,0")  # as in a server that was started inside tmux
+    default = TmuxDriver()
+    # As in a server that was started inside tmux: the user's default socket is meant all the same.
+    monkeypatch.setenv("TMUX", f"{tmux.socket.parent}/tmux-{os.getuid()}/named,1,0")
+    assert await default.inventory() == []
     await driver.release(of(name()))
     assert await driver.inventory() == []
     with pytest.raises(ValueError, match="not both"):
