@@ -253,16 +253,14 @@ async def test_https_is_not_spoken_in_plaintext() -> None:
 
 
 async def test_neither_proxies_of_the_environment_nor_cookies_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with (
-        serving() as proxy,
-        serving(status(200, "Set-Cookie: a=b")) as service,
-        using(service.driver()) as driver,
-    ):
+    async with serving() as proxy, serving(status(200, "Set-Cookie: a=b")) as service:
         for variable in ("http_proxy", "HTTP_PROXY", "ALL_PROXY", "all_proxy"):
             monkeypatch.setenv(variable, f"http://127.0.0.1:{proxy.port}")
         monkeypatch.delenv("no_proxy", raising=False)
-        await driver.release(of())
-        await driver.release(of())
+        base = f"http://localhost:{service.port}"  # a name: nobody keeps cookies of an address
+        async with using(HttpDriver(base + "/{name}", hosts=[base])) as driver:
+            await driver.release(of())
+            await driver.release(of())
     assert proxy.heads == []
     assert len(service.heads) == 2
     assert not any("cookie" in head.lower() for head in service.heads)
