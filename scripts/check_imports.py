@@ -1,4 +1,4 @@
-"""Check who imports whom: server -> handlers -> store, the client beside them; none reaches into another's insides."""
+"""Check who imports whom: server -> handlers -> store, client, drivers beside; none reaches into another's insides."""
 
 from __future__ import annotations
 
