@@ -33,14 +33,12 @@ _PANE: Final = "#{pane_dead} #{window_linked_sessions} #{pane_pid}"
 _PANE_SAID: Final = re.compile(rf"({_INSTANCE_SAID.pattern}) ([01]?) ([0-9]*) ([0-9]+) (.*)", re.DOTALL)
 
 # What tmux says when there is no server on its socket: nothing has ever run there, or its last session ended.
-_NO_SERVER: Final = re.compile(
-    r"no server running on .*|error connecting to .* \((No such file or directory|Connection refuse)\)"
-)
+_NO_SERVER: Final = re.compile(r"no server running on .*|error connecting to .* \(No such file or directory\)")
+_NO_SESSION: Final = re.compile(r"can't find session: .*")
 # What it says when the server goes while it is asked: the next time there is none, or another.
 _GOING: Final = re.compile(r"server exited unexpectedly|server exited|lost server")
 _TRIES: Final = 5
 _PAUSE: Final = 0.02  # seconds
-_NO_SESSION: Final = re.compile(r"can't find session: .*")
 
 
 class _Session(NamedTuple):

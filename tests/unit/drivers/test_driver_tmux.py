@@ -294,6 +294,20 @@ async def test_a_program_that_cannot_be_ended_keeps_its_session(tmux: Tmux, monk
     assert not gone(pid)
 
 
+async def test_a_session_that_tmux_does_not_end_is_an_error(tmux: Tmux, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmux.run("new-session", "-d", "-s", name(), "exec cat")
+    tmux.run("set-option", "-g", "remain-on-exit", "on")
+    driver, real = tmux.driver(), TmuxDriver._run
+
+    async def run(of: TmuxDriver, *command: str) -> tuple[int | None, str, str]:
+        return (0, "", "") if command[0] == "if-shell" else await real(of, *command)
+
+    monkeypatch.setattr(TmuxDriver, "_run", run)
+    with pytest.raises(DriverError, match="is still there") as stuck:
+        await driver.release(of(name()))
+    assert stuck.value.retryable
+
+
 async def test_only_names_of_roost_are_asked_of_tmux(tmux: Tmux) -> None:
     """Nothing that tmux would read as a target, a format or a command of its own."""
     for session in ("main", "x'; kill-server; '"):
