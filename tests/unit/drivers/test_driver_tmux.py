@@ -324,7 +324,9 @@ async def test_only_names_of_roost_are_asked_of_tmux(tmux: Tmux) -> None:
 
 async def test_a_socket_can_be_named(tmux: Tmux, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMUX_TMPDIR", str(tmux.socket.parent))
-    driver = TmuxDriver(socket_name="named")
+    # The fixture ends the server that is found at its path.
+    named = tmux.socket.parent / f"tmux-{os.getuid()}" / "named"
+    driver, tmux.socket = TmuxDriver(socket_name="named"), named
     assert await driver.inventory() == []
     subprocess.run(
         ["tmux", "-L", "named", "-f", "/dev/null", "new-session", "-d", "-s", name(), "exec cat"], check=True
@@ -332,7 +334,7 @@ async def test_a_socket_can_be_named(tmux: Tmux, monkeypatch: pytest.MonkeyPatch
     assert [item.name for item in await driver.inventory()] == [name()]
     default = TmuxDriver()
     # As in a server that was started inside tmux: the user's default socket is meant all the same.
-    monkeypatch.setenv("TMUX", f"{tmux.socket.parent}/tmux-{os.getuid()}/named,1,0")
+    monkeypatch.setenv("TMUX", f"{named},1,0")
     assert await default.inventory() == []
     await driver.release(of(name()))
     assert await driver.inventory() == []
