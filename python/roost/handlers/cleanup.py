@@ -55,8 +55,8 @@ class Cleaner:
     """Does the steps that are due.
 
     `read` runs a job on the reader thread; `journal` has the engine journal a step and says whether it was done;
-    `oldest_stream` says when the oldest running export began; `dump` is None without a dump target. `gauges` is told how
-    many sessions are kept because they were neither dumped nor acknowledged ("sessions_kept").
+    `oldest_stream` says when the oldest running export began; `dump` is None without a dump target; `gauges` is told
+    how many sessions are kept because they were neither dumped nor acknowledged ("sessions_kept").
     """
 
     def __init__(
