@@ -1,7 +1,7 @@
 """The Rust engine as Python sees it. Nothing here blocks on disk; `next_batch` and `next_effects` block their
 thread with the GIL released."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 Refusal = tuple[int, str, bytes]  # (grpc code, message, encoded google.rpc.Status for grpc-status-details-bin)
@@ -11,12 +11,46 @@ METHODS: Final[
 ]  # full gRPC method name "/roost.v1.TurnService/BeginTurn" -> method number for Engine.call
 REASONS: Final[list[tuple[str, int, str, str]]]  # (reason, grpc code, what it means, what the caller should do)
 LIMITS: Final[list[tuple[str, int, int, int]]]  # (limit, default, least, greatest value)
+DUMP_SCHEMA: Final[int]  # the version of the format of dumps
 VERSION: Final[str]
 
 def failpoint(name: str) -> None:
     """A place where a test may kill this process. Does nothing but in builds with the cargo feature `failpoints`, and
     there only if the environment variable ROOST_FAILPOINT names it: "name:n" kills the process (SIGKILL) at the n-th
     time that it comes here (default 1), "name:n:error" raises OSError (EIO) instead. The variable is read once."""
+
+def tenant_uid(tenant: str) -> str:
+    """What stands for a tenant in the names of its dumps: 32 hex characters."""
+
+def dump_name(tenant: str, uid: bytes, close_number: int) -> str:
+    """The name of the dump of one close of a session: "<tenant uid>/<uid>-<close number>"."""
+
+DumpSummary = tuple[int, int, int, int, str]  # records, trajectories, lines, bytes of the lines, SHA-256 over them (hex)
+
+class DumpEncoder:
+    """Writes one session as the parts of a dump: (zstd frame, its SHA-256 in hex, bytes uncompressed, lines). The same
+    session gives the same parts. ValueError, which names no content, for a session that does not verify (I23)."""
+
+    def __init__(self, row: tuple[Any, ...], lines: Sequence[tuple[Any, ...]], part_bytes: int = ...) -> None:
+        """row: a SessionRow with a receipt; lines: all its RecordLines, newest first."""
+    def push(self, rows: Sequence[tuple[Any, ...]], rewards: Mapping[int, float]) -> list[tuple[bytes, str, int, int]]:
+        """The next RecordRows, oldest first, events included; the parts that are full."""
+    def finish(self, trajectories: Sequence[tuple[Any, ...]]) -> tuple[list[tuple[bytes, str, int, int]], DumpSummary]:
+        """All its TrajectoryRows, in order of number; the last parts."""
+
+class DumpDecoder:
+    """Reads the parts of one dump in order. ValueError, which names no content, for what is no part of a dump."""
+
+    def __init__(self) -> None: ...
+    def part(self, data: bytes, raw_bytes: int) -> list[tuple[Any, ...]]:
+        """The rows of a part, each verified by itself: ("session", (uid, tenant, session_id, root, parent, path, depth,
+        create_ms, head, head_version, fence, last, facts, receipt, name of its dump)), ("record", RecordRow, reward or
+        None), ("trajectory", (number, ready_seq, after_seq, first_turn, turn_count, ready_ms)). It must have `raw_bytes`
+        bytes uncompressed; memory is taken for no more."""
+    def check(self, data: bytes, raw_bytes: int) -> str | None:
+        """As `part`, without making the rows. The name of the dump, if the session's line is in this part."""
+    def finish(self) -> DumpSummary:
+        """ValueError unless the parts were a whole session and its history verifies (I23)."""
 
 class Batch:
     first_seq: int

@@ -3,6 +3,7 @@
 //! Thin on purpose: it brings clock and entropy, turns rows into tuples and back, and lets the writer and the reader
 //! thread sleep with the GIL released until there is something for them.
 
+mod dump;
 mod failpoint;
 mod rows;
 
@@ -644,6 +645,8 @@ impl Rows {
 #[pymodule(gil_used = false)]
 mod _core {
     #[pymodule_export]
+    use super::dump::{DumpDecoder, DumpEncoder, dump_name, tenant_uid};
+    #[pymodule_export]
     use super::failpoint::failpoint;
     #[pymodule_export]
     use super::{Batch, Engine, Rows};
@@ -662,6 +665,7 @@ mod _core {
             Reason::ALL.iter().map(|r| (r.name(), r.code() as i32, r.meaning(), r.advice())).collect();
         module.add("REASONS", reasons)?;
         module.add("LIMITS", Limits::TABLE.to_vec())?;
+        module.add("DUMP_SCHEMA", roost_dump::SCHEMA)?;
         module.add("VERSION", env!("CARGO_PKG_VERSION"))
     }
 }

@@ -16,12 +16,13 @@ macro_rules! tuple {
         PyTuple::new($py, [$($value.into_pyobject($py).map_err(PyErr::from)?.into_any(),)*])
     };
 }
+pub(crate) use tuple;
 
-fn bytes<'py>(py: Python<'py>, value: &[u8]) -> Bound<'py, PyBytes> {
+pub(crate) fn bytes<'py>(py: Python<'py>, value: &[u8]) -> Bound<'py, PyBytes> {
     PyBytes::new(py, value)
 }
 
-fn maybe<'py>(py: Python<'py>, value: &Option<Vec<u8>>) -> Option<Bound<'py, PyBytes>> {
+pub(crate) fn maybe<'py>(py: Python<'py>, value: &Option<Vec<u8>>) -> Option<Bound<'py, PyBytes>> {
     value.as_ref().map(|v| PyBytes::new(py, v))
 }
 
@@ -149,23 +150,23 @@ pub(crate) fn cleanup_step(step: &Bound<'_, PyTuple>) -> PyResult<CleanupStep> {
 }
 
 /// Column `i` of a row.
-fn column<'py, T: for<'a> FromPyObject<'a, 'py>>(row: &Bound<'py, PyTuple>, i: usize) -> PyResult<T> {
+pub(crate) fn column<'py, T: for<'a> FromPyObject<'a, 'py>>(row: &Bound<'py, PyTuple>, i: usize) -> PyResult<T> {
     row.get_item(i)?.extract().map_err(Into::into)
 }
 
-fn uid(row: &Bound<'_, PyTuple>, i: usize) -> PyResult<Uid> {
+pub(crate) fn uid(row: &Bound<'_, PyTuple>, i: usize) -> PyResult<Uid> {
     maybe_uid(row, i)?.ok_or_else(|| pyo3::exceptions::PyValueError::new_err("a uid has 16 bytes"))
 }
 
-fn maybe_uid(row: &Bound<'_, PyTuple>, i: usize) -> PyResult<Option<Uid>> {
+pub(crate) fn maybe_uid(row: &Bound<'_, PyTuple>, i: usize) -> PyResult<Option<Uid>> {
     Ok(Uid::from_bytes(row.get_item(i)?.cast::<PyBytes>()?.as_bytes()))
 }
 
-fn blob(row: &Bound<'_, PyTuple>, i: usize) -> PyResult<Vec<u8>> {
+pub(crate) fn blob(row: &Bound<'_, PyTuple>, i: usize) -> PyResult<Vec<u8>> {
     Ok(row.get_item(i)?.cast::<PyBytes>()?.as_bytes().to_vec())
 }
 
-fn maybe_blob(row: &Bound<'_, PyTuple>, i: usize) -> PyResult<Option<Vec<u8>>> {
+pub(crate) fn maybe_blob(row: &Bound<'_, PyTuple>, i: usize) -> PyResult<Option<Vec<u8>>> {
     let item = row.get_item(i)?;
     if item.is_none() { Ok(None) } else { Ok(Some(item.cast::<PyBytes>()?.as_bytes().to_vec())) }
 }

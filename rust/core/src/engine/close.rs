@@ -11,7 +11,7 @@ use super::tree::{Lease, Tree, TreeState};
 use super::{Answer, Call, Engine, Moment, Pending, Work, count, not_found};
 use crate::gen_store::{EndedBy, Receipt, RequestMark, SessionFacts};
 use crate::gen_v1 as v1;
-use crate::ids::{Uid, repeats};
+use crate::ids::{Uid, dump_name, repeats};
 use crate::journal::{Appending, Close, Held, Op, Seq};
 use prost::Message;
 use std::collections::HashMap;
@@ -326,9 +326,4 @@ fn closed_reply(receipt: Option<&Receipt>, last_turn: bool) -> Vec<u8> {
         return v1::BeginTurnResponse { receipt, ..Default::default() }.encode_to_vec();
     }
     v1::CloseSessionResponse { closed: true, receipt }.encode_to_vec()
-}
-
-/// Where a session is dumped: never by the client's own words.
-fn dump_name(tenant: &str, uid: Uid, close: u32) -> String {
-    format!("{}/{uid}-{close}", crate::ids::tenant_uid(tenant))
 }
