@@ -25,7 +25,7 @@ def tenant_uid(tenant: str) -> str:
 def dump_name(tenant: str, uid: bytes, close_number: int) -> str:
     """The name of the dump of one close of a session: "<tenant uid>/<uid>-<close number>"."""
 
-DumpSummary = tuple[int, int, int, int, str]  # records, trajectories, lines, bytes of the lines, SHA-256 over them (hex)
+DumpSummary = tuple[int, int, int, int, str]  # records, trajectories, lines, bytes of the lines, their SHA-256 in hex
 
 class DumpEncoder:
     """Writes one session as the parts of a dump: (zstd frame, its SHA-256 in hex, bytes uncompressed, lines). The same
@@ -45,8 +45,8 @@ class DumpDecoder:
     def part(self, data: bytes, raw_bytes: int) -> list[tuple[Any, ...]]:
         """The rows of a part, each verified by itself: ("session", (uid, tenant, session_id, root, parent, path, depth,
         create_ms, head, head_version, fence, last, facts, receipt, name of its dump)), ("record", RecordRow, reward or
-        None), ("trajectory", (number, ready_seq, after_seq, first_turn, turn_count, ready_ms)). It must have `raw_bytes`
-        bytes uncompressed; memory is taken for no more."""
+        None), ("trajectory", (number, ready_seq, after_seq, first_turn, turn_count, ready_ms)). It must have exactly
+        `raw_bytes` bytes uncompressed; memory is taken for no more."""
     def check(self, data: bytes, raw_bytes: int) -> str | None:
         """As `part`, without making the rows. The name of the dump, if the session's line is in this part."""
     def finish(self) -> DumpSummary:
