@@ -278,6 +278,9 @@ impl Record {
             (&self.arrays, &meta.arrays_digest, "its arrays do not match their digest"),
             (&self.state, &meta.state_digest, "its state does not match its digest"),
         ];
+        if self.turn != meta.turn {
+            return Err(corrupt("its turn is not that of its metadata"));
+        }
         for (payload, should, what) in pairs {
             if chain::digest(&[payload.as_deref().unwrap_or_default()]) != *should {
                 return Err(corrupt(what));

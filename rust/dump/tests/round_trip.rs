@@ -286,7 +286,7 @@ fn the_lines_are_those_of_schema_1() {
 fn a_history_that_does_not_verify_is_not_dumped() {
     let good = sample();
     good.encode(usize::MAX).unwrap();
-    let broken: [(&str, fn(&mut Whole)); 9] = [
+    let broken: [(&str, fn(&mut Whole)); 10] = [
         ("record 2: its hash chain", |w| w.records[1].meta.push(0)),
         ("it is missing", |w| w.records.truncate(0)),
         ("record 4: its hash chain", |w| w.records[2].chain[0] ^= 1),
@@ -295,6 +295,7 @@ fn a_history_that_does_not_verify_is_not_dumped() {
         ("has 0 trajectories, of 1", |w| w.trajectories.clear()),
         ("facts do not decode", |w| w.session.facts = vec![0xFF]),
         ("its reward is not a number", |w| w.records[0].reward = Some(f64::NAN)),
+        ("its turn is not", |w| w.records[0].turn += 1),
         ("no receipt", |w| w.session.receipt.clear()),
     ];
     for (why, change) in broken {

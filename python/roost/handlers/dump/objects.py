@@ -22,6 +22,13 @@ T = TypeVar("T")
 _RETRIES: Final = 2
 _PAGE: Final = 1_000
 _PAST: Final = "/z"  # sorts behind all names of a dump
+# Options of the connection, which the library takes apart from those of the store.
+_CONNECTION: Final = frozenset(
+    (
+        "allow_http allow_invalid_certificates connect_timeout proxy_url proxy_ca_certificate proxy_excludes "
+        "root_certificate user_agent"
+    ).split()
+)
 
 _STATUS: Final = re.compile(r"status code: (\d{3})")
 _CODE: Final = re.compile(r"<Code>([A-Za-z]{1,60})</Code>")
@@ -58,12 +65,13 @@ class Objects:
         self._url = url
         self._seconds = operation_seconds
         limit = timedelta(seconds=operation_seconds)
-        config: Any = dict(options)
+        config: Any = {key: value for key, value in options.items() if key not in _CONNECTION}
+        client: Any = {key: value for key, value in options.items() if key in _CONNECTION}
         try:
             self._store: ObjectStore = from_url(
                 url,
                 config=config,
-                client_options={"timeout": limit},
+                client_options={**client, "timeout": limit},
                 retry_config={
                     "max_retries": _RETRIES,
                     "retry_timeout": limit,
