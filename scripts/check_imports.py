@@ -19,7 +19,7 @@ MAY: dict[str, set[str]] = {
     "server": {"_core", "drivers", "errors", "handlers", "store", "v1"},
     "workload": {"client", "errors", "v1"},
     "load": {"client", "errors", "v1", "workload"},
-    "cli": {"_core", "client", "drivers", "errors", "load", "server", "store", "v1", "workload"},
+    "cli": {"_core", "client", "drivers", "errors", "handlers", "load", "server", "store", "v1", "workload"},
     "__main__": {"cli"},
     "__init__": set(),
 }

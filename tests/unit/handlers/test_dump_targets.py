@@ -1,5 +1,5 @@
-"""What a place for dumps promises, held against a directory and an S3 server: put if absent, whole or not at all, pages,
-and one clear error for whatever goes wrong."""
+"""What a place for dumps promises, held against a directory and an S3 server: put if absent, whole or not at all,
+pages; and one clear error for whatever goes wrong."""
 
 from __future__ import annotations
 

@@ -66,12 +66,12 @@ class Objects:
         self._seconds = operation_seconds
         limit = timedelta(seconds=operation_seconds)
         config: Any = {key: value for key, value in options.items() if key not in _CONNECTION}
-        client: Any = {key: value for key, value in options.items() if key in _CONNECTION}
+        connection: Any = {key: value for key, value in options.items() if key in _CONNECTION} | {"timeout": limit}
         try:
             self._store: ObjectStore = from_url(
                 url,
                 config=config,
-                client_options={**client, "timeout": limit},
+                client_options=connection,
                 retry_config={
                     "max_retries": _RETRIES,
                     "retry_timeout": limit,
