@@ -19,7 +19,7 @@ Exit codes:
    0  done
    1  the server refused the call
    2  wrong usage
-   3  the server, or the place of dumps, cannot be reached, or gave no answer in time
+   3  the server cannot be reached, or gave no answer in time; nor did the place of dumps (dumps)
    4  what was kept is not what it should be (replay --verify, demo, dumps verify)
    6  the server gave wrong answers (load)
   69  the address, the data directory, the place of dumps or the output cannot be used
