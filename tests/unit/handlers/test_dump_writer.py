@@ -23,6 +23,7 @@ from roost.handlers.dump.manifest import Manifest
 from roost.handlers.dump.reader import list_dumps, read_manifest, read_rows, verify_dump
 from roost.handlers.dump.target import Target, open_target
 from roost.handlers.dump.writer import DumpResult, write_dump
+from roost.store.v1.store_pb2 import Receipt
 
 SMALL = 500  # bytes a part, so that there are many
 
@@ -142,6 +143,35 @@ async def test_a_second_dump_of_the_same_close_is_the_first(house: House, target
     assert again == replace(first, repeated=True)
     assert not [done for done in watched.done if not done.startswith("get")]
     assert sum("part-" in done for done in watched.done) == len((await read_manifest(target, first.name)).parts)
+
+
+async def test_each_close_has_a_dump_of_its_own(house: House, target: Target) -> None:
+    """FIELD, AReaL: session ids are reused, so the second dump overwrites the first."""
+    uid = house.played("chat")
+    first = await dumping(house, target, uid)
+    again: Any = Changed(house, receipt=Receipt(close_number=2).SerializeToString())
+    second = await write_dump(again, target, uid, read_now, part_bytes=SMALL)
+    assert (second.name, second.repeated) == (first.name[:-1] + "2", False)
+    assert await list_dumps(target) == [first.name, second.name]
+    for name in (first.name, second.name):
+        await verify_dump(target, name)
+
+
+async def test_parts_that_were_cut_or_compressed_otherwise_are_the_same_dump(house: House, target: Target) -> None:
+    """As by another version of Roost, before a crash: what counts is the lines."""
+    uid = house.played("chat")
+    first = await dumping(house, target, uid)
+    assert await write_dump(house.store, target, uid, read_now) == replace(first, repeated=True)
+
+
+async def test_what_a_crash_left_half_written_is_gone_with_the_next_dump(house: House, tmp_path: Path) -> None:
+    uid = house.played("chat")
+    left = tmp_path / dump_name(house.tenant, uid, 1) / ".part-00000.jsonl.zst.0123.tmp"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    result = await dumping(house, open_target(str(tmp_path)), uid)
+    assert result.name == "/".join(left.parts[-3:-1])
+    assert not left.exists()
 
 
 async def test_an_acknowledgement_changes_no_dump(house: House, target: Target) -> None:
@@ -330,10 +360,29 @@ async def test_i23_a_session_that_does_not_verify_has_no_dump(tmp_path: Path, da
     house.store.close()
 
 
+class Changed:
+    """A store in which a session's row is another."""
+
+    def __init__(self, house: House, **columns: Any) -> None:
+        self._store = house.store
+        self._columns = columns
+
+    def record_lines(self, uid: bytes, limit: int) -> Any:
+        found = self._store.record_lines(uid, limit)
+        assert found is not None
+        return found[0]._replace(**self._columns), found[1]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
 async def test_only_what_has_ended_is_dumped(house: House, target: Target) -> None:
     uid = house.open("chat")
     house.turn("chat", b"x")
     await failed(Why.NOT_ENDED, dumping(house, target, uid))
+    house.close("chat")
+    reopened: Any = Changed(house, state=1)  # it has the receipt of its close
+    await failed(Why.NOT_ENDED, write_dump(reopened, target, uid, read_now))
     await failed(Why.NOT_FOUND, dumping(house, target, bytes(16)))
     assert await list_dumps(target) == []
 
