@@ -313,8 +313,8 @@ fn a_record_that_changed_since_it_was_verified_is_refused() {
     let start = || Encoder::new(&whole.session, &lines, usize::MAX).unwrap();
     assert!(start().record(whole.records[1].clone()).is_err());
     let mut other = whole.records[0].clone();
-    other.meta.push(0);
-    assert!(start().record(other).is_err());
+    other.meta.extend([0xF8, 0x07, 1]); // a field that nobody knows
+    assert!(start().record(other).unwrap_err().0.contains("not the one that was verified"));
     assert!(start().finish(&whole.trajectories).unwrap_err().0.contains("it is missing"));
     // The statuses are those that were verified, not those that a payload was read with.
     let mut encoder = start();
@@ -360,6 +360,28 @@ fn what_is_no_whole_dump_is_refused() {
     }
     assert!(replaced("\"status\":\"COMMITTED\"", "\"status\":\"SUPERSEDED\"").contains("its status"));
     assert!(replaced("\"status\":\"COMMITTED\"", "\"status\":\"9\"").contains("its status"));
+    for (from, to) in [
+        ("\"ready_seq\":4", "\"ready_seq\":6"),
+        ("\"after_seq\":0", "\"after_seq\":4"),
+        ("\"number\":1", "\"number\":2"),
+    ] {
+        assert!(replaced(from, to).contains("none of this history"), "{to}");
+    }
+    // Two that overlap.
+    let step = |what| Step {
+        what,
+        content: None,
+        tokens: None,
+        state: None,
+        arrays: None,
+        word: String::new(),
+        reward: None,
+        gap: 1,
+    };
+    let mut two = whole("t".into(), "s".into(), &[step(0), step(3), step(0), step(3)]);
+    two.encode(usize::MAX).map(|(parts, _)| decode(&parts).unwrap()).unwrap();
+    two.trajectories[1].after_seq = 1;
+    assert!(decode(&two.encode(usize::MAX).unwrap().0).unwrap_err().0.contains("trajectory 2"));
 }
 
 #[test]
