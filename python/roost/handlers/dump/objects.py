@@ -46,6 +46,7 @@ _SAYS: Final = {
     Why.FULL: "the object store has no room for dumps: raise its quota or remove what is not needed",
     Why.DENIED: "the object store refuses the credentials: give them read, write and list on the dump target",
     Why.UNREACHABLE: "the object store cannot be reached or has no such bucket: check URL, endpoint and network",
+    Why.SLOW: "the object store did not answer in time",
     Why.SERVER_ERROR: "the object store failed",
     Why.INVALID: "the object store does not accept the request: check the URL and its options",
 }
@@ -157,12 +158,16 @@ class Objects:
             async with asyncio.timeout(self._seconds):
                 return await operation
         except TimeoutError:
-            said = f"the object store did not answer within {self._seconds:g} s"
-            raise DumpError(Why.SLOW, said) from None
+            raise self._slow() from None
         except self._obstore.exceptions.AlreadyExistsError:
             raise
         except self._obstore.exceptions.BaseError as error:
-            raise _translated(error) from None
+            failed = _translated(error)
+            # The library's own limit is the same, and either may come first.
+            raise self._slow() if failed.why is Why.SLOW else failed from None
+
+    def _slow(self) -> DumpError:
+        return DumpError(Why.SLOW, f"the object store did not answer within {self._seconds:g} s")
 
 
 def _translated(error: Exception) -> DumpError:
@@ -186,7 +191,5 @@ def _translated(error: Exception) -> DumpError:
         why = Why.SLOW
     else:
         why = Why.UNREACHABLE
-    if why is Why.SLOW:
-        return DumpError(why, "the object store did not answer in time")
     told = " ".join(filter(None, [status[1] if status else "", word]))
     return DumpError(why, f"{_SAYS[why]} ({told})" if told else _SAYS[why])
