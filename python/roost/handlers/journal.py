@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from roost._core import failpoint
 from roost.handlers.errors import failure
 from roost.store.base import Outcome, Store, StoreFailed
 
@@ -94,7 +95,9 @@ class JournalWriter:
 
     def _append(self, batch: Batch) -> Outcome:
         """Append. Where another server owns the store by now, this one knows nothing any more and must end."""
+        failpoint("journal.append.before")
         outcome = self._store.append(SHARD, self._store.epoch, batch.first_seq, batch, self._engine.service_ms())
+        failpoint("journal.append.after")
         if outcome is Outcome.REFUSED_FENCED:
             raise StoreFailed("another server has taken the store over")
         return outcome

@@ -108,6 +108,12 @@ class Settings(Limits):
 
     listen: str = Field("127.0.0.1:7117", description="host:port, or unix:PATH")
     data_dir: str = Field("roost-data", min_length=1, description="directory of the store")
+    dump_target: str = Field(
+        "",
+        max_length=2_048,
+        description="directory or URL (s3://, gs://, az://) that ended sessions are dumped to; empty: none",
+    )
+    dump_timeout_ms: Millis = Field(_MINUTE, ge=100, le=_HOUR, description="time that one operation of it gets")
     insecure: bool = Field(False, description="allow plaintext on an address that is not loopback")
     introspection: Literal["auto", "on", "off"] = Field(
         "auto", description="reflection and channelz; auto: on loopback and Unix sockets only"

@@ -6,6 +6,7 @@ The library's errors quote requests and answers; what is told of them here is th
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from collections.abc import Awaitable, Mapping
 from datetime import timedelta
@@ -52,6 +53,13 @@ _SAYS: Final = {
 }
 
 
+def _connection_of_environment(url: str) -> dict[str, str]:
+    """The connection options that the environment gives as the store's own tools read them, AWS_ALLOW_HTTP for one."""
+    prefix = {"s3": "AWS", "gs": "GOOGLE", "az": "AZURE"}[url.partition("://")[0]]
+    found = {key: os.environ.get(f"{prefix}_{key.upper()}") for key in _CONNECTION}
+    return {key: value for key, value in found.items() if value}
+
+
 class Objects:
     """A target; see target.Target."""
 
@@ -67,7 +75,11 @@ class Objects:
         self._seconds = operation_seconds
         limit = timedelta(seconds=operation_seconds)
         config: Any = {key: value for key, value in options.items() if key not in _CONNECTION}
-        connection: Any = {key: value for key, value in options.items() if key in _CONNECTION} | {"timeout": limit}
+        # What is given here stands in place of all that the environment says of connections: that is read first.
+        connection: Any = _connection_of_environment(url) | {
+            key: value for key, value in options.items() if key in _CONNECTION
+        }
+        connection["timeout"] = limit
         try:
             self._store: ObjectStore = from_url(
                 url,
