@@ -1,4 +1,4 @@
-"""Sessions that end are dumped before they are CLOSED: by a real server, to a directory and to an S3 server (I12, I14)."""
+"""Sessions that end are dumped before they are CLOSED, by a real server: to a directory, to an S3 server (I12, I14)."""
 
 from __future__ import annotations
 
