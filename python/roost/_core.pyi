@@ -106,6 +106,9 @@ class Engine:
         acknowledged), ("keep",), ("forget",)."""
     def ended_count(self) -> int:
         """Grows whenever a close became durable."""
+    def tree_activity(self, tenant: str, root_session_id: str) -> tuple[int | None, int, int] | None:
+        """Of a tree in memory: service time (ms) of its last activity (None: a turn runs or waits now), idle time that
+        it allows (ms; -1: its root's facts tell), open sessions."""
     def sweep_now(self) -> None:
         """Have the next sweep of stale trees begin at once."""
     def set_dumps(self, on: bool) -> None:

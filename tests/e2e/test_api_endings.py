@@ -5,6 +5,7 @@ The rules one by one are in rust/core/tests/endings.rs; this is that the whole s
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -274,6 +275,28 @@ def test_a_turn_longer_than_the_time_out_is_not_swept(start: Start) -> None:
         assert api.get(name).turn_count == 1
         server.clock.skip(70)
         until(lambda: api.get(name).state == CLOSED)
+
+
+def test_a_dry_run_tells_what_a_sweep_closes(start: Start) -> None:
+    server = clocked(start, "--set", "sweep_interval_ms=1d", "--stale-timeout", "60s", "--max-resident", "1")
+    with server.api() as api:
+        stale, *_ = tree(api)
+        server.clock.skip(30)
+        young = api.open().session.session_id
+        busy = api.open(stale_timeout={"seconds": 10}).session.session_id
+        api.begin(busy, lease=3_600)
+        waits = api.open(stale_timeout={"seconds": 0}).session.session_id
+        server.clock.skip(45)
+        done = roost("sweep", "--dry-run", "-o", "json", "--target", server.address)
+        assert done.returncode == 0, done.stderr
+        (told,) = json.loads(done.stdout)
+        assert (told["root_session_id"], told["open_sessions"]) == (stale, 3)
+        assert api.get(stale).state == OPEN
+        done = roost("sweep", "--target", server.address)
+        assert stale in done.stdout
+        until(lambda: api.get(stale).state == CLOSED)
+        assert [api.get(name).state for name in (young, busy, waits)] == [OPEN] * 3
+        assert json.loads(roost("sweep", "--dry-run", "-o", "json", "--target", server.address).stdout) == []
 
 
 # -- room

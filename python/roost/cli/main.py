@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from roost.cli import config_cmd, demo, dumps, load, replay, serve, sessions, stats, trajectories
+from roost.cli import config_cmd, demo, dumps, load, replay, serve, sessions, stats, sweep, trajectories
 from roost.cli.output import CANNOT_REACH, REFUSED, UNUSABLE, WRONG_USAGE, Failure
 
 EPILOG = """
@@ -65,6 +65,7 @@ app.add_typer(sessions.app, name="sessions")
 app.add_typer(trajectories.app, name="trajectories")
 app.add_typer(dumps.app, name="dumps")
 app.command("stats", epilog=stats.EPILOG)(stats.stats)
+app.command("sweep", epilog=sweep.EPILOG)(sweep.sweep)
 app.add_typer(config_cmd.app, name="config")
 
 # --- commands of other modules: replay, load and demo are registered here, each importing its work when it runs ---

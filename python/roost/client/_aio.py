@@ -555,6 +555,11 @@ class AsyncClient:
         """Read the server's counters, gauges and limits."""
         return await self._call(ADMIN + "GetStats", admin.GetStatsRequest(), admin.GetStatsResponse, timeout)
 
+    async def sweep(self, *, dry_run: bool = False, timeout: float | None = None) -> admin.SweepResponse:
+        """Find the stale trees, and have the server close them now; with `dry_run` only find them."""
+        request = admin.SweepRequest(dry_run=dry_run)
+        return await self._call(ADMIN + "Sweep", request, admin.SweepResponse, timeout)
+
     # -- inside
 
     async def _call(

@@ -493,6 +493,10 @@ class Client:
         """Read the server's counters, gauges and limits."""
         return self._bridge.run(self._inner.get_stats(timeout=timeout))
 
+    def sweep(self, *, dry_run: bool = False, timeout: float | None = None) -> admin.SweepResponse:
+        """Find the stale trees, and have the server close them now; with `dry_run` only find them."""
+        return self._bridge.run(self._inner.sweep(dry_run=dry_run, timeout=timeout))
+
 
 class Turn:
     """One turn of a session, made by `Client.turn`: as AsyncTurn, in blocking form.

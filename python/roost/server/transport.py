@@ -23,6 +23,7 @@ from roost.handlers.export import export_trajectories
 from roost.handlers.history import read_history
 from roost.handlers.lists import list_sessions
 from roost.handlers.stats import About, get_stats
+from roost.handlers.sweep import sweep
 from roost.v1 import admin_service_pb2, session_service_pb2, trajectory_service_pb2, turn_service_pb2
 
 if TYPE_CHECKING:
@@ -177,6 +178,7 @@ class Transport:
         unary: dict[str, Callable[[Cold, bytes], bytes]] = {
             "/roost.v1.SessionService/ListSessions": list_sessions,
             "/roost.v1.AdminService/GetStats": partial(get_stats, about=self._about),
+            "/roost.v1.AdminService/Sweep": sweep,
         }
         streams: dict[str, Callable[[Cold, bytes], Iterator[Step]]] = {
             "/roost.v1.SessionService/ReadHistory": read_history,

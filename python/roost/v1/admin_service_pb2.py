@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1croost/v1/admin_service.proto\x12\x08roost.v1\x1a\x1egoogle/protobuf/duration.proto\"\x11\n\x0fGetStatsRequest\"B\n\x05Limit\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03\x12\x0e\n\x06source\x18\x03 \x01(\t\x12\x0c\n\x04used\x18\x04 \x01(\x03\"\xe4\x02\n\x10GetStatsResponse\x12:\n\x08\x63ounters\x18\x01 \x03(\x0b\x32(.roost.v1.GetStatsResponse.CountersEntry\x12\x36\n\x06gauges\x18\x02 \x03(\x0b\x32&.roost.v1.GetStatsResponse.GaugesEntry\x12\x1f\n\x06limits\x18\x03 \x03(\x0b\x32\x0f.roost.v1.Limit\x12)\n\x06uptime\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\r\n\x05\x65poch\x18\x06 \x01(\x03\x12\x10\n\x08store_id\x18\x07 \x01(\t\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a-\n\x0bGaugesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x32Q\n\x0c\x41\x64minService\x12\x41\n\x08GetStats\x12\x19.roost.v1.GetStatsRequest\x1a\x1a.roost.v1.GetStatsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1croost/v1/admin_service.proto\x12\x08roost.v1\x1a\x1egoogle/protobuf/duration.proto\"\x1f\n\x0cSweepRequest\x12\x0f\n\x07\x64ry_run\x18\x01 \x01(\x08\"\x96\x01\n\tStaleTree\x12\x17\n\x0froot_session_id\x18\x01 \x01(\t\x12\x15\n\ropen_sessions\x18\x02 \x01(\r\x12\'\n\x04idle\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\rstale_timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"A\n\rSweepResponse\x12\"\n\x05trees\x18\x01 \x03(\x0b\x32\x13.roost.v1.StaleTree\x12\x0c\n\x04more\x18\x02 \x01(\x08\"\x11\n\x0fGetStatsRequest\"B\n\x05Limit\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03\x12\x0e\n\x06source\x18\x03 \x01(\t\x12\x0c\n\x04used\x18\x04 \x01(\x03\"\xe4\x02\n\x10GetStatsResponse\x12:\n\x08\x63ounters\x18\x01 \x03(\x0b\x32(.roost.v1.GetStatsResponse.CountersEntry\x12\x36\n\x06gauges\x18\x02 \x03(\x0b\x32&.roost.v1.GetStatsResponse.GaugesEntry\x12\x1f\n\x06limits\x18\x03 \x03(\x0b\x32\x0f.roost.v1.Limit\x12)\n\x06uptime\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\r\n\x05\x65poch\x18\x06 \x01(\x03\x12\x10\n\x08store_id\x18\x07 \x01(\t\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a-\n\x0bGaugesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x32\x8b\x01\n\x0c\x41\x64minService\x12\x41\n\x08GetStats\x12\x19.roost.v1.GetStatsRequest\x1a\x1a.roost.v1.GetStatsResponse\x12\x38\n\x05Sweep\x12\x16.roost.v1.SweepRequest\x1a\x17.roost.v1.SweepResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,16 +36,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSTATSRESPONSE_COUNTERSENTRY']._serialized_options = b'8\001'
   _globals['_GETSTATSRESPONSE_GAUGESENTRY']._loaded_options = None
   _globals['_GETSTATSRESPONSE_GAUGESENTRY']._serialized_options = b'8\001'
-  _globals['_GETSTATSREQUEST']._serialized_start=74
-  _globals['_GETSTATSREQUEST']._serialized_end=91
-  _globals['_LIMIT']._serialized_start=93
-  _globals['_LIMIT']._serialized_end=159
-  _globals['_GETSTATSRESPONSE']._serialized_start=162
-  _globals['_GETSTATSRESPONSE']._serialized_end=518
-  _globals['_GETSTATSRESPONSE_COUNTERSENTRY']._serialized_start=424
-  _globals['_GETSTATSRESPONSE_COUNTERSENTRY']._serialized_end=471
-  _globals['_GETSTATSRESPONSE_GAUGESENTRY']._serialized_start=473
-  _globals['_GETSTATSRESPONSE_GAUGESENTRY']._serialized_end=518
-  _globals['_ADMINSERVICE']._serialized_start=520
-  _globals['_ADMINSERVICE']._serialized_end=601
+  _globals['_SWEEPREQUEST']._serialized_start=74
+  _globals['_SWEEPREQUEST']._serialized_end=105
+  _globals['_STALETREE']._serialized_start=108
+  _globals['_STALETREE']._serialized_end=258
+  _globals['_SWEEPRESPONSE']._serialized_start=260
+  _globals['_SWEEPRESPONSE']._serialized_end=325
+  _globals['_GETSTATSREQUEST']._serialized_start=327
+  _globals['_GETSTATSREQUEST']._serialized_end=344
+  _globals['_LIMIT']._serialized_start=346
+  _globals['_LIMIT']._serialized_end=412
+  _globals['_GETSTATSRESPONSE']._serialized_start=415
+  _globals['_GETSTATSRESPONSE']._serialized_end=771
+  _globals['_GETSTATSRESPONSE_COUNTERSENTRY']._serialized_start=677
+  _globals['_GETSTATSRESPONSE_COUNTERSENTRY']._serialized_end=724
+  _globals['_GETSTATSRESPONSE_GAUGESENTRY']._serialized_start=726
+  _globals['_GETSTATSRESPONSE_GAUGESENTRY']._serialized_end=771
+  _globals['_ADMINSERVICE']._serialized_start=774
+  _globals['_ADMINSERVICE']._serialized_end=913
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,32 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class SweepRequest(_message.Message):
+    __slots__ = ("dry_run",)
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    dry_run: bool
+    def __init__(self, dry_run: bool = ...) -> None: ...
+
+class StaleTree(_message.Message):
+    __slots__ = ("root_session_id", "open_sessions", "idle", "stale_timeout")
+    ROOT_SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    OPEN_SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    IDLE_FIELD_NUMBER: _ClassVar[int]
+    STALE_TIMEOUT_FIELD_NUMBER: _ClassVar[int]
+    root_session_id: str
+    open_sessions: int
+    idle: _duration_pb2.Duration
+    stale_timeout: _duration_pb2.Duration
+    def __init__(self, root_session_id: _Optional[str] = ..., open_sessions: _Optional[int] = ..., idle: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., stale_timeout: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class SweepResponse(_message.Message):
+    __slots__ = ("trees", "more")
+    TREES_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    trees: _containers.RepeatedCompositeFieldContainer[StaleTree]
+    more: bool
+    def __init__(self, trees: _Optional[_Iterable[_Union[StaleTree, _Mapping]]] = ..., more: bool = ...) -> None: ...
+
 class GetStatsRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

@@ -40,6 +40,11 @@ class AdminServiceStub(object):
                 request_serializer=roost_dot_v1_dot_admin__service__pb2.GetStatsRequest.SerializeToString,
                 response_deserializer=roost_dot_v1_dot_admin__service__pb2.GetStatsResponse.FromString,
                 _registered_method=True)
+        self.Sweep = channel.unary_unary(
+                '/roost.v1.AdminService/Sweep',
+                request_serializer=roost_dot_v1_dot_admin__service__pb2.SweepRequest.SerializeToString,
+                response_deserializer=roost_dot_v1_dot_admin__service__pb2.SweepResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer(object):
@@ -53,6 +58,13 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Sweep(self, request, context):
+        """Finds the trees that are stale, and has the server close them now instead of at its next sweep.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +72,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.GetStats,
                     request_deserializer=roost_dot_v1_dot_admin__service__pb2.GetStatsRequest.FromString,
                     response_serializer=roost_dot_v1_dot_admin__service__pb2.GetStatsResponse.SerializeToString,
+            ),
+            'Sweep': grpc.unary_unary_rpc_method_handler(
+                    servicer.Sweep,
+                    request_deserializer=roost_dot_v1_dot_admin__service__pb2.SweepRequest.FromString,
+                    response_serializer=roost_dot_v1_dot_admin__service__pb2.SweepResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +107,33 @@ class AdminService(object):
             '/roost.v1.AdminService/GetStats',
             roost_dot_v1_dot_admin__service__pb2.GetStatsRequest.SerializeToString,
             roost_dot_v1_dot_admin__service__pb2.GetStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Sweep(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/roost.v1.AdminService/Sweep',
+            roost_dot_v1_dot_admin__service__pb2.SweepRequest.SerializeToString,
+            roost_dot_v1_dot_admin__service__pb2.SweepResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,6 +35,8 @@ class AdminServiceStub:
     def __new__(cls, channel: _aio.Channel) -> AdminServiceAsyncStub: ...
     GetStats: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetStatsRequest, _admin_service_pb2.GetStatsResponse]
     """Reads counters, gauges and limits. Momentary: exempt from the durability wait of other answers."""
+    Sweep: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.SweepRequest, _admin_service_pb2.SweepResponse]
+    """Finds the trees that are stale, and has the server close them now instead of at its next sweep."""
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -43,6 +45,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetStats: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetStatsRequest, _admin_service_pb2.GetStatsResponse]  # type: ignore[assignment]
     """Reads counters, gauges and limits. Momentary: exempt from the durability wait of other answers."""
+    Sweep: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.SweepRequest, _admin_service_pb2.SweepResponse]  # type: ignore[assignment]
+    """Finds the trees that are stale, and has the server close them now instead of at its next sweep."""
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """Operation of the server."""
@@ -54,5 +58,13 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.GetStatsResponse, _abc.Awaitable[_admin_service_pb2.GetStatsResponse]]:
         """Reads counters, gauges and limits. Momentary: exempt from the durability wait of other answers."""
+
+    @_abc_1.abstractmethod
+    def Sweep(
+        self,
+        request: _admin_service_pb2.SweepRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.SweepResponse, _abc.Awaitable[_admin_service_pb2.SweepResponse]]:
+        """Finds the trees that are stale, and has the server close them now instead of at its next sweep."""
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

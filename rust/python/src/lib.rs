@@ -175,6 +175,10 @@ impl Engine {
         self.engine.ended_count()
     }
 
+    fn tree_activity(&self, tenant: &str, root_session_id: &str) -> Option<(Option<u64>, i64, u32)> {
+        self.engine.tree_activity(tenant, root_session_id)
+    }
+
     fn sweep_now(&self) {
         self.engine.sweep_now();
     }

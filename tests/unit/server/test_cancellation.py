@@ -471,6 +471,11 @@ async def reopen(h: House) -> dict[str, Any]:
     return {"session_id": name}
 
 
+@scenario("Sweep")
+async def sweep(_: House) -> dict[str, Any]:
+    return {"dry_run": True}
+
+
 @scenario("GetStats")
 async def get_stats(_: House) -> dict[str, Any]:
     return {}

@@ -5,7 +5,7 @@
 //! nothing, a busy one a write each time-out, and a sweep what is due.
 
 use super::reload::{Effect, Located, Purpose, StaleTree, Wanted};
-use super::tree::Line;
+use super::tree::{Line, TreeState};
 use super::{Call, Engine, Moment, Pending, Work, count};
 use crate::gen_v1 as v1;
 use crate::journal::Op;
@@ -21,6 +21,14 @@ pub(crate) struct Sweeper {
     looking: bool,
     /// Where the next look of this series goes on.
     after: Option<StaleTree>,
+}
+
+impl TreeState {
+    /// Whether a turn of it runs, or waits.
+    fn is_busy(&self) -> bool {
+        let begins = |l: &Line| l.loading.as_ref().is_some_and(|l| l.granted.is_some());
+        self.iter().any(|(_, l)| l.running().is_some() || l.waiter.is_some() || begins(l))
+    }
 }
 
 impl Engine {
@@ -39,6 +47,15 @@ impl Engine {
         };
         let until_ms = now.mono_ms;
         self.ask(0, Purpose::Stale, |id| Effect::Stale { id, until_ms, after, limit: AT_ONCE });
+    }
+
+    /// What a tree in memory says of its staleness: service time of its last activity (`None`: a turn runs or waits now),
+    /// idle time that it allows (-1: its root's facts tell), open sessions. `None` if it is not in memory.
+    pub fn tree_activity(&self, tenant: &str, root_session_id: &str) -> Option<(Option<u64>, i64, u32)> {
+        let (tree, index) = self.tenant(tenant).directory.get(root_session_id)?;
+        let state = Self::still_at(&tree, index, root_session_id)?;
+        let active = (!state.is_busy()).then_some(state.active_ms);
+        Some((active, state.stale_ms, state.open))
     }
 
     /// Has the next sweep begin at once.
@@ -93,9 +110,7 @@ impl Engine {
             };
             state.stale_ms = resident.stale_timeout_ms;
         }
-        let begins = |l: &Line| l.loading.as_ref().is_some_and(|l| l.granted.is_some());
-        let busy = state.iter().any(|(_, l)| l.running().is_some() || l.waiter.is_some() || begins(l));
-        if busy {
+        if state.is_busy() {
             state.touch(now);
         }
         let due = state.stale_due();
