@@ -217,6 +217,9 @@ async def answering(client: AsyncClient) -> None:
 # -- cost by number of known sessions
 
 
+STALE_MS = 3_600_000  # of a session that was opened a moment after the store's first start
+
+
 def fill(data_dir: Path, count: int) -> None:
     """Put `count` open sessions into a store through its own interface, as an engine would have written them."""
     from roost.store.base import Outcome, SessionUpsert
@@ -239,7 +242,13 @@ def fill(data_dir: Path, count: int) -> None:
         def records(self) -> list[tuple[Any, ...]]:
             return []
 
-        statuses = closes = rewards = finished = acks = records
+        statuses = closes = rewards = finished = acks = stales = reopens = steps = forgets = records
+
+        def purged_records(self) -> list[int]:
+            return []
+
+        def purged_sessions(self) -> list[bytes]:
+            return []
 
         def split(self) -> list[Filling]:
             return [self]
@@ -251,13 +260,13 @@ def fill(data_dir: Path, count: int) -> None:
     rng = random.Random(count)
     seq = store.last_seq + 1
     for start in range(0, count, 20_000):
-        rows = []
+        rows: list[tuple[Any, ...]] = []
         for number in range(start, min(start + 20_000, count)):
             uid = uuid7(now + number // 1000, number, rng)
             rows.append(
                 SessionUpsert(
-                    uid, "default", session_name(number), uid, b"", "/root", 0, now, 1, 0, 0, 0, 0, 0, 0, None, facts,
-                    0, seq + number - start, 0,
+                    uid, "default", session_name(number), uid, b"", "/root", 0, now, STALE_MS, 1, 0, 0, 0, 0, 0, 0,
+                    None, facts, 0, STALE_MS, 0, seq + number - start, 0,
                 )
             )  # fmt: skip
         outcome = store.append(0, store.epoch, seq, Filling(seq, rows))

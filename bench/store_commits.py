@@ -78,7 +78,13 @@ class Rows:
     def statuses(self) -> list[tuple[Any, ...]]:
         return []
 
-    closes = rewards = finished = acks = statuses
+    closes = rewards = finished = acks = stales = reopens = steps = forgets = statuses
+
+    def purged_records(self) -> list[int]:
+        return []
+
+    def purged_sessions(self) -> list[bytes]:
+        return []
 
     def split(self) -> list[Rows]:
         return [self]
@@ -102,8 +108,8 @@ class Load:
             uid = hashlib.blake2b(n.to_bytes(8, "big"), digest_size=8).digest()
             uid = n.to_bytes(8, "big") + uid
             row = SessionUpsert(
-                uid, "tenant", f"session-{n:012}", uid, b"", "/root", 0, 1_700_000_000_000 + n, 1, 0, 0, 0, 0, 0,
-                0, None, b"f" * 200, 0, self.seq, 0,
+                uid, "tenant", f"session-{n:012}", uid, b"", "/root", 0, 1_700_000_000_000 + n, 0, 1, 0, 0, 0, 0,
+                0, 0, None, b"f" * 200, 0, 0, 0, self.seq, 0,
             )  # fmt: skip
             batch.session_rows.append(tuple(row))
             self.rows.append(row)
@@ -161,10 +167,11 @@ def rows_arm(directory: Path, args: argparse.Namespace, vfs: str | None, entries
     make_durable(conn)
     conn.wal_autocheckpoint(1000)
     load = Load(args.working_set, args.record_bytes)
-    insert = f"INSERT INTO session VALUES ({','.join('?' * 19)})"
+    columns = (*SessionUpsert._fields[:-1], "closes", "cleanup_due")
+    insert = f"INSERT INTO session ({', '.join(columns)}) VALUES ({','.join('?' * len(columns))})"
     with conn:
         for row in load.open(0, args.working_set).session_rows:
-            conn.execute(insert, (*row[:15], row[17], row[15], row[16], None))
+            conn.execute(insert, (*row[:-1], 0, 0))
     update = (
         "UPDATE session SET head = ?, head_version = ?, fence = ?, last = ?, running = ?, lease = ?, facts = ?, "
         "seq = ? WHERE uid = ? AND seq = ?"

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from conftest import Start
-from roost_server import Api
+from roost_server import Api, ClockedServer
 
 from roost.v1 import types_pb2 as types
 
@@ -56,3 +56,32 @@ def test_a_session_of_100_turns_grows_with_its_turns(start: Start) -> None:
     # Neither what a client that knows its head is sent nor what it sends grows with the session.
     assert sent[100][0] <= sent[10][0] + 64, sent
     assert sent[100][1] <= sent[10][1] + 64, sent
+
+
+def test_a_week_of_churn_keeps_the_store_flat(start: Start) -> None:
+    """As many sessions live at any time; what has ended goes when its days are over, and its room is used again."""
+    flags = ("--set", "retention_ms=1d", "--set", "tombstone_retention_ms=1d", "--set", "purge_without_dump=true")
+    server = start(*flags, clocked=True)
+    assert isinstance(server, ClockedServer)
+    live: list[str] = []
+    sizes: list[int] = []
+    for half in range(2):
+        with server.api() as api:
+            for day in range(4 * half, 4 * half + 4):
+                for n in range(40):
+                    live.append(f"day{day}-{n}")
+                    for _ in range(3):
+                        lease = api.begin(live[-1], open=types.OpenOptions()).grant.lease
+                        api.commit(live[-1], lease, os.urandom(CONTENT))
+                gone, live = live[:-20], live[-20:]
+                for name in gone:
+                    api.close(name)
+                # A day later they are purged, and the tombstones of the day before are over.
+                server.clock.skip(86_400 + 60)
+                while {s.session_id for s in api.list_all() if not s.cleanup.HasField("purged_time")} != set(live):
+                    pass
+            assert len(api.list_all()) <= 3 * 40
+        assert server.terminate() == 0
+        sizes.append((Path(server.data_dir) / "roost.db").stat().st_size)
+        server.start()
+    assert sizes[1] <= 1.1 * sizes[0]
