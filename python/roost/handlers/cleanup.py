@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 LOOK_SECONDS: Final = 1.0  # between two looks at what is due while no session ends
 _POLL_SECONDS: Final = 0.1
 COUNT_SECONDS: Final = 30.0  # between two counts of the sessions that are kept for want of an acknowledgement
-_PAGE: Final = 64  # rows of what is due that one read takes
+_PAGE: Final = 128  # rows of what is due that one read takes
 _PURGE_RECORDS: Final = 256  # records that one step deletes
 DUMPS_AT_ONCE: Final = 4
 STREAM_SECONDS: Final = 3_600.0  # how long a purge waits for exports that began before it
@@ -78,20 +78,23 @@ class Cleaner:
         self._dump = dump
         self._purge_without_dump = purge_without_dump
         self._dumping: dict[bytes, asyncio.Task[None]] = {}
+        self._room = False  # a dump has ended: the next one may begin
         self._marked: dict[bytes, float] = {}  # sessions that wait for exports, since when
         self._gauges = gauges
 
     async def run(self) -> None:
         """Work until cancelled. A failure of ours is logged, and the step is taken again at the next look."""
-        if self._purge_without_dump:
-            await self._reconsider()
         seen, looked, counted = -1, 0.0, 0.0
+        reconsidered = not self._purge_without_dump
         try:
             while True:
                 ended = self._engine.ended_count()
-                if ended != seen or time.monotonic() - looked >= LOOK_SECONDS:
-                    seen, looked = ended, time.monotonic()
+                if self._room or ended != seen or time.monotonic() - looked >= LOOK_SECONDS:
+                    seen, looked, self._room = ended, time.monotonic(), False
                     try:
+                        if not reconsidered:
+                            await self._reconsider()
+                            reconsidered = True
                         await self.look()
                         if time.monotonic() - counted >= COUNT_SECONDS:
                             self._gauges["sessions_kept"] = await self._rows(self._store.count_kept)
@@ -105,36 +108,39 @@ class Cleaner:
             await asyncio.gather(*self._dumping.values(), return_exceptions=True)
 
     async def look(self) -> None:
-        """Take every step that is due now; dumps go on by themselves."""
+        """Take every step that is due now, a page of sessions at once. Dumps go on by themselves, and those for which
+        there is no room wait for another look: what hangs in them holds up nothing else."""
         after: tuple[int, bytes] | None = None
         until = self._engine.wall_ms()
         while True:
             page: list[CleanupRow] = await self._rows(partial(self._store.cleanups, until, after, _PAGE))
-            for due in page:
-                await self._take(due.uid)
+            sealed = [due.uid for due in page if due.state == _SEALED]
+            for uid in sealed:
+                if uid not in self._dumping and len(self._dumping) < DUMPS_AT_ONCE:
+                    await self._start_dump(uid)
+            closed = (self._take(due.uid) for due in page if due.state != _SEALED)
+            failed = [found for found in await asyncio.gather(*closed, return_exceptions=True) if found is not None]
+            if failed:
+                raise failed[0]
             if len(page) < _PAGE:
                 return
             after = (page[-1].cleanup_due, page[-1].uid)
-
-    async def settled(self) -> None:
-        """Wait for the dumps under way."""
-        while self._dumping:
-            await asyncio.gather(*self._dumping.values(), return_exceptions=True)
 
     async def _rows(self, job: Callable[[], Any]) -> Any:
         """A read; what went wrong there, logged by then, is an exception here."""
         [answer] = await self._read(lambda: [job()])
         return answer
 
+    async def _due(self, uid: bytes) -> SessionRow | None:
+        """The row of an ended session, if a step of it is due."""
+        row: SessionRow | None = await self._rows(partial(self._store.session_by_uid, uid))
+        if row is None or row.state == _OPEN or not 0 < row.cleanup_due <= self._engine.wall_ms():
+            return None
+        return row
+
     async def _take(self, uid: bytes) -> None:
-        """The steps of one session that are due."""
-        while True:
-            row: SessionRow | None = await self._rows(partial(self._store.session_by_uid, uid))
-            if row is None or row.state == _OPEN or not 0 < row.cleanup_due <= self._engine.wall_ms():
-                return
-            if row.state == _SEALED:
-                await self._start_dump(row)
-                return
+        """The steps of one CLOSED session that are due."""
+        while (row := await self._due(uid)) is not None and row.state != _SEALED:
             step = await self._next_step(row)
             if step is None or not await self._step(row, step):
                 return
@@ -147,15 +153,18 @@ class Cleaner:
 
     # -- SEALED: the dump
 
-    async def _start_dump(self, row: SessionRow) -> None:
-        """Begin the dump of a session, if none is under way and there is room for one."""
-        if row.uid in self._dumping:
+    async def _start_dump(self, uid: bytes) -> None:
+        """Begin the dump of a SEALED session."""
+        row = await self._due(uid)
+        if row is None or row.state != _SEALED:
             return
-        while len(self._dumping) >= DUMPS_AT_ONCE:
-            await asyncio.wait(self._dumping.values(), return_when=asyncio.FIRST_COMPLETED)
         task = asyncio.create_task(self._clean(row))
-        self._dumping[row.uid] = task
-        task.add_done_callback(lambda _: self._dumping.pop(row.uid, None))
+        self._dumping[uid] = task
+        task.add_done_callback(lambda _: self._dumped(uid))
+
+    def _dumped(self, uid: bytes) -> None:
+        del self._dumping[uid]
+        self._room = True
 
     async def _clean(self, row: SessionRow) -> None:
         """Dump a SEALED session and have it CLOSED; or have it said why not."""

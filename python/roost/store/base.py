@@ -352,6 +352,7 @@ class CleanupRow(NamedTuple):
 
     cleanup_due: int
     uid: bytes
+    state: int  # SEALED or CLOSED
 
 
 @dataclass(frozen=True)

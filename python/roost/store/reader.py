@@ -79,7 +79,7 @@ _STALE = """
     WHERE stale_due > 0 AND (stale_due, uid) > (?1, ?2) ORDER BY stale_due, uid LIMIT ?3
 """
 _CLEANUPS = """
-    SELECT cleanup_due, uid FROM session INDEXED BY session_cleanup
+    SELECT cleanup_due, uid, state FROM session INDEXED BY session_cleanup
     WHERE cleanup_due > 0 AND (cleanup_due, uid) > (?1, ?2) AND cleanup_due <= ?3 ORDER BY cleanup_due, uid LIMIT ?4
 """
 _KEPT = "SELECT uid FROM session INDEXED BY session_kept WHERE cleanup_due = -1 AND uid > ?1 ORDER BY uid LIMIT ?2"

@@ -42,11 +42,12 @@ CREATE TABLE session_3 (
   CHECK ((receipt IS NULL) = (state = 1) AND (cleanup IS NULL OR state > 1))
 ) STRICT, WITHOUT ROWID;
 
--- Every root is looked at once (stale_due 1 is past), and every session that ended gets its first step.
+-- Every root is looked at once (stale_due 1 is past). Every session that ended is looked at in a week, as if it had ended
+-- now: its receipt may say that it was long ago, but nobody has known until now that content goes at all.
 INSERT INTO session_3
 SELECT uid, tenant, session_id, root, parent, path, depth, create_ms, state, head, head_version, fence, provisional,
-       last, running, finish_due, iif(state = 1, 0, 1), -1, 0, iif(state = 1 AND depth = 0, 1, 0), iif(state = 1, 0, 1),
-       seq, lease, facts, receipt, NULL
+       last, running, finish_due, iif(state = 1, 0, 1), -1, 0, iif(state = 1 AND depth = 0, 1, 0),
+       iif(state = 1, 0, unixepoch() * 1000 + 7 * 86400000), seq, lease, facts, receipt, NULL
 FROM session;
 
 DROP TABLE session;
