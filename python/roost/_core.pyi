@@ -98,12 +98,12 @@ class Engine:
     def call(self, method: int, request: bytes, tenant: str, connection: int) -> bytes | int | Refusal:
         """Run one RPC: the encoded reply, a refusal, or a ticket whose end `completed` yields."""
     def cleanup_step(
-        self, tenant: str, session_id: str, uid: bytes, prev: int, step: tuple[Any, ...]
+        self, tenant: str, session_id: str, uid: bytes, root: bytes, prev: int, step: tuple[Any, ...]
     ) -> bytes | int | Refusal:
         """Journal a step of an ended session's clean-up, decided by its row of sequence `prev`: as `call`, with the
         reply b"done", or b"changed" where the row is another by now or the step is not one of its state. Steps:
         ("cleaned",), ("dumped", bytes, sha256), ("failed", why), ("purge", record sequences, newest left,
-        acknowledged), ("keep",), ("forget",)."""
+        acknowledged), ("keep",), ("forget",), ("later",)."""
     def ended_count(self) -> int:
         """Grows whenever a close became durable."""
     def tree_activity(self, tenant: str, root_session_id: str) -> tuple[int | None, int, int] | None:

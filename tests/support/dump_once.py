@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -39,3 +40,5 @@ async def main(data_dir: str, session_id: str, where: str, options: str, part_by
 
 if __name__ == "__main__":
     asyncio.run(main(*sys.argv[1:]))
+    sys.stdout.flush()
+    os._exit(0)  # as `roost` does: the threads of an object store's client outlive the interpreter

@@ -31,8 +31,7 @@ _PAGE: Final = 128  # rows of what is due that one read takes
 _PURGE_RECORDS: Final = 256  # records that one step deletes
 DUMPS_AT_ONCE: Final = 4
 STREAM_SECONDS: Final = 3_600.0  # how long a purge waits for exports that began before it
-_SEALED: Final = 2  # roost.v1.SESSION_STATE_SEALED
-_OPEN: Final = 1
+_OPEN, _SEALED, _CLOSED = 1, 2, 3  # roost.v1.SessionState
 
 log = structlog.get_logger("roost.cleanup")
 
@@ -83,45 +82,53 @@ class Cleaner:
         self._gauges = gauges
 
     async def run(self) -> None:
-        """Work until cancelled. A failure of ours is logged, and the step is taken again at the next look."""
-        seen, looked, counted = -1, 0.0, 0.0
-        reconsidered = not self._purge_without_dump
+        """Work until cancelled, on the dumps and on what is CLOSED apart: what hangs in one holds up nothing else."""
+        dumps = asyncio.create_task(self._run_dumps())
         try:
-            while True:
-                ended = self._engine.ended_count()
-                if self._room or ended != seen or time.monotonic() - looked >= LOOK_SECONDS:
-                    seen, looked, self._room = ended, time.monotonic(), False
-                    try:
-                        if not reconsidered:
-                            await self._reconsider()
-                            reconsidered = True
-                        await self.look()
-                        if time.monotonic() - counted >= COUNT_SECONDS:
-                            self._gauges["sessions_kept"] = await self._rows(self._store.count_kept)
-                            counted = time.monotonic()
-                    except Exception:
-                        log.exception("cleanup_failed")
-                await asyncio.sleep(_POLL_SECONDS)
+            await self._run_closed()
         finally:
-            for task in self._dumping.values():
+            tasks = [dumps, *self._dumping.values()]
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*self._dumping.values(), return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _run_dumps(self) -> None:
+        seen, looked = -1, 0.0
+        while True:
+            ended = self._engine.ended_count()
+            if self._room or ended != seen or time.monotonic() - looked >= LOOK_SECONDS:
+                seen, looked, self._room = ended, time.monotonic(), False
+                try:
+                    await self._start_dumps()
+                except Exception:
+                    log.exception("cleanup_failed")
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def _run_closed(self) -> None:
+        looked = counted = 0.0
+        again = self._purge_without_dump
+        while True:
+            if time.monotonic() - looked >= LOOK_SECONDS:
+                looked = time.monotonic()
+                try:
+                    await self.look()
+                    if again:
+                        # Sessions that were kept for want of a dump or an acknowledgement may go by now.
+                        again = await self._reconsider()
+                    if time.monotonic() - counted >= COUNT_SECONDS:
+                        self._gauges["sessions_kept"] = await self._rows(self._store.count_kept)
+                        counted = time.monotonic()
+                except Exception:
+                    log.exception("cleanup_failed")
+            await asyncio.sleep(_POLL_SECONDS)
 
     async def look(self) -> None:
-        """Take every step that is due now, a page of sessions at once. Dumps go on by themselves, and those for which
-        there is no room wait for another look: what hangs in them holds up nothing else."""
+        """Take the steps of CLOSED sessions that are due now, a page of sessions at once."""
         after: tuple[int, bytes] | None = None
         until = self._engine.wall_ms()
         while True:
-            page: list[CleanupRow] = await self._rows(partial(self._store.cleanups, until, after, _PAGE))
-            sealed = [due.uid for due in page if due.state == _SEALED]
-            for uid in sealed:
-                if uid not in self._dumping and len(self._dumping) < DUMPS_AT_ONCE:
-                    await self._start_dump(uid)
-            closed = (self._take(due.uid) for due in page if due.state != _SEALED)
-            failed = [found for found in await asyncio.gather(*closed, return_exceptions=True) if found is not None]
-            if failed:
-                raise failed[0]
+            page: list[CleanupRow] = await self._rows(partial(self._store.cleanups, _CLOSED, until, after, _PAGE))
+            await asyncio.gather(*(self._take(due.uid) for due in page))
             if len(page) < _PAGE:
                 return
             after = (page[-1].cleanup_due, page[-1].uid)
@@ -139,30 +146,60 @@ class Cleaner:
         return row
 
     async def _take(self, uid: bytes) -> None:
-        """The steps of one CLOSED session that are due."""
-        while (row := await self._due(uid)) is not None and row.state != _SEALED:
-            step = await self._next_step(row)
-            if step is None or not await self._step(row, step):
-                return
+        """The steps of one CLOSED session that are due. One that fails is tried again later, and is in nobody's way."""
+        if uid in self._marked and not self._streams_are_over(uid):
+            return
+        row: SessionRow | None = None
+        try:
+            while (row := await self._due(uid)) is not None and row.state == _CLOSED:
+                step = await self._next_step(row)
+                if step is None or not await self._step(row, step):
+                    return
+                if step[0] == "keep":
+                    await self._kept(uid)
+        except Exception as error:
+            log.exception("cleanup_failed", uid=uid.hex())
+            if row is not None:
+                await self._step(row, ("failed", f"internal: {type(error).__name__}"))
+
+    async def _kept(self, uid: bytes) -> None:
+        """What was acknowledged while it was decided to keep the session has asked for nothing: so it is looked at."""
+        row: SessionRow | None = await self._rows(partial(self._store.session_by_uid, uid))
+        if row is not None and row.cleanup_due == -1 and await self._rows(partial(_acknowledged, self._store, row)):
+            await self._step(row, ("purge", [], row.last, True))
 
     async def _step(self, row: SessionRow, step: Step) -> bool:
         failpoint(f"cleanup.{step[0]}.before")
         done = await self._journal(row, step)
         failpoint(f"cleanup.{step[0]}.after")
+        if done and step[0] == "purge" and not step[1] and step[2]:
+            # The mark is on disk: no export begins from here on, and those that run are waited for.
+            self._marked[row.uid] = time.monotonic()
         return done
 
     # -- SEALED: the dump
 
-    async def _start_dump(self, uid: bytes) -> None:
-        """Begin the dump of a SEALED session."""
-        row = await self._due(uid)
-        if row is None or row.state != _SEALED:
-            return
-        task = asyncio.create_task(self._clean(row))
-        self._dumping[uid] = task
-        task.add_done_callback(lambda _: self._dumped(uid))
+    async def _start_dumps(self) -> None:
+        """Begin dumps of SEALED sessions that are due, as many as there is room for."""
+        after: tuple[int, bytes] | None = None
+        until = self._engine.wall_ms()
+        while len(self._dumping) < DUMPS_AT_ONCE:
+            page: list[CleanupRow] = await self._rows(
+                partial(self._store.cleanups, _SEALED, until, after, DUMPS_AT_ONCE)
+            )
+            for due in page:
+                if due.uid in self._dumping or len(self._dumping) >= DUMPS_AT_ONCE:
+                    continue
+                row = await self._due(due.uid)
+                if row is not None and row.state == _SEALED:
+                    task = asyncio.create_task(self._clean(row))
+                    self._dumping[due.uid] = task
+                    task.add_done_callback(partial(self._dumped, due.uid))
+            if len(page) < DUMPS_AT_ONCE:
+                return
+            after = (page[-1].cleanup_due, page[-1].uid)
 
-    def _dumped(self, uid: bytes) -> None:
+    def _dumped(self, uid: bytes, _task: asyncio.Task[None]) -> None:
         del self._dumping[uid]
         self._room = True
 
@@ -189,15 +226,14 @@ class Cleaner:
     async def _next_step(self, row: SessionRow) -> Step | None:
         cleanup = Cleanup.FromString(row.cleanup or b"")
         if cleanup.purged_ms:
-            return ("forget",)
+            below = await self._rows(partial(self._store.has_children, row.root, row.uid))
+            return ("later",) if below else ("forget",)
         acknowledged = False
         if not (cleanup.purging or cleanup.dump_ms or self._purge_without_dump):
             acknowledged = await self._rows(partial(_acknowledged, self._store, row))
             if not acknowledged:
                 return ("keep",)
         if not cleanup.purging and row.last:
-            # From here on no export begins; those that run are waited for.
-            self._marked[row.uid] = time.monotonic()
             return ("purge", [], row.last, acknowledged)
         if not self._streams_are_over(row.uid):
             return None
@@ -216,15 +252,17 @@ class Cleaner:
             del self._marked[uid]
         return over
 
-    async def _reconsider(self) -> None:
-        """Sessions that were kept for want of a dump or an acknowledgement may go by now."""
-        after = b""
-        while page := await self._rows(partial(self._store.kept, after, _PAGE)):
-            for uid in page:
-                row: SessionRow | None = await self._rows(partial(self._store.session_by_uid, uid))
-                if row is not None and row.cleanup_due == -1:
-                    await self._step(row, ("purge", [], row.last, False))
-            after = page[-1]
+    async def _reconsider(self) -> bool:
+        """Begin the purge of a page of sessions that are kept. True if there are more."""
+        page: list[bytes] = await self._rows(partial(self._store.kept, b"", _PAGE))
+
+        async def begin(uid: bytes) -> None:
+            row: SessionRow | None = await self._rows(partial(self._store.session_by_uid, uid))
+            if row is not None and row.cleanup_due == -1:
+                await self._step(row, ("purge", [], row.last, False))
+
+        await asyncio.gather(*(begin(uid) for uid in page))
+        return bool(page)
 
 
 def _acknowledged(store: Store, row: SessionRow) -> bool:

@@ -10,28 +10,21 @@ from roost.store.base import StaleRow
 from roost.store.v1.store_pb2 import SessionFacts
 from roost.v1 import admin_service_pb2 as pb
 
-MOST: Final = 1_000
-_PAGE: Final = 64
+MOST: Final = 500  # trees that one call looks at
 
 
 def sweep(cold: Cold, data: bytes) -> bytes:
     """Answer Sweep, encoded. The trees are looked at as they are, in memory or not; none is loaded."""
     request = parse(cold.engine, pb.SweepRequest, data)
     response = pb.SweepResponse()
-    now, after = cold.engine.service_ms(), None
-    while not response.more:
-        page, _ = cold.store.stale(now, after, _PAGE)
-        for row in page:
-            found = _stale(cold, row, now)
-            if found is None:
-                continue
-            if len(response.trees) == MOST:
-                response.more = True
-                break
+    # One read, and hot ones wait for it: so many are looked at, and the rest is `more`.
+    rows, _ = cold.store.stale(cold.engine.service_ms(), None, MOST + 1)
+    now = cold.engine.service_ms()
+    response.more = len(rows) > MOST
+    for row in rows[:MOST]:
+        found = _stale(cold, row, now)
+        if found is not None:
             response.trees.append(found)
-        if len(page) < _PAGE:
-            break
-        after = (page[-1].stale_due, page[-1].uid)
     if not request.dry_run:
         cold.engine.sweep_now()
     return response.SerializeToString()
@@ -60,6 +53,9 @@ def _stored(cold: Cold, row: StaleRow) -> tuple[int | None, int, int] | None:
     if not lines or lines[0].uid != row.uid:
         return None
     root = lines[0]
-    active = max(*(line.active_ms for line in lines), root.stale_due - max(root.stale_ms, 0), 0)
+    # As the engine makes it of the same rows: a child that has left has moved the root's time.
+    active = max(line.active_ms for line in lines)
+    if root.stale_ms > 0:
+        active = max(active, root.stale_due - root.stale_ms)
     busy = any(line.running for line in lines)
     return (None if busy else active), root.stale_ms, len(lines)

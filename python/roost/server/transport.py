@@ -258,7 +258,7 @@ class Transport:
     async def cleanup_step(self, row: SessionRow, step: tuple[Any, ...]) -> bool:
         """Journal a step of an ended session's clean-up and wait until it is durable. False if nothing was done: the
         session's row is another by now, or the server must not write at the moment."""
-        result = self._ask(self._engine.cleanup_step, row.tenant, row.session_id, row.uid, row.seq, step)
+        result = self._ask(self._engine.cleanup_step, row.tenant, row.session_id, row.uid, row.root, row.seq, step)
         if type(result) is int:
             ticket, future = result, asyncio.get_running_loop().create_future()
             self._pending[ticket] = future

@@ -117,9 +117,10 @@ class SessionClose(NamedTuple):
 
 
 class StaleUpdate(NamedTuple):
-    """Before this service time the tree of this OPEN root is not stale (0: never)."""
+    """Before this service time (0: never) the tree of this OPEN root, which allows so much idle time, is not stale."""
 
     root: bytes
+    stale_ms: int
     stale_due: int
 
 
@@ -129,6 +130,7 @@ class SessionReopen(NamedTuple):
     uid: bytes
     prev: int
     seq: int
+    stale_ms: int
     stale_due: int
     active_ms: int
     facts: bytes
@@ -352,7 +354,6 @@ class CleanupRow(NamedTuple):
 
     cleanup_due: int
     uid: bytes
-    state: int  # SEALED or CLOSED
 
 
 @dataclass(frozen=True)
@@ -450,10 +451,15 @@ class Store(Protocol):
         the time of the next one after them."""
 
     def family(self, uid: bytes) -> list[SessionRow]:
-        """A session, whatever its state, and the sessions below it that are not OPEN, parents before children."""
+        """A session, whatever its state, and the sessions below it that the same close ended, parents before
+        children."""
 
-    def cleanups(self, until_ms: int, after: tuple[int, bytes] | None, limit: int) -> list[CleanupRow]:
-        """At most `limit` ended sessions whose next step is due by then, in order of (time, uid), behind `after`."""
+    def has_children(self, root: bytes, uid: bytes) -> bool:
+        """Whether a session of this tree stands below this one, in whatever state."""
+
+    def cleanups(self, state: int, until_ms: int, after: tuple[int, bytes] | None, limit: int) -> list[CleanupRow]:
+        """At most `limit` sessions of this state (SEALED or CLOSED) whose next step is due by then, in order of (time,
+        uid), behind `after`."""
 
     def kept(self, after: bytes, limit: int) -> list[bytes]:
         """At most `limit` sessions that are kept until they are acknowledged, with uid > after, in order of uid."""

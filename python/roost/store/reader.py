@@ -79,14 +79,18 @@ _STALE = """
     WHERE stale_due > 0 AND (stale_due, uid) > (?1, ?2) ORDER BY stale_due, uid LIMIT ?3
 """
 _CLEANUPS = """
-    SELECT cleanup_due, uid, state FROM session INDEXED BY session_cleanup
-    WHERE cleanup_due > 0 AND (cleanup_due, uid) > (?1, ?2) AND cleanup_due <= ?3 ORDER BY cleanup_due, uid LIMIT ?4
+    SELECT cleanup_due, uid FROM session INDEXED BY session_cleanup
+    WHERE cleanup_due > 0 AND state = ?1 AND (cleanup_due, uid) > (?2, ?3) AND cleanup_due <= ?4
+    ORDER BY cleanup_due, uid LIMIT ?5
 """
+# Children are made after their parents, and uids bear their time.
+_CHILDREN = "SELECT 1 FROM session INDEXED BY session_root WHERE root = ?1 AND uid > ?2 AND parent = ?2 LIMIT 1"
 _KEPT = "SELECT uid FROM session INDEXED BY session_kept WHERE cleanup_due = -1 AND uid > ?1 ORDER BY uid LIMIT ?2"
 _COUNT_KEPT = "SELECT count(*) FROM session INDEXED BY session_kept WHERE cleanup_due = -1"
+_CLOSE_SEQ = "SELECT close_seq FROM session WHERE uid = ?1"
 _FAMILY = (
-    _SESSION.format(source="session AS s INDEXED BY session_root")
-    + "WHERE s.root = :root AND (s.uid = :uid OR (s.state > 1 AND s.path >= :below AND s.path < :past)) "
+    _SESSION.format(source="session AS s INDEXED BY session_close")
+    + "WHERE s.root = :root AND s.close_seq = :close AND s.state > 1 AND s.path >= :below AND s.path < :past "
     "ORDER BY s.depth, s.uid"
 )
 _COMMITTED = 1  # roost.v1.RECORD_STATUS_COMMITTED
@@ -311,14 +315,19 @@ class Reader:
             row = _session(conn, uid)
             if row is None:
                 return []
-            path = row.path
-            bindings = {"root": row.root, "uid": uid, "below": path + "/", "past": path + "0"}
-            return [SessionRow._make(found) for found in conn.execute(_FAMILY, bindings)]
+            close: Any = conn.execute(_CLOSE_SEQ, (uid,)).get
+            bindings = {"root": row.root, "close": close, "below": row.path + "/", "past": row.path + "0"}
+            return [row, *(SessionRow._make(found) for found in conn.execute(_FAMILY, bindings))]
 
-    def cleanups(self, until_ms: int, after: tuple[int, bytes] | None, limit: int) -> list[CleanupRow]:
+    def has_children(self, root: bytes, uid: bytes) -> bool:
         """See base.Store."""
         with self._snapshot() as conn:
-            rows = conn.execute(_CLEANUPS, (*(after or (0, b"")), until_ms, limit))
+            return conn.execute(_CHILDREN, (root, uid)).get is not None
+
+    def cleanups(self, state: int, until_ms: int, after: tuple[int, bytes] | None, limit: int) -> list[CleanupRow]:
+        """See base.Store."""
+        with self._snapshot() as conn:
+            rows = conn.execute(_CLEANUPS, (state, *(after or (0, b"")), until_ms, limit))
             return [CleanupRow._make(row) for row in rows]
 
     def kept(self, after: bytes, limit: int) -> list[bytes]:

@@ -250,9 +250,13 @@ class SqliteStore:
         """See base.Store."""
         return self._reader.family(uid)
 
-    def cleanups(self, until_ms: int, after: tuple[int, bytes] | None, limit: int) -> list[CleanupRow]:
+    def has_children(self, root: bytes, uid: bytes) -> bool:
         """See base.Store."""
-        return self._reader.cleanups(until_ms, after, limit)
+        return self._reader.has_children(root, uid)
+
+    def cleanups(self, state: int, until_ms: int, after: tuple[int, bytes] | None, limit: int) -> list[CleanupRow]:
+        """See base.Store."""
+        return self._reader.cleanups(state, until_ms, after, limit)
 
     def kept(self, after: bytes, limit: int) -> list[bytes]:
         """See base.Store."""

@@ -34,11 +34,12 @@ _SETS = (
 
 _CLOSE = (
     "UPDATE session SET seq = v.column3, state = v.column4, receipt = v.column5, cleanup_due = v.column6, "
-    "running = 0, lease = NULL, provisional = 0, finish_due = 0, stale_due = 0, closes = closes + 1, cleanup = NULL "
-    "FROM (VALUES "
+    "close_seq = v.column3, running = 0, lease = NULL, provisional = 0, finish_due = 0, stale_due = 0, "
+    "closes = closes + 1, cleanup = NULL FROM (VALUES "
 )
 _REOPEN = (
-    "UPDATE session SET state = 1, seq = v.column3, stale_due = v.column4, active_ms = v.column5, facts = v.column6, "
+    "UPDATE session SET state = 1, seq = v.column3, stale_ms = v.column4, stale_due = v.column5, "
+    "active_ms = v.column6, facts = v.column7, "
     "receipt = NULL, cleanup = NULL, cleanup_due = 0 FROM (VALUES "
 )
 _STEP = (
@@ -51,8 +52,8 @@ _STEP = (
 # planner from the partial indexes: it is the uid that finds the row.
 _KINDS: dict[str, tuple[int, str, str]] = {
     "insert_session": (
-        24,
-        f"INSERT INTO session ({', '.join(_FIELDS[:_PREV])}, closes, cleanup_due) VALUES ",
+        25,
+        f"INSERT INTO session ({', '.join(_FIELDS[:_PREV])}, closes, cleanup_due, close_seq) VALUES ",
         "",
     ),
     "update_session": (
@@ -66,12 +67,12 @@ _KINDS: dict[str, tuple[int, str, str]] = {
         ") AS v WHERE session.uid = v.column1 AND session.seq = v.column2 AND +session.state = 1",
     ),
     "set_stale": (
-        2,
-        "UPDATE session SET stale_due = v.column2 FROM (VALUES ",
+        3,
+        "UPDATE session SET stale_ms = v.column2, stale_due = v.column3 FROM (VALUES ",
         ") AS v WHERE session.uid = v.column1 AND +session.state = 1",
     ),
     "reopen_session": (
-        6,
+        7,
         _REOPEN,
         ") AS v WHERE session.uid = v.column1 AND session.seq = v.column2 AND +session.state = 3",
     ),
@@ -174,7 +175,7 @@ class Plan:
             if row[_STATE] != OPEN_STATE:
                 raise BadBatch("a session row is not OPEN")
             if row[_PREV] == 0:
-                opened.append((*row[:_PREV], 0, 0))
+                opened.append((*row[:_PREV], 0, 0, 0))
             else:
                 (leaving if row[0] in ended else staying).append((row[0], *row[_STATE + 1 :]))
         born = {row[0] for row in opened}
@@ -199,7 +200,8 @@ class Plan:
         yield from chunks("set_reward", batch.rewards())
         yield from chunks("insert_trajectory", [(*row, 0) for row in batch.finished()])
         acks = batch.acks()
-        yield from chunks("acknowledge", acks)
+        # One that a purge has taken meanwhile needs no acknowledgement.
+        yield from ((sql, bindings, ANY_ROWS) for sql, bindings, _ in chunks("acknowledge", acks))
         for session, _, ack_ms in acks:
             yield _LOOK_AGAIN, (session, ack_ms), ANY_ROWS
         yield from chunks("purge_records", [(seq,) for seq in batch.purged_records()])

@@ -99,6 +99,7 @@ pub struct Reopen {
     pub uid: Uid,
     pub prev: Seq,
     pub seq: Seq,
+    pub stale_ms: i64,
     pub stale_due: u64,
     pub active_ms: u64,
     pub facts: Vec<u8>,
@@ -146,9 +147,10 @@ pub enum Op {
         number: u32,
         ack_ms: i64,
     },
-    /// Before this service time the tree of this open root is not stale.
+    /// Before this service time the tree of this open root, which allows so much idle time, is not stale.
     Stale {
         root: Uid,
+        stale_ms: i64,
         due: u64,
     },
     Reopen(Box<Reopen>),
@@ -212,8 +214,8 @@ pub(crate) enum Held {
     Effect(u64, Option<Uid>),
     /// Lines of a tree that are closed and can go.
     Cleanup(Arc<Tree>, Vec<u32>),
-    /// An ended session may be changed again: the entry that did so is stored, or lost.
-    Claim(Arc<Tree>, Arc<str>),
+    /// Ended sessions of this tree may be changed again: the entry that did so is stored, or lost.
+    Claim(Arc<Tree>),
     /// Something to log, which did not happen before.
     Event(Box<Event>),
     /// A trajectory of this tree is READY: who follows an export is told.
@@ -234,7 +236,7 @@ pub struct Batch {
     pub rewards: Vec<(u32, Uid, Seq, f64)>,
     pub finished: Vec<(u32, Finished)>,
     pub acks: Vec<(u32, Uid, u32, i64)>,
-    pub stales: Vec<(u32, Uid, u64)>,
+    pub stales: Vec<(u32, Uid, i64, u64)>,
     pub reopens: Vec<(u32, Reopen)>,
     pub steps: Vec<(u32, Step)>,
     pub forgets: Vec<(u32, Uid, Seq)>,
@@ -276,15 +278,15 @@ impl Batch {
                     self.acks.push((root, session, number, ack_ms));
                 }
             }
-            Op::Stale { root: uid, due } => {
+            Op::Stale { root: uid, stale_ms, due } => {
                 let inserted = folded.rows.get(&uid).map(|i| &mut self.sessions[*i].1).filter(|row| row.prev == 0);
                 if let Some(row) = inserted {
-                    row.stale_due = due;
+                    (row.stale_ms, row.stale_due) = (stale_ms, due);
                 } else if let Some(&i) = folded.stales.get(&uid) {
-                    self.stales[i].2 = due;
+                    self.stales[i] = (root, uid, stale_ms, due);
                 } else {
                     folded.stales.insert(uid, self.stales.len());
-                    self.stales.push((root, uid, due));
+                    self.stales.push((root, uid, stale_ms, due));
                 }
             }
             Op::Reopen(reopen) => self.reopens.push((root, *reopen)),
@@ -307,7 +309,7 @@ impl Batch {
                 rewards: self.rewards.iter().filter(|r| r.0 == n).map(|r| (0, r.1, r.2, r.3)).collect(),
                 finished: self.finished.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),
                 acks: self.acks.iter().filter(|r| r.0 == n).map(|r| (0, r.1, r.2, r.3)).collect(),
-                stales: self.stales.iter().filter(|r| r.0 == n).map(|r| (0, r.1, r.2)).collect(),
+                stales: self.stales.iter().filter(|r| r.0 == n).map(|r| (0, r.1, r.2, r.3)).collect(),
                 reopens: self.reopens.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),
                 steps: self.steps.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),
                 forgets: self.forgets.iter().filter(|r| r.0 == n).map(|r| (0, r.1, r.2)).collect(),
@@ -500,7 +502,7 @@ impl Journal {
                 let (gone, kept): (Vec<_>, Vec<_>) = held.1.into_iter().partition(|h| match h {
                     // One of several trees (RenewTurns) may tell of one that was lost.
                     Held::Answer(a) => a.root.is_none_or(|r| quarantine.contains(&r)),
-                    Held::Cleanup(t, _) | Held::Claim(t, _) => lost(t),
+                    Held::Cleanup(t, _) | Held::Claim(t) => lost(t),
                     // Where it is not known which tree it is of, what it is for is decided again.
                     Held::Effect(_, root) => root.is_none_or(|r| quarantine.contains(&r)),
                     Held::Event(e) => quarantine.contains(&e.root),

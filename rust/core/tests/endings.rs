@@ -273,7 +273,7 @@ fn a_purge_and_a_reopen_have_one_order() {
         let mut world = family();
         world.close("c");
         let session = world.store.by_id(TENANT, "c").expect("it is stored");
-        let (uid, seq, last) = (session.row.uid, session.row.seq, session.row.last);
+        let (uid, seq, last) = ((session.row.uid, session.row.root), session.row.seq, session.row.last);
         let step = CleanupStep::Purge { records: vec![last], last: 0, acknowledged: true };
         let purge = |world: &mut World| {
             let now = world.now();
@@ -287,7 +287,8 @@ fn a_purge_and_a_reopen_have_one_order() {
             (purged, world.start(Method::ReopenSession, &reopen("c", "")))
         } else {
             let opened = world.start(Method::ReopenSession, &reopen("c", ""));
-            world.read();
+            // Looked up, its tree found, its claim made.
+            assert!(world.read() && world.read());
             (purge(&mut world), opened)
         };
         world.settle();
@@ -300,6 +301,149 @@ fn a_purge_and_a_reopen_have_one_order() {
             world.turn("c", "");
         }
     }
+}
+
+// A reopen changes all of a family: no step of any of them comes in between, in whichever order they meet.
+#[test]
+fn a_step_of_a_child_and_a_reopen_of_its_parent_have_one_order() {
+    for step_first in [true, false] {
+        let mut world = family();
+        world.close("root");
+        let row = |world: &World, id: &str| {
+            let session = world.store.by_id(TENANT, id).expect("it is stored");
+            ((session.row.uid, session.row.root), session.row.seq)
+        };
+        let (names, seq) = row(&world, "b");
+        let step = |world: &mut World| {
+            let now = world.now();
+            match world.engine.cleanup_step(TENANT, "b", names, seq, CleanupStep::Keep, now) {
+                roost_core::engine::Outcome::Ticket(ticket) => ticket,
+                ended => panic!("{ended:?}"),
+            }
+        };
+        let (kept, opened) = if step_first {
+            let kept = step(&mut world);
+            // Decided, and not stored.
+            while world.read() {}
+            (kept, world.start(Method::ReopenSession, &reopen("root", "")))
+        } else {
+            let opened = world.start(Method::ReopenSession, &reopen("root", ""));
+            while world.read() {}
+            (step(&mut world), opened)
+        };
+        while world.read() {}
+        world.settle();
+        let kept = world.done.remove(&kept).expect("it has ended").expect("it is not refused");
+        let opened: v1::ReopenSessionResponse = world.answer(opened).expect("it is whole");
+        assert_eq!((&kept[..], opened.reopened), (if step_first { &b"done"[..] } else { b"changed" }, 4));
+        world.turn("b", "");
+    }
+}
+
+// Two reopens at once, of a session and of what came back with it: both see it open.
+#[test]
+fn reopens_that_overlap_agree() {
+    let mut world = family();
+    world.close("root");
+    let whole = world.start(Method::ReopenSession, &reopen("root", ""));
+    let part = world.start(Method::ReopenSession, &reopen("a", ""));
+    world.settle();
+    let whole: v1::ReopenSessionResponse = world.answer(whole).expect("it opens");
+    let part: Result<v1::ReopenSessionResponse, _> = world.answer(part);
+    assert_eq!(whole.reopened, 4);
+    // It may have been first, when its parent was closed.
+    assert!(matches!(part.map(|p| p.reopened), Ok(0) | Err(Reason::SessionClosed)));
+    assert_eq!(["root", "a", "b", "c"].map(|id| world.state(id)), [OPEN; 4]);
+}
+
+// A tombstone above that is over is no reason to look for ever.
+#[test]
+fn who_has_lost_its_place_does_not_come_back() {
+    let mut world = World::new(Limits { purge_without_dump: 1, ..Limits::default() });
+    for (id, parent) in [("root", ""), ("middle", "root"), ("leaf", "middle")] {
+        world.open(id, parent, "", None).expect("it opens");
+    }
+    world.turn("leaf", "");
+    world.close("root");
+    assert!(world.step("middle", CleanupStep::Purge { records: vec![], last: 0, acknowledged: true }));
+    assert_eq!(world.reopen("root"), Err(Reason::SessionPurged));
+    assert!(world.step("middle", CleanupStep::Later), "there is something below it");
+    assert!(world.step("middle", CleanupStep::Forget));
+    assert_eq!(world.reopen("root"), Err(Reason::SessionPurged));
+    assert_eq!(world.reopen("leaf"), Err(Reason::SessionClosed));
+    world.turn("another", "");
+}
+
+// I6: a refusal tells of a sibling, so it waits until that is durable.
+#[test]
+fn a_refused_reopen_tells_only_what_is_durable() {
+    let mut world = family();
+    world.open("first", "root", "scout", None).expect("it opens");
+    world.close("first");
+    let options = v1::OpenOptions { parent_session_id: "root".into(), name: "scout".into(), ..Default::default() };
+    let request = v1::OpenSessionRequest { session_id: "second".into(), options: Some(options), ..Default::default() };
+    world.start(Method::OpenSession, &request);
+    while world.read() {}
+    let refused = world.start(Method::ReopenSession, &reopen("first", ""));
+    while world.read() {}
+    assert!(world.engine.completed().is_empty(), "nothing of it is stored yet");
+    world.settle();
+    assert_eq!(world.answer::<v1::ReopenSessionResponse>(refused).err(), Some(Reason::PathCollision));
+}
+
+// I21: repeats from before the last close, too.
+#[test]
+fn repeats_of_earlier_lives_change_nothing() {
+    let mut world = family();
+    for n in 1..=3 {
+        let closed: v1::CloseSessionResponse =
+            world.call(Method::CloseSession, &closing("c", &format!("c{n}"))).expect("it closes");
+        assert_eq!(closed.receipt.map(|r| r.close_number), Some(n));
+        let told: v1::ReopenSessionResponse =
+            world.call(Method::ReopenSession, &reopen("c", &format!("r{n}"))).expect("it opens");
+        assert_eq!(told.reopened, 1);
+    }
+    let late: v1::CloseSessionResponse = world.call(Method::CloseSession, &closing("c", "c1")).expect("a repeat");
+    assert_eq!((late.receipt.map(|r| r.close_number), world.state("c")), (Some(1), OPEN));
+    world.close("c");
+    let late: v1::CloseSessionResponse = world.call(Method::CloseSession, &closing("c", "c2")).expect("a repeat");
+    assert_eq!(late.receipt.map(|r| r.close_number), Some(2));
+    for n in 1..=3 {
+        let told: v1::ReopenSessionResponse =
+            world.call(Method::ReopenSession, &reopen("c", &format!("r{n}"))).expect("a repeat");
+        assert_eq!((told.reopened, world.state("c")), (0, CLOSED));
+    }
+}
+
+#[test]
+fn a_sweep_that_is_asked_for_comes_though_none_comes_by_itself() {
+    let mut world = World::new(Limits { sweep_interval_ms: 0, ..Limits::default() });
+    world.open("s", "", "", Some(60)).expect("it opens");
+    world.pass(2 * MINUTE);
+    world.pass(2 * MINUTE);
+    assert_eq!(world.state("s"), OPEN);
+    world.engine.sweep_now();
+    world.pass(1_000);
+    assert_eq!(world.state("s"), CLOSED);
+}
+
+// Roots of before the sweep say in their facts when they are stale; what is found there stays found.
+#[test]
+fn a_root_of_an_earlier_version_grows_stale() {
+    let mut world = World::new(Limits::default());
+    world.open("s", "", "", Some(600)).expect("it opens");
+    let uid = world.store.by_id(TENANT, "s").expect("it is stored").row.uid;
+    let session = world.store.sessions.get_mut(&uid).expect("it is stored");
+    (session.row.stale_ms, session.stale_due, session.row.active_ms) = (-1, 1, 0);
+    world.unload();
+    for _ in 0..4 {
+        world.pass(2 * MINUTE);
+        world.unload();
+    }
+    assert_eq!(world.state("s"), OPEN);
+    world.pass(5 * MINUTE);
+    world.pass(MINUTE);
+    assert_eq!(world.state("s"), CLOSED);
 }
 
 // A batch that the store refuses takes a reopen and a step with it; the next ones are not locked out.

@@ -153,18 +153,21 @@ impl Engine {
         outcome_object(py, outcome)
     }
 
+    #[allow(clippy::too_many_arguments)]
     fn cleanup_step<'py>(
         &self,
         py: Python<'py>,
         tenant: &str,
         session_id: &str,
         uid: [u8; 16],
+        root: [u8; 16],
         prev: u64,
         step: &Bound<'py, PyTuple>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let (uid, step) = (Uid(u128::from_be_bytes(uid)), rows::cleanup_step(step)?);
+        let names = (Uid(u128::from_be_bytes(uid)), Uid(u128::from_be_bytes(root)));
+        let step = rows::cleanup_step(step)?;
         let outcome = py.detach(|| {
-            let outcome = self.engine.cleanup_step(tenant, session_id, uid, prev, step, self.now());
+            let outcome = self.engine.cleanup_step(tenant, session_id, names, prev, step, self.now());
             self.stir();
             outcome
         });
@@ -563,8 +566,8 @@ impl Batch {
         acks.map(|(_, session, number, ms)| (PyBytes::new(py, &session.bytes()), *number, *ms)).collect()
     }
 
-    fn stales<'py>(&self, py: Python<'py>) -> Vec<(Bound<'py, PyBytes>, u64)> {
-        self.batch.stales.iter().map(|(_, root, due)| (PyBytes::new(py, &root.bytes()), *due)).collect()
+    fn stales<'py>(&self, py: Python<'py>) -> Vec<(Bound<'py, PyBytes>, i64, u64)> {
+        self.batch.stales.iter().map(|(_, root, ms, due)| (PyBytes::new(py, &root.bytes()), *ms, *due)).collect()
     }
 
     fn reopens<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyTuple>>> {

@@ -113,6 +113,7 @@ pub(crate) fn reopen<'py>(py: Python<'py>, reopen: &Reopen) -> PyResult<Bound<'p
         bytes(py, &reopen.uid.bytes()),
         reopen.prev,
         reopen.seq,
+        reopen.stale_ms,
         reopen.stale_due,
         reopen.active_ms,
         bytes(py, &reopen.facts),
@@ -145,6 +146,7 @@ pub(crate) fn cleanup_step(step: &Bound<'_, PyTuple>) -> PyResult<CleanupStep> {
         }
         "keep" => CleanupStep::Keep,
         "forget" => CleanupStep::Forget,
+        "later" => CleanupStep::Later,
         other => return Err(pyo3::exceptions::PyValueError::new_err(format!("no step is called {other:?}"))),
     })
 }

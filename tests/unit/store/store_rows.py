@@ -258,7 +258,9 @@ class Maker:
         """A batch of its own in which a CLOSED session is OPEN again."""
         row = self.rows[uid_of(n)]
         seq = self._seq()
-        again = SessionReopen(row.uid, row.seq, seq, 6000 if row.depth == 0 else 0, 77, facts or row.facts)
+        again = SessionReopen(
+            row.uid, row.seq, seq, row.stale_ms, 6000 if row.depth == 0 else 0, 77, facts or row.facts
+        )
         self.rows[row.uid] = row._replace(state=OPEN, seq=seq)
         self.stored[row.uid] = seq
         return FakeBatch(seq, seq, roots=[row.root], reopen_rows=[tuple(again)])

@@ -45,39 +45,43 @@ def test_trees_that_may_be_stale_come_in_order_and_move(store: SqliteStore, put:
     assert ids(9_000, (5_001, uid_of(1))) == (["s4"], None)
     assert store.stale(9_000, None, 1)[1] == 5_004
     seq = maker._seq()
-    batch = FakeBatch(seq, seq, roots=[uid_of(1)], stale_rows=[(uid_of(1), 0), (uid_of(4), 9_999)])
+    batch = FakeBatch(seq, seq, roots=[uid_of(1)], stale_rows=[(uid_of(1), 0, 0), (uid_of(4), 500, 9_999)])
     assert stepped(put, maker, batch) is Outcome.STORED
     assert ids(99_999) == (["s4"], None)
     # One that has ended is stale no more, and its time may not be moved.
     take(put, maker, maker.close(4))
     assert ids(99_999) == ([], None)
     seq = maker._seq()
-    assert put(FakeBatch(seq, seq, stale_rows=[(uid_of(4), 1)])) is Outcome.REFUSED_CONSTRAINT
+    assert put(FakeBatch(seq, seq, stale_rows=[(uid_of(4), 1, 1)])) is Outcome.REFUSED_CONSTRAINT
 
 
-def test_a_family_is_what_has_ended_below_a_session(store: SqliteStore, put: Put, maker: Maker) -> None:
+def test_a_family_is_what_one_close_took_down(store: SqliteStore, put: Put, maker: Maker) -> None:
     assert [row.session_id for row in store.family(uid_of(1))] == ["s1"]
     take(put, maker, maker.close(3))
-    assert [row.session_id for row in store.family(uid_of(1))] == ["s1", "s3"]
+    assert [row.session_id for row in store.family(uid_of(3))] == ["s3"]
     maker.open(5, parent=1, path="/root/ab")  # not below /root/a
+    maker.open(6, parent=2, path="/root/a/c")
     take(put, maker)
-    take(put, maker, maker.close(5))
-    take(put, maker, maker.close(2))
-    assert [(row.session_id, row.closes) for row in store.family(uid_of(2))] == [("s2", 1), ("s3", 1)]
+    first = maker.close(2)
+    others = [maker.close(n)._replace(seq=first.seq) for n in (5, 6)]
+    take(put, maker, first, *others)
+    assert [(row.session_id, row.closes) for row in store.family(uid_of(2))] == [("s2", 1), ("s6", 1)]
     assert store.family(uid_of(9)) == []
+    assert store.has_children(uid_of(1), uid_of(2))
+    assert not store.has_children(uid_of(1), uid_of(3))
 
 
 def test_steps_move_an_ended_session_on_and_never_back(store: SqliteStore, put: Put, maker: Maker) -> None:
     take(put, maker, maker.close(4, state=SEALED, cleanup_due=100))
-    assert [tuple(row) for row in store.cleanups(100, None, 10)] == [(100, uid_of(4), SEALED)]
-    assert store.cleanups(99, None, 10) == []
+    assert [tuple(row) for row in store.cleanups(SEALED, 100, None, 10)] == [(100, uid_of(4))]
+    assert store.cleanups(SEALED, 99, None, 10) == store.cleanups(CLOSED, 100, None, 10) == []
     assert stepped(put, maker, maker.step(4, SEALED, due=200)) is Outcome.STORED
     assert stepped(put, maker, maker.step(4, CLOSED, due=300)) is Outcome.STORED
     row = store.session_by_uid(uid_of(4))
     assert row is not None
     assert (row.state, row.cleanup_due, row.closes) == (CLOSED, 300, 1)
     assert row.cleanup is not None
-    assert store.cleanups(300, (300, uid_of(4)), 10) == []
+    assert store.cleanups(CLOSED, 300, (300, uid_of(4)), 10) == []
     # By the row of before, or of an open session: refused, and nothing is changed.
     old = maker.step(4)
     old.step_rows[0] = (*old.step_rows[0][:1], 1, *old.step_rows[0][2:])
@@ -92,11 +96,11 @@ def test_i14_what_is_kept_is_looked_at_again_once_it_is_acknowledged(
     made = maker.finish(4)
     take(put, maker, maker.close(4))
     assert stepped(put, maker, maker.step(4, due=-1)) is Outcome.STORED
-    assert (store.kept(b"", 10), store.count_kept(), store.cleanups(10**15, None, 10)) == ([uid_of(4)], 1, [])
+    assert (store.kept(b"", 10), store.count_kept(), store.cleanups(CLOSED, 10**15, None, 10)) == ([uid_of(4)], 1, [])
     maker.acknowledge(made, ack_ms=9_000)
     take(put, maker)
     assert (store.kept(b"", 10), store.count_kept()) == ([], 0)
-    assert [row.cleanup_due for row in store.cleanups(10**15, None, 10)] == [9_000]
+    assert [row.cleanup_due for row in store.cleanups(CLOSED, 10**15, None, 10)] == [9_000]
 
 
 def test_a_purge_takes_the_records_and_at_its_end_the_rest(store: SqliteStore, put: Put, maker: Maker) -> None:
@@ -174,3 +178,18 @@ def test_what_is_in_use_shrinks_when_records_go(store: SqliteStore, put: Put, ma
     gone = tuple(line.seq for line in found[1])
     assert stepped(put, maker, maker.step(5, purge=gone, last=0, whole=True)) is Outcome.STORED
     assert store.used_bytes() < before - 900_000
+
+
+def test_an_acknowledgement_that_comes_after_the_purge_is_no_bug(store: SqliteStore, put: Put, maker: Maker) -> None:
+    made = maker.finish(4)
+    take(put, maker, maker.close(4))
+    found = store.record_lines(uid_of(4), 10)
+    assert found is not None
+    gone = tuple(line.seq for line in found[1])
+    assert stepped(put, maker, maker.step(4, purge=gone, last=0, whole=True)) is Outcome.STORED
+    maker.acknowledge(made)
+    maker.begin(1)  # of the same batch, and stored with it
+    take(put, maker)
+    row = store.session_by_uid(uid_of(1))
+    assert row is not None
+    assert row.running == 1

@@ -249,6 +249,8 @@ def test_no_statement_scans_a_table(store: SqliteStore) -> None:
         reader_module._CLEANUPS,
         reader_module._KEPT,
         reader_module._FAMILY,
+        reader_module._CLOSE_SEQ,
+        reader_module._CHILDREN,
         *(reader_module.ready_sql(where)[0] for where in READY_FILTERS),
         *(sql(kind, 8) for kind in _KINDS),
         "SELECT max(seq) FROM record",
@@ -272,20 +274,11 @@ def test_no_statement_scans_a_table(store: SqliteStore) -> None:
 
 
 def _nulls(statement: str) -> Any:
-    names = dict.fromkeys(("tenant", "after", "limit", "root", "state", "path", "below", "past", "s0", "s1", "uid"))
+    names = dict.fromkeys(("tenant", "after", "limit", "root", "state", "path", "below", "past", "s0", "s1", "close"))
     if ":tenant" in statement or ":root" in statement:
         return names
-    return (None,) * (
-        4
-        if "?4" in statement
-        else 3
-        if "?3" in statement
-        else 2
-        if "?2" in statement
-        else 1
-        if "?1" in statement
-        else statement.count("?")
-    )
+    numbered = max((n for n in range(1, 6) if f"?{n}" in statement), default=0)
+    return (None,) * (numbered or statement.count("?"))
 
 
 def test_lists_sort_nothing_but_the_running_ones(store: SqliteStore) -> None:

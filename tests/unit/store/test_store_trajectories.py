@@ -10,7 +10,7 @@ import pytest
 from store_rows import CLOSED, COMMITTED, SEALED, FakeBatch, Maker, dump, take, uid_of
 
 from roost.store import Outcome, SqliteStore
-from roost.store.base import FINISHED, ReadyFilter, RewardUpsert, TrajectoryAck, TrajectoryInsert
+from roost.store.base import FINISHED, ReadyFilter, RewardUpsert, TrajectoryInsert
 
 Put = Callable[[FakeBatch], Outcome]
 
@@ -208,10 +208,6 @@ def _no_records(batch: FakeBatch) -> None:
     batch.finished_rows[0] = tuple(made._replace(after_seq=made.ready_seq))
 
 
-def _unknown_acknowledged(batch: FakeBatch) -> None:
-    batch.ack_rows.append(tuple(TrajectoryAck(uid_of(1), 9, 1)))
-
-
 def _bad_reward(batch: FakeBatch) -> None:
     batch.reward_rows.append(tuple(RewardUpsert(b"short", 1, 1.0)))
 
@@ -227,7 +223,7 @@ def _short(batch: FakeBatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "spoil", [_number_again, _no_records, _unknown_acknowledged, _bad_reward, _turn_zero_record, _short]
+    "spoil", [_number_again, _no_records, _bad_reward, _turn_zero_record, _short]
 )
 def test_i22_a_batch_that_breaks_a_rule_changes_nothing(
     put: Put, maker: Maker, directory: Path, spoil: Callable[[FakeBatch], None]

@@ -7,6 +7,7 @@
 --   active_ms:   service time of the last activity in its tree when the row was written
 --   stale_due:   of an OPEN root: service time before which its tree is not stale (a lower bound), 0: never
 --   cleanup_due: of an ended session: wall-clock milliseconds of its next step; 0: none, -1: when it is acknowledged
+--   close_seq:   journal sequence of its last close; sessions of one close have the same
 --   cleanup:     roost.store.v1.Cleanup
 CREATE TABLE session_3 (
   uid          BLOB    NOT NULL PRIMARY KEY CHECK (length(uid) = 16),
@@ -30,6 +31,7 @@ CREATE TABLE session_3 (
   active_ms    INTEGER NOT NULL CHECK (active_ms >= 0),
   stale_due    INTEGER NOT NULL CHECK (stale_due >= 0 AND (stale_due = 0 OR (state = 1 AND depth = 0))),
   cleanup_due  INTEGER NOT NULL CHECK (cleanup_due >= -1 AND (cleanup_due = 0 OR state > 1)),
+  close_seq    INTEGER NOT NULL CHECK (close_seq >= 0),
   seq          INTEGER NOT NULL CHECK (seq > 0),
   lease        BLOB,
   facts        BLOB    NOT NULL,
@@ -47,7 +49,7 @@ CREATE TABLE session_3 (
 INSERT INTO session_3
 SELECT uid, tenant, session_id, root, parent, path, depth, create_ms, state, head, head_version, fence, provisional,
        last, running, finish_due, iif(state = 1, 0, 1), -1, 0, iif(state = 1 AND depth = 0, 1, 0),
-       iif(state = 1, 0, unixepoch() * 1000 + 7 * 86400000), seq, lease, facts, receipt, NULL
+       iif(state = 1, 0, unixepoch() * 1000 + 7 * 86400000), 0, seq, lease, facts, receipt, NULL
 FROM session;
 
 DROP TABLE session;
@@ -60,8 +62,10 @@ CREATE INDEX session_tenant ON session (tenant, state, uid);
 CREATE INDEX session_finish ON session (finish_due, uid) WHERE finish_due > 0;
 -- Trees that may be stale, and the next steps of clean-ups, by time; sessions kept until they are acknowledged.
 CREATE INDEX session_stale ON session (stale_due, uid) WHERE stale_due > 0;
-CREATE INDEX session_cleanup ON session (cleanup_due, uid) WHERE cleanup_due > 0;
+CREATE INDEX session_cleanup ON session (state, cleanup_due, uid) WHERE cleanup_due > 0;
 CREATE INDEX session_kept ON session (uid) WHERE cleanup_due = -1;
+-- What one close of a tree took down.
+CREATE INDEX session_close ON session (root, close_seq) WHERE state > 1;
 
 -- Milliseconds that this store has been served, over all starts.
 ALTER TABLE shard ADD COLUMN service_ms INTEGER NOT NULL DEFAULT 0 CHECK (service_ms >= 0);

@@ -25,7 +25,7 @@ ENDED_BY_INTERRUPT: EndedBy
 ENDED_BY_FINISH: EndedBy
 
 class SessionFacts(_message.Message):
-    __slots__ = ("create_ms", "labels", "stale_timeout_ms", "last_outcome", "chain", "checkpoint_tokens", "state_seq", "open_request", "update_request", "attempts", "head_seq", "trajectories", "trajectory_turns", "trajectory_seq", "reward_request", "reward_turn", "reward_trajectory", "interrupt_request", "interrupt_activity", "interrupt_turn", "reward_value", "reward_request_turn", "reward_request_trajectory", "attempts_ahead", "last_receipt", "reopen_request")
+    __slots__ = ("create_ms", "labels", "stale_timeout_ms", "last_outcome", "chain", "checkpoint_tokens", "state_seq", "open_request", "update_request", "attempts", "head_seq", "trajectories", "trajectory_turns", "trajectory_seq", "reward_request", "reward_turn", "reward_trajectory", "interrupt_request", "interrupt_activity", "interrupt_turn", "reward_value", "reward_request_turn", "reward_request_trajectory", "attempts_ahead", "past_receipts", "reopen_requests")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -57,8 +57,8 @@ class SessionFacts(_message.Message):
     REWARD_REQUEST_TURN_FIELD_NUMBER: _ClassVar[int]
     REWARD_REQUEST_TRAJECTORY_FIELD_NUMBER: _ClassVar[int]
     ATTEMPTS_AHEAD_FIELD_NUMBER: _ClassVar[int]
-    LAST_RECEIPT_FIELD_NUMBER: _ClassVar[int]
-    REOPEN_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    PAST_RECEIPTS_FIELD_NUMBER: _ClassVar[int]
+    REOPEN_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     create_ms: int
     labels: _containers.ScalarMap[str, str]
     stale_timeout_ms: int
@@ -83,9 +83,9 @@ class SessionFacts(_message.Message):
     reward_request_turn: int
     reward_request_trajectory: int
     attempts_ahead: _containers.RepeatedScalarFieldContainer[int]
-    last_receipt: Receipt
-    reopen_request: RequestMark
-    def __init__(self, create_ms: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., stale_timeout_ms: _Optional[int] = ..., last_outcome: _Optional[int] = ..., chain: _Optional[bytes] = ..., checkpoint_tokens: _Optional[int] = ..., state_seq: _Optional[int] = ..., open_request: _Optional[_Union[RequestMark, _Mapping]] = ..., update_request: _Optional[_Union[RequestMark, _Mapping]] = ..., attempts: _Optional[int] = ..., head_seq: _Optional[int] = ..., trajectories: _Optional[int] = ..., trajectory_turns: _Optional[int] = ..., trajectory_seq: _Optional[int] = ..., reward_request: _Optional[_Union[RequestMark, _Mapping]] = ..., reward_turn: _Optional[int] = ..., reward_trajectory: _Optional[int] = ..., interrupt_request: _Optional[_Union[RequestMark, _Mapping]] = ..., interrupt_activity: _Optional[int] = ..., interrupt_turn: _Optional[int] = ..., reward_value: _Optional[float] = ..., reward_request_turn: _Optional[int] = ..., reward_request_trajectory: _Optional[int] = ..., attempts_ahead: _Optional[_Iterable[int]] = ..., last_receipt: _Optional[_Union[Receipt, _Mapping]] = ..., reopen_request: _Optional[_Union[RequestMark, _Mapping]] = ...) -> None: ...
+    past_receipts: _containers.RepeatedCompositeFieldContainer[Receipt]
+    reopen_requests: _containers.RepeatedCompositeFieldContainer[RequestMark]
+    def __init__(self, create_ms: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., stale_timeout_ms: _Optional[int] = ..., last_outcome: _Optional[int] = ..., chain: _Optional[bytes] = ..., checkpoint_tokens: _Optional[int] = ..., state_seq: _Optional[int] = ..., open_request: _Optional[_Union[RequestMark, _Mapping]] = ..., update_request: _Optional[_Union[RequestMark, _Mapping]] = ..., attempts: _Optional[int] = ..., head_seq: _Optional[int] = ..., trajectories: _Optional[int] = ..., trajectory_turns: _Optional[int] = ..., trajectory_seq: _Optional[int] = ..., reward_request: _Optional[_Union[RequestMark, _Mapping]] = ..., reward_turn: _Optional[int] = ..., reward_trajectory: _Optional[int] = ..., interrupt_request: _Optional[_Union[RequestMark, _Mapping]] = ..., interrupt_activity: _Optional[int] = ..., interrupt_turn: _Optional[int] = ..., reward_value: _Optional[float] = ..., reward_request_turn: _Optional[int] = ..., reward_request_trajectory: _Optional[int] = ..., attempts_ahead: _Optional[_Iterable[int]] = ..., past_receipts: _Optional[_Iterable[_Union[Receipt, _Mapping]]] = ..., reopen_requests: _Optional[_Iterable[_Union[RequestMark, _Mapping]]] = ...) -> None: ...
 
 class RequestMark(_message.Message):
     __slots__ = ("request_id", "hash")

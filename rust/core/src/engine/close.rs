@@ -210,7 +210,7 @@ impl Engine {
         }
         if all[0] != 0 && state.stale_ms > 0 {
             // What those who leave have done counts after they are gone.
-            ops.push(Op::Stale { root: tree.root, due: state.stale_due() });
+            ops.push(Op::Stale { root: tree.root, stale_ms: state.stale_ms, due: state.stale_due() });
         }
         let uid = state.line(index).map_or(Uid(0), |l| l.uid);
         Ending { uid, receipt: own_receipt, lines: ended, turns, ready }
@@ -304,18 +304,17 @@ impl Engine {
 
 /// What became of the close of an earlier call; `None` if the session is open and none of its closes was this one.
 fn close_again(close: &CloseCall, row: &super::SessionRow) -> Result<Option<Vec<u8>>, crate::error::Refusal> {
-    let stored = if row.state == v1::SessionState::Open as i32 {
-        let facts = SessionFacts::decode(&row.facts[..]).ok();
-        let before = facts.and_then(|f| f.last_receipt).filter(|r| r.request.is_some());
-        match before {
-            Some(receipt) if repeats(receipt.request.as_ref(), close.mark.as_ref())? => Some(receipt),
-            _ => return Ok(None),
+    let past = SessionFacts::decode(&row.facts[..]).map(|f| f.past_receipts).unwrap_or_default();
+    for receipt in past.iter().rev().filter(|r| r.request.is_some()) {
+        if repeats(receipt.request.as_ref(), close.mark.as_ref())? {
+            return Ok(Some(closed_reply(Some(receipt), close.last_turn)));
         }
-    } else {
-        let stored = row.receipt.as_deref().and_then(|bytes| Receipt::decode(bytes).ok());
-        repeats(stored.as_ref().and_then(|r| r.request.as_ref()), close.mark.as_ref())?;
-        stored
-    };
+    }
+    if row.state == v1::SessionState::Open as i32 {
+        return Ok(None);
+    }
+    let stored = row.receipt.as_deref().and_then(|bytes| Receipt::decode(bytes).ok());
+    repeats(stored.as_ref().and_then(|r| r.request.as_ref()), close.mark.as_ref())?;
     Ok(Some(closed_reply(stored.as_ref(), close.last_turn)))
 }
 

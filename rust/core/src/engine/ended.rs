@@ -1,10 +1,10 @@
 //! What follows a close: the steps of clean-up, in whatever order a handler takes them, and ReopenSession.
 //!
-//! An ended session is not in memory; its row in the store is all there is of it. One call at a time may change it (a
-//! *claim*): it reads the row, decides, appends, and the next one reads when that is durable.
+//! An ended session is not in memory; its row in the store is all there is of it. One call at a time may change the ended
+//! sessions of a tree (a *claim*): it reads their rows, decides, appends, and the next one reads when that is durable.
 
 use super::reload::{Effect, Located, Purpose};
-use super::tree::{Line, Tenant, Tree, TreeState};
+use super::tree::{Line, Tree, TreeState};
 use super::{Answer, Call, Engine, Found, Moment, Pending, SessionRow, Work, closed, count, not_found, quarantined};
 use crate::error::{Quota, Reason, Refusal};
 use crate::gen_store::{Cleanup, Receipt, SessionFacts};
@@ -13,11 +13,17 @@ use crate::ids::{Uid, repeats};
 use crate::journal::{Held, Op, Reopen, Seq, Step};
 use parking_lot::Mutex;
 use prost::Message;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-/// The ended sessions that a call changes, by id, and the calls that wait for it.
-pub(crate) type Claims = Mutex<HashMap<Arc<str>, Vec<Pending>>>;
+/// The trees whose ended sessions a call may change, by root, and the calls that wait for it. By tree, because a session
+/// comes back with its descendants.
+pub(crate) type Claims = Mutex<HashMap<Uid, Vec<Pending>>>;
+
+/// How many of its closes and reopens a session remembers, for late repeats.
+const REMEMBERED: usize = 8;
+/// A tombstone that stands above others is looked at again after this time. Unit: milliseconds.
+const LATER_MS: i64 = 3_600_000;
 
 /// A dump that was read back and found whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,14 +44,17 @@ pub enum CleanupStep {
     Purge { records: Vec<Seq>, last: Seq, acknowledged: bool },
     /// Its content may not be deleted before it is acknowledged.
     Keep,
-    /// Deletes the tombstone.
+    /// Deletes the tombstone. Those below it are forgotten before: what is left of a tree shows where it was.
     Forget,
+    /// It may not be forgotten yet, for there is something below it.
+    Later,
 }
 
 #[derive(Debug)]
 pub(crate) struct StepCall {
     pub(crate) session_id: String,
     uid: Uid,
+    root: Uid,
     /// The row that the step was decided by.
     prev: Seq,
     step: CleanupStep,
@@ -71,47 +80,47 @@ impl Engine {
         &self,
         tenant: &str,
         session_id: &str,
-        uid: Uid,
+        (uid, root): (Uid, Uid),
         prev: Seq,
         step: CleanupStep,
         now: Moment,
     ) -> super::Outcome {
-        let call = Call::Step(Box::new(StepCall { session_id: session_id.to_owned(), uid, prev, step }));
+        let call = Call::Step(Box::new(StepCall { session_id: session_id.to_owned(), uid, root, prev, step }));
         self.start(call, tenant, 0, now)
     }
 
-    pub(crate) fn cleanup(&self, call: Pending, work: &mut Work) {
-        let id = call.call.session_id().to_owned();
-        if let Some(call) = self.claim(call, &id) {
+    pub(crate) fn cleanup(&self, call: Pending) {
+        let Call::Step(step) = &call.call else { return };
+        let (root, id) = (step.root, step.session_id.clone());
+        if let Some(call) = self.claim(call, root) {
             self.ask_row(call, &id, 0);
         }
-        let _ = work;
     }
 
-    /// Makes this the one call that may change the ended session, or parks it behind the one that is.
-    fn claim(&self, mut call: Pending, id: &str) -> Option<Pending> {
-        if call.claimed {
+    /// Makes this the one call that may change the ended sessions of a tree, or parks it behind the one that is.
+    fn claim(&self, mut call: Pending, root: Uid) -> Option<Pending> {
+        if call.claimed == Some(root) {
             return Some(call);
         }
-        let tenant = call.tenant.clone();
-        let mut claims = tenant.claims.lock();
-        if let Some(waiting) = claims.get_mut(id) {
+        let mut claims = self.claims.lock();
+        if let Some(waiting) = claims.get_mut(&root) {
             waiting.push(call);
             return None;
         }
-        claims.insert(id.into(), Vec::new());
-        call.claimed = true;
+        claims.insert(root, Vec::new());
+        call.claimed = Some(root);
         Some(call)
     }
 
     /// The claim is over: who waited for it runs from the start.
-    pub(crate) fn unclaim(&self, tenant: &Tenant, id: &str, work: &mut Work) {
-        work.calls.extend(tenant.claims.lock().remove(id).into_iter().flatten());
+    pub(crate) fn unclaim(&self, root: Uid, work: &mut Work) {
+        work.calls.extend(self.claims.lock().remove(&root).into_iter().flatten());
     }
 
     pub(crate) fn unclaim_call(&self, call: &mut Pending, work: &mut Work) {
-        if std::mem::take(&mut call.claimed) {
-            self.unclaim(&call.tenant, call.call.session_id(), work);
+        call.found = None;
+        if let Some(root) = call.claimed.take() {
+            self.unclaim(root, work);
         }
     }
 
@@ -123,10 +132,9 @@ impl Engine {
 
     /// The call's entry is in the journal: its claim is over when that is durable, or lost.
     fn hold_claim(&self, call: &mut Pending, tree: &Arc<Tree>, seq: Seq, work: &mut Work) {
-        call.claimed = false;
-        let id: Arc<str> = call.call.session_id().into();
-        if let Some(Held::Claim(tree, id)) = self.journal.hold(seq, Held::Claim(tree.clone(), id)) {
-            self.unclaim(&tree.tenant, &id, work);
+        call.claimed = None;
+        if let Some(Held::Claim(tree)) = self.journal.hold(seq, Held::Claim(tree.clone())) {
+            self.unclaim(tree.root, work);
         }
     }
 
@@ -143,7 +151,8 @@ impl Engine {
             return self.refuse_call(call, refusal, work);
         }
         let open = v1::SessionState::Open as i32;
-        let row = row.filter(|row| row.uid == step.uid && row.seq == step.prev && row.state != open);
+        let same = |row: &SessionRow| (row.uid, row.root, row.seq) == (step.uid, step.root, step.prev);
+        let row = row.filter(|row| same(row) && row.state != open);
         let planned = row.filter(|row| !self.is_quarantined(row.root)).and_then(|row| {
             let op = self.plan(&row, &step.step, now)?;
             Some((row, op))
@@ -175,7 +184,7 @@ impl Engine {
     fn plan(&self, row: &SessionRow, step: &CleanupStep, now: &mut Moment) -> Option<Op> {
         let sealed = row.state == v1::SessionState::Sealed as i32;
         let closed = v1::SessionState::Closed as i32;
-        let mut cleanup = cleanup_of(row);
+        let mut cleanup = cleanup_of(row)?;
         let later = |ms: u64| now.wall_ms.saturating_add(ms as i64).max(1);
         let mut made = Step {
             uid: row.uid,
@@ -230,6 +239,7 @@ impl Engine {
                     made.cleanup_due = later(self.limits.tombstone_retention_ms);
                 }
             }
+            CleanupStep::Later if cleanup.purged_ms > 0 => made.cleanup_due = now.wall_ms + LATER_MS,
             CleanupStep::Forget if cleanup.purged_ms > 0 => return Some(Op::Forget { uid: row.uid, prev: row.seq }),
             _ => return None,
         }
@@ -268,6 +278,7 @@ impl Engine {
                 let (uid, after) = (line.uid, state.last_seq);
                 if line.closed.is_some() {
                     drop(state);
+                    self.unclaim_call(&mut call, work);
                     self.ask_family(call, uid, after);
                 } else if line.born {
                     drop(state);
@@ -282,8 +293,6 @@ impl Engine {
     }
 
     fn ask_family(&self, call: Pending, uid: Uid, after: Seq) {
-        let id = call.call.session_id().to_owned();
-        let Some(call) = self.claim(call, &id) else { return };
         self.ask(after, Purpose::Family { call: Box::new(call) }, |id| Effect::Family { id, uid });
     }
 
@@ -304,18 +313,28 @@ impl Engine {
             self.unclaim_call(&mut call, work);
             return work.calls.push_back(call);
         };
-        let facts = SessionFacts::decode(&row.facts[..]).unwrap_or_default();
-        match repeats(facts.reopen_request.as_ref(), reopen.mark.as_ref()) {
-            Err(refusal) => return self.refuse_call(call, refusal, work),
-            Ok(true) => {
-                let id = row.session_id.clone();
-                self.unclaim_call(&mut call, work);
-                return self.ask_row(call, &id, 0);
+        let (id, uid, root) = (row.session_id.clone(), row.uid, row.root);
+        if call.claimed != Some(root) {
+            // Which tree it is of is known now: what was read before the claim is read again.
+            if let Some(call) = self.claim(call, root) {
+                self.ask_family(call, uid, 0);
             }
-            Ok(false) => {}
+            return;
+        }
+        let Some(facts) = facts_of(row) else {
+            return self.refuse_call(call, corrupt(&id, "its facts do not decode"), work);
+        };
+        for request in facts.reopen_requests.iter().rev() {
+            match repeats(Some(request), reopen.mark.as_ref()) {
+                Err(refusal) => return self.refuse_call(call, refusal, work),
+                Ok(true) => {
+                    self.unclaim_call(&mut call, work);
+                    return self.ask_row(call, &id, 0);
+                }
+                Ok(false) => {}
+            }
         }
         let close = close_of(row);
-        let id = row.session_id.clone();
         rows.retain(|row| row.session_id == id || close_of(row) == close);
         if let Some(refusal) = rows.iter().find_map(|row| may_reopen(row, &id)) {
             return self.refuse_call(call, refusal, work);
@@ -330,16 +349,21 @@ impl Engine {
         if self.is_quarantined(row.root) {
             return self.refuse_call(call, quarantined(&row.session_id), work);
         }
+        if call.tenant.directory.get(&row.session_id).is_some() {
+            // It has come back with another reopen, before this call had its claim.
+            self.unclaim_call(&mut call, work);
+            return work.calls.push_back(call);
+        }
         let parent = row.parent_session_id.clone();
         if row.depth == 0 {
             let tree = Arc::new(self.new_tree(row.root, call.tenant.clone()));
             let mut state = tree.state.lock();
             return self.reopen_at(call, &tree, &mut state, None, family, work, now);
         }
-        call = match self.locate(call, &parent, work) {
-            Located::Gone => return,
+        match self.locate(call, &parent, work) {
+            Located::Gone => {}
             Located::Absent(call) | Located::Ended(call, _) => {
-                return self.refuse_call(call, closed(&parent), work);
+                self.refuse_call(call, closed(&parent), work);
             }
             Located::At(call, tree, index) => {
                 let Some(mut state) = Self::still_at(&tree, index, &parent) else {
@@ -350,10 +374,11 @@ impl Engine {
                 if there && row.path.starts_with(&(state.path(index) + "/")) {
                     return self.reopen_at(call, &tree, &mut state, Some(index), family, work, now);
                 }
-                call
+                let mut call = call;
+                self.unclaim_call(&mut call, work);
+                self.reply(call.ticket, Err(closed(&parent)), &tree, &state, work);
             }
-        };
-        self.refuse_call(call, closed(&parent), work);
+        }
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -367,12 +392,23 @@ impl Engine {
         work: &mut Work,
         now: &mut Moment,
     ) {
-        if let Err(refusal) = self.check_return(state, parent, family) {
-            return self.refuse_call(call, refusal, work);
-        }
+        let returns = self.check_return(state, parent, family).and_then(|()| {
+            family
+                .iter()
+                .map(|row| facts_of(row).ok_or_else(|| corrupt(&row.session_id, "its facts do not decode")))
+                .collect()
+        });
+        let all_facts: Vec<SessionFacts> = match returns {
+            Ok(facts) => facts,
+            Err(refusal) => {
+                self.unclaim_call(&mut call, work);
+                // It may tell of a sibling that is not durable yet.
+                return self.reply(call.ticket, Err(refusal), tree, state, work);
+            }
+        };
         let Some(lines) = self.bring_back(tree, state, parent, family, work, now) else {
             // One of them is still in memory, on its way out: it is looked up again.
-            call.found = None;
+            self.unclaim_call(&mut call, work);
             return work.calls.push_back(call);
         };
         state.touch(now);
@@ -383,10 +419,12 @@ impl Engine {
         let appending = self.journal.append();
         let seq = appending.seq;
         let mut ops = Vec::with_capacity(lines.len());
-        for (&index, row) in lines.iter().zip(family) {
-            let mut facts = SessionFacts::decode(&row.facts[..]).unwrap_or_default();
-            facts.last_receipt = receipt_of(row);
-            facts.reopen_request = mark.take().or(facts.reopen_request);
+        for ((&index, row), mut facts) in lines.iter().zip(family).zip(all_facts) {
+            facts.past_receipts.extend(receipt_of(row));
+            facts.reopen_requests.extend(mark.take());
+            let (receipts, requests) = (facts.past_receipts.len(), facts.reopen_requests.len());
+            facts.past_receipts.drain(..receipts.saturating_sub(REMEMBERED));
+            facts.reopen_requests.drain(..requests.saturating_sub(REMEMBERED));
             if row.depth == 0 {
                 state.stale_ms = facts.stale_timeout_ms;
             }
@@ -397,6 +435,7 @@ impl Engine {
                 uid: row.uid,
                 prev: row.seq,
                 seq,
+                stale_ms: if row.depth == 0 { state.stale_ms } else { 0 },
                 stale_due,
                 active_ms: state.active_ms,
                 facts: facts.encode_to_vec(),
@@ -423,6 +462,12 @@ impl Engine {
             let quota = Quota { limit_name: "max_sessions_per_tree", limit, used, holders: Vec::new() };
             let message = format!("max_sessions_per_tree is {limit}; {used} in use, {} would return", family.len());
             return Err(Refusal::new(Reason::TreeSessions, message).with("returning", family.len()).quota(quota));
+        }
+        // Each needs what it stood below; a tombstone above it may be over by now.
+        let known: HashSet<&str> = family.iter().map(|row| &*row.session_id).collect();
+        if let Some(lost) = family.iter().skip(1).find(|row| !known.contains(&*row.parent_session_id)) {
+            let message = format!("what session {:?} stood below is deleted", lost.session_id);
+            return Err(Refusal::new(Reason::SessionPurged, message).with("session_id", &lost.session_id));
         }
         let name = family.first().map_or("", |row| name_of(&row.path));
         if parent.is_some_and(|parent| state.name_taken(parent, name)) {
@@ -501,23 +546,32 @@ fn name_of(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or("")
 }
 
+fn facts_of(row: &SessionRow) -> Option<SessionFacts> {
+    SessionFacts::decode(&row.facts[..]).ok()
+}
+
+fn corrupt(session_id: &str, what: &str) -> Refusal {
+    Refusal::new(Reason::SessionCorrupt, format!("session {session_id:?}: {what}")).with("session_id", session_id)
+}
+
 fn receipt_of(row: &SessionRow) -> Option<Receipt> {
     row.receipt.as_deref().and_then(|bytes| Receipt::decode(bytes).ok())
 }
 
-fn cleanup_of(row: &SessionRow) -> Cleanup {
-    row.cleanup.as_deref().and_then(|bytes| Cleanup::decode(bytes).ok()).unwrap_or_default()
+/// `None` if it does not decode.
+fn cleanup_of(row: &SessionRow) -> Option<Cleanup> {
+    row.cleanup.as_deref().map_or(Some(Cleanup::default()), |bytes| Cleanup::decode(bytes).ok())
 }
 
 /// Whether its content is deleted, in part or whole.
 pub(crate) fn is_purging(row: &SessionRow) -> bool {
-    row.cleanup.is_some() && cleanup_of(row).purging
+    cleanup_of(row).is_none_or(|cleanup| cleanup.purging)
 }
 
 /// The receipt of the close that came with, or first after, the record of this sequence: it may have been opened and
-/// closed again since. The last two closes are known.
+/// closed again since. The last few closes are known.
 pub(crate) fn receipt_since(row: &SessionRow, seq: Seq) -> Option<Receipt> {
-    let before = SessionFacts::decode(&row.facts[..]).ok().and_then(|facts| facts.last_receipt);
+    let before = facts_of(row).map(|facts| facts.past_receipts).unwrap_or_default();
     let after = |r: &Receipt| r.close_seq == 0 || r.close_seq as u64 >= seq;
     before.into_iter().chain(receipt_of(row)).find(after)
 }
@@ -529,7 +583,7 @@ fn close_of(row: &SessionRow) -> Option<(i64, i64)> {
 
 /// Why a session of the family cannot come back, if it cannot.
 fn may_reopen(row: &SessionRow, id: &str) -> Option<Refusal> {
-    if cleanup_of(row).purging {
+    if is_purging(row) {
         let message = format!("the content of session {:?} is deleted", row.session_id);
         return Some(Refusal::new(Reason::SessionPurged, message).with("session_id", &row.session_id));
     }
@@ -561,7 +615,7 @@ pub(crate) fn view(row: &SessionRow) -> Option<v1::Cleanup> {
     if row.state == v1::SessionState::Open as i32 {
         return None;
     }
-    let cleanup = cleanup_of(row);
+    let cleanup = cleanup_of(row).unwrap_or_default();
     let time = |ms: i64| (ms > 0).then(|| super::timestamp(ms));
     let sealed = row.state == v1::SessionState::Sealed as i32;
     let closed = receipt_of(row).map_or(0, |r| r.close_ms).max(cleanup.closed_ms);

@@ -114,8 +114,8 @@ pub(crate) struct Pending {
     pub(crate) arrival: Option<u64>,
     /// What was read for it alone.
     pub(crate) found: Option<Found>,
-    /// It is the one call that may change its session, which has ended; it runs to its end whoever waits for it.
-    pub(crate) claimed: bool,
+    /// It is the one call that may change ended sessions of this tree; it runs to its end whoever waits for it.
+    pub(crate) claimed: Option<Uid>,
     /// When it was last run, and for how long it has been parked for reads before that. Unit: milliseconds.
     pub(crate) ran_ms: u64,
     pub(crate) reload_ms: u64,
@@ -124,7 +124,7 @@ pub(crate) struct Pending {
 impl Pending {
     /// Whether it runs to its end though nobody waits for its answer any more.
     fn outlives_its_caller(&self) -> bool {
-        self.claimed || matches!(self.call, Call::Close(_))
+        self.claimed.is_some() || matches!(self.call, Call::Close(_))
     }
 }
 
@@ -271,6 +271,7 @@ pub struct Engine {
     logging: AtomicBool,
     due: Mutex<due::Due>,
     stale: Mutex<stale::Sweeper>,
+    claims: ended::Claims,
     /// Whether there is a dump target: ended sessions are SEALED until they are dumped.
     dumps: AtomicBool,
     /// Grows with every close that is durable: whoever cleans up looks again.
@@ -323,6 +324,7 @@ impl Engine {
             logging: AtomicBool::new(false),
             due: Mutex::default(),
             stale: Mutex::default(),
+            claims: ended::Claims::default(),
             dumps: AtomicBool::new(false),
             ended: AtomicU64::new(0),
             store_bytes: AtomicU64::new(0),
@@ -537,7 +539,7 @@ impl Engine {
             new_since: None,
             arrival: None,
             found: None,
-            claimed: false,
+            claimed: None,
             ran_ms: now.mono_ms,
             reload_ms: 0,
         }
@@ -555,7 +557,6 @@ impl Engine {
                 slots: Padded::new(SlotNode::new(self.limits.max_turns_per_tenant as u32)),
                 queue: Queue::default(),
                 directory: Directory::new(self.hash_seed),
-                claims: ended::Claims::default(),
             })
         };
         tenants.entry(name.clone()).or_insert_with(new).clone()
@@ -610,7 +611,7 @@ impl Engine {
             Call::FinishDue(_) => self.finish_due(call, work, now),
             Call::Ack(_) => self.ack_trajectories(call, work),
             Call::Reopen(_) => self.reopen_session(call, work, now),
-            Call::Step(_) => self.cleanup(call, work),
+            Call::Step(_) => self.cleanup(call),
             Call::Sweep(_) => self.sweep(call, work, now),
             Call::Get(_) | Call::Renew(_) | Call::Checkpoint(_) => {}
         }

@@ -330,17 +330,10 @@ impl Engine {
                     if let Some((_, stale_ms)) = root.zip(update.stale_timeout_ms) {
                         state.stale_ms = stale_ms;
                     }
-                    let due = root.zip(update.stale_timeout_ms).map(|(root, _)| (root, state.stale_due()));
-                    self.append_with(
-                        &tree,
-                        &mut state,
-                        index,
-                        now,
-                        |_, _, _| (),
-                        |_, _, ops| {
-                            ops.extend(due.map(|(root, due)| Op::Stale { root, due }));
-                        },
-                    );
+                    let (stale_ms, due) = (state.stale_ms, state.stale_due());
+                    let moved = root.filter(|_| update.stale_timeout_ms.is_some());
+                    let moved = moved.map(|root| Op::Stale { root, stale_ms, due });
+                    self.append_with(&tree, &mut state, index, now, |_, _, _| (), |_, _, ops| ops.extend(moved));
                 }
                 let session = Some(self.line_view(&state, index).to_proto());
                 let reply = v1::UpdateSessionResponse { session }.encode_to_vec();

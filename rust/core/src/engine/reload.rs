@@ -545,7 +545,9 @@ impl Engine {
             if row.parent.is_none() {
                 state.stale_ms = row.stale_ms;
                 // Sessions that have ended were active too: what they moved is the time before which it is not stale.
-                state.active_ms = state.active_ms.max(row.stale_due.saturating_sub(row.stale_ms.max(0) as u64));
+                if row.stale_ms > 0 {
+                    state.active_ms = state.active_ms.max(row.stale_due.saturating_sub(row.stale_ms as u64));
+                }
             }
             if let Some(bytes) = &row.lease {
                 let lease = Lease::decode(bytes, row.running, now);

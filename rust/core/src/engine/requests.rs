@@ -635,6 +635,9 @@ impl Call {
 /// A BeginTurn that says that the session quits is its CloseSession.
 fn last_turn(mut r: v1::BeginTurnRequest) -> Result<Call, Refusal> {
     ids::check_session_id("session_id", &r.session_id)?;
+    if r.validate_only {
+        return Err(Refusal::field("session_final", "ends the session: it cannot be validated only"));
+    }
     let mark = mark(&mut r, |r| &mut r.request_id)?;
     Ok(Call::Close(CloseCall { session_id: r.session_id, mark, reason: v1::CloseReason::Quit, last_turn: true }))
 }

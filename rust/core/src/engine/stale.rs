@@ -19,6 +19,8 @@ pub(crate) struct Sweeper {
     next_ms: u64,
     /// A look is under way.
     looking: bool,
+    /// One was asked for.
+    forced: bool,
     /// Where the next look of this series goes on.
     after: Option<StaleTree>,
 }
@@ -34,14 +36,17 @@ impl TreeState {
 impl Engine {
     /// Asks the store for trees that may be stale, once an interval.
     pub(crate) fn look_for_stale(&self, now: &Moment) {
-        if self.limits.sweep_interval_ms == 0 || self.admit_change().is_err() {
+        if self.admit_change().is_err() {
             return;
         }
         let after = {
             let mut stale = self.stale.lock();
-            if stale.looking || stale.next_ms > now.mono_ms {
+            // With an interval of 0 it is looked when it is asked for, and to the end of that series.
+            let never = self.limits.sweep_interval_ms == 0 && !stale.forced && stale.after.is_none();
+            if stale.looking || never || stale.next_ms > now.mono_ms {
                 return;
             }
+            stale.forced = false;
             stale.looking = true;
             stale.after.clone()
         };
@@ -60,7 +65,8 @@ impl Engine {
 
     /// Has the next sweep begin at once.
     pub fn sweep_now(&self) {
-        self.stale.lock().next_ms = 0;
+        let mut stale = self.stale.lock();
+        (stale.next_ms, stale.forced) = (0, true);
     }
 
     /// The answer to a Stale: trees in the order of their times, and when the next one after them is due.
@@ -87,7 +93,7 @@ impl Engine {
     /// The look must not be made now: it is made again at the next tick.
     pub(crate) fn look_for_stale_again(&self) {
         let mut stale = self.stale.lock();
-        (stale.looking, stale.next_ms) = (false, 0);
+        (stale.looking, stale.next_ms, stale.forced) = (false, 0, true);
     }
 
     /// The look could not be made: it is made again an interval later.
@@ -115,8 +121,9 @@ impl Engine {
         }
         let due = state.stale_due();
         if due == 0 || due > now.mono_ms {
-            let root = tree.root;
-            state.last_seq = self.journal.append().push(&tree, vec![Op::Stale { root, due }], Vec::new(), now.mono_ms);
+            let (root, stale_ms) = (tree.root, state.stale_ms);
+            state.last_seq =
+                self.journal.append().push(&tree, vec![Op::Stale { root, stale_ms, due }], Vec::new(), now.mono_ms);
             return;
         }
         count(&self.counters.trees_swept);

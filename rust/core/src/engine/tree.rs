@@ -29,8 +29,6 @@ pub(crate) struct Tenant {
     pub(crate) queue: Queue,
     /// Where each session in memory is.
     pub(crate) directory: super::directory::Directory,
-    /// Who changes ended sessions, one call for each at a time.
-    pub(crate) claims: super::ended::Claims,
 }
 
 /// One root session and its open descendants, as the header holds them.
@@ -260,7 +258,7 @@ pub(crate) struct Resident {
     /// The latest reward, and the latest InterruptSession with its answer.
     pub(crate) reward: Option<Box<LatestReward>>,
     pub(crate) interrupt_request: Option<Box<InterruptMark>>,
-    /// If it was closed and opened again: the receipt of that close, and the request that opened it.
+    /// If it was closed and opened again: what it keeps of that.
     pub(crate) reopened: Option<Box<Reopened>>,
     /// Fingerprints of the request_ids of all its records (what began and what ended their turns) and of its
     /// FinishTrajectory ones: a repeat is told from a new call without a read.
@@ -286,11 +284,11 @@ pub(crate) struct LatestReward {
     pub(crate) request: Option<(RequestMark, RewardedTurn)>,
 }
 
-/// What a session keeps of the close that it came back from.
+/// What a session keeps of the closes that it came back from, as SessionFacts has it.
 #[derive(Debug, Clone)]
 pub(crate) struct Reopened {
-    pub(crate) receipt: Option<Receipt>,
-    pub(crate) request: Option<RequestMark>,
+    pub(crate) receipts: Vec<Receipt>,
+    pub(crate) requests: Vec<RequestMark>,
 }
 
 /// An InterruptSession request, and what the session did and ran then.
@@ -319,10 +317,11 @@ impl Resident {
                 .as_ref()
                 .map_or(0, |m| size_of::<InterruptMark>() + m.mark.request_id.len() + m.mark.hash.len())
             + self.reopened.as_ref().map_or(0, |r| {
-                let marks = [r.request.as_ref(), r.receipt.as_ref().and_then(|r| r.request.as_ref())];
+                let of = |m: &RequestMark| size_of::<RequestMark>() + m.request_id.len() + m.hash.len();
+                let receipt = |r: &Receipt| size_of::<Receipt>() + r.dump_name.len() + r.request.as_ref().map_or(0, of);
                 size_of::<Reopened>()
-                    + marks.into_iter().flatten().map(|m| m.request_id.len() + 64).sum::<usize>()
-                    + 128
+                    + r.receipts.iter().map(receipt).sum::<usize>()
+                    + r.requests.iter().map(of).sum::<usize>()
             })
             + self.requests.capacity() * 8
             + self.attempts_ahead.capacity() * 4
@@ -366,8 +365,8 @@ impl Resident {
             interrupt_request: self.interrupt_request.as_ref().map(|m| m.mark.clone()),
             interrupt_activity: self.interrupt_request.as_ref().map_or(0, |m| m.activity as i32),
             interrupt_turn: self.interrupt_request.as_ref().map_or(0, |m| m.turn),
-            last_receipt: self.reopened.as_ref().and_then(|r| r.receipt.clone()),
-            reopen_request: self.reopened.as_ref().and_then(|r| r.request.clone()),
+            past_receipts: self.reopened.as_ref().map(|r| r.receipts.clone()).unwrap_or_default(),
+            reopen_requests: self.reopened.as_ref().map(|r| r.requests.clone()).unwrap_or_default(),
         }
     }
 
@@ -411,8 +410,8 @@ impl Resident {
         });
         let interrupt_activity = v1::Activity::try_from(facts.interrupt_activity).unwrap_or(v1::Activity::Idle);
         let interrupt_turn = facts.interrupt_turn;
-        let reopened = (facts.last_receipt.is_some() || facts.reopen_request.is_some())
-            .then(|| Box::new(Reopened { receipt: facts.last_receipt, request: facts.reopen_request }));
+        let reopened = (!facts.past_receipts.is_empty() || !facts.reopen_requests.is_empty())
+            .then(|| Box::new(Reopened { receipts: facts.past_receipts, requests: facts.reopen_requests }));
         Resident {
             labels: facts.labels,
             stale_timeout_ms: facts.stale_timeout_ms,

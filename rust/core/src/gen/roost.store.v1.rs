@@ -77,12 +77,12 @@ pub struct SessionFacts {
     /// Tries at the turns after that, which a rewind took back, in their order: their numbers' next tries count on.
     #[prost(uint32, repeated, tag = "24")]
     pub attempts_ahead: ::prost::alloc::vec::Vec<u32>,
-    /// The receipt of the last close, if the session was reopened since.
-    #[prost(message, optional, tag = "25")]
-    pub last_receipt: ::core::option::Option<Receipt>,
-    /// The latest ReopenSession request.
-    #[prost(message, optional, tag = "26")]
-    pub reopen_request: ::core::option::Option<RequestMark>,
+    /// The receipts of the closes that the session was reopened after, at most the last 8, oldest first.
+    #[prost(message, repeated, tag = "25")]
+    pub past_receipts: ::prost::alloc::vec::Vec<Receipt>,
+    /// The ReopenSession requests that bore a request_id, at most the last 8, oldest first.
+    #[prost(message, repeated, tag = "26")]
+    pub reopen_requests: ::prost::alloc::vec::Vec<RequestMark>,
 }
 /// A request_id and the hash of the request that bore it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

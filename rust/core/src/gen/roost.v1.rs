@@ -25,11 +25,11 @@ pub struct StaleTree {
 /// Response of Sweep.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SweepResponse {
-    /// The stale trees, at most 1,000. Without dry_run their closes follow at once; one in which something happens before
+    /// The stale trees among the 500 that have had the longest time. Without dry_run their closes follow at once; one in which something happens before
     /// that stays.
     #[prost(message, repeated, tag = "1")]
     pub trees: ::prost::alloc::vec::Vec<StaleTree>,
-    /// True if there are more.
+    /// True if there may be more.
     #[prost(bool, tag = "2")]
     pub more: bool,
 }

@@ -83,7 +83,8 @@ impl World {
     /// As [`Self::step`], decided by a row of this sequence.
     pub(crate) fn step_by(&mut self, id: &str, uid: Uid, seq: u64, step: CleanupStep) -> bool {
         let now = self.now();
-        let ticket = match self.engine.cleanup_step(TENANT, id, uid, seq, step, now) {
+        let root = self.store.sessions[&uid].row.root;
+        let ticket = match self.engine.cleanup_step(TENANT, id, (uid, root), seq, step, now) {
             Outcome::Ticket(ticket) => ticket,
             ended => panic!("it ended at once: {ended:?}"),
         };

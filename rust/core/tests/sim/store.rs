@@ -128,10 +128,10 @@ impl Store {
         for (_, close) in &batch.closes {
             ensure!(closes.insert(close.uid, close).is_none(), "a session is closed twice in a batch");
         }
-        for (_, root, due) in &batch.stales {
+        for (_, root, stale_ms, due) in &batch.stales {
             let session = self.sessions.get_mut(root).ok_or("the staleness of an unknown tree")?;
             ensure!(session.state == OPEN && session.row.depth == 0, "the staleness of what is no open root");
-            session.stale_due = *due;
+            (session.row.stale_ms, session.stale_due) = (*stale_ms, *due);
         }
         ensure!(batch.reopens.is_empty() || batch.sessions.is_empty() && batch.closes.is_empty(), "not alone");
         // Paths that are left are free before others take them.
@@ -145,7 +145,8 @@ impl Store {
             session.row.seq = reopen.seq;
             session.row.facts.clone_from(&reopen.facts);
             session.facts = SessionFacts::decode(&reopen.facts[..]).expect("facts decode");
-            ensure!(session.facts.last_receipt == session.receipt, "reopen of {id} loses its receipt");
+            ensure!(session.facts.past_receipts.last() == session.receipt.as_ref(), "reopen of {id} loses its receipt");
+            session.row.stale_ms = reopen.stale_ms;
             (session.state, session.receipt, session.cleanup) = (OPEN, None, None);
             (session.cleanup_due, session.stale_due) = (0, reopen.stale_due);
             session.reopens += 1;
@@ -239,7 +240,15 @@ impl Store {
             }
             touched.insert(step.uid);
         }
-        ensure!(batch.forgets.is_empty(), "nothing is forgotten here");
+        for (_, uid, prev) in &batch.forgets {
+            let session = self.sessions.remove(uid).ok_or("an unknown session is forgotten")?;
+            ensure!(session.row.seq == *prev && session.state == CLOSED, "{} is forgotten", session.row.session_id);
+            let purged = Cleanup::decode(&session.cleanup.unwrap_or_default()[..]).expect("it decodes").purged_ms;
+            ensure!(purged > 0, "I14: {} is forgotten, and not purged", session.row.session_id);
+            self.ids.remove(&(session.row.tenant.to_string(), session.row.session_id.to_string()));
+            self.trees.entry(session.row.root).or_default().remove(uid);
+            touched.remove(uid);
+        }
         self.last_seq = self.last_seq.max(batch.last_seq);
         for uid in &touched {
             self.check_session(*uid).map_err(|e| format!("{}: {e}", self.sessions[uid].row.session_id))?;
@@ -560,7 +569,8 @@ impl Store {
 
     pub(crate) fn read(&self, tenant: &str, id: &str) -> Option<SessionRow> {
         let s = self.by_id(tenant, id)?;
-        let id_of = |uid: Option<Uid>| uid.map(|u| self.sessions[&u].row.session_id.to_string()).unwrap_or_default();
+        let above = |uid: Option<Uid>| uid.and_then(|u| self.sessions.get(&u));
+        let id_of = |uid: Option<Uid>| above(uid).map(|s| s.row.session_id.to_string()).unwrap_or_default();
         Some(SessionRow {
             uid: s.row.uid,
             session_id: s.row.session_id.to_string(),
@@ -592,7 +602,9 @@ impl Store {
     pub(crate) fn family(&self, uid: Uid) -> Vec<SessionRow> {
         let Some(session) = self.sessions.get(&uid) else { return Vec::new() };
         let below = format!("{}/", session.row.path);
-        let in_it = |s: &&Session| s.row.uid == uid || (s.state != OPEN && s.row.path.starts_with(&below));
+        let close = |s: &Session| s.receipt.as_ref().map(|r| r.close_seq);
+        let same = |s: &Session| s.state != OPEN && close(s) == close(session);
+        let in_it = |s: &&Session| s.row.uid == uid || (same(s) && s.row.path.starts_with(&below));
         let mut family: Vec<&Session> = self.tree(session.row.root).filter(in_it).collect();
         family.sort_by_key(|s| (s.row.depth, s.row.uid));
         family.iter().filter_map(|s| self.read(&s.row.tenant, &s.row.session_id)).collect()

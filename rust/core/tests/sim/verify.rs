@@ -293,7 +293,7 @@ fn replied(store: &Store, call: &OpenCall, reply: &[u8]) -> Check {
             if !reply.closed {
                 return Ok(());
             }
-            if session.state == OPEN && (session.reopens > start.reopens || session.facts.last_receipt.is_some()) {
+            if session.state == OPEN && (session.reopens > start.reopens || !session.facts.past_receipts.is_empty()) {
                 return Ok(());
             }
             ensure!(session.state != OPEN, "I6: closed, and durably open");

@@ -221,7 +221,7 @@ impl World {
         let at = if ended.is_empty() { return } else { self.rng.below(ended.len().min(6)) };
         let session = ended[at];
         let (tenant, id) = (session.row.tenant.to_string(), session.row.session_id.to_string());
-        let (uid, prev) = (session.row.uid, session.row.seq);
+        let (uid, root, prev) = (session.row.uid, session.row.root, session.row.seq);
         let records: Vec<_> = self.store.line(session).take(3).map(|(seq, _)| seq).collect();
         let last = self.store.line(session).nth(3).map_or(0, |(seq, _)| seq);
         let acknowledged = session.trajectories.iter().all(|(_, acknowledged)| *acknowledged)
@@ -233,7 +233,7 @@ impl World {
             _ => CleanupStep::Purge { records, last, acknowledged },
         };
         let now = self.now();
-        match self.engine.cleanup_step(&tenant, &id, uid, prev, step, now) {
+        match self.engine.cleanup_step(&tenant, &id, (uid, root), prev, step, now) {
             Outcome::Ticket(ticket) => drop(self.steps.insert(ticket)),
             Outcome::Reply(reply) => self.count(format!("step {}", String::from_utf8_lossy(&reply))),
             Outcome::Refused(_) => {}
