@@ -239,7 +239,7 @@ def fill(data_dir: Path, count: int) -> None:
         def records(self) -> list[tuple[Any, ...]]:
             return []
 
-        statuses = closes = rewards = finished = acks = records
+        statuses = closes = rewards = finished = acks = keys = revoked_keys = records
 
         def split(self) -> list[Filling]:
             return [self]

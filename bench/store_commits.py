@@ -78,7 +78,7 @@ class Rows:
     def statuses(self) -> list[tuple[Any, ...]]:
         return []
 
-    closes = rewards = finished = acks = statuses
+    closes = rewards = finished = acks = keys = revoked_keys = statuses
 
     def split(self) -> list[Rows]:
         return [self]

@@ -112,6 +112,24 @@ class SessionClose(NamedTuple):
     receipt: bytes  # roost.store.v1.Receipt
 
 
+class ApiKeyRow(NamedTuple):
+    """A key of a tenant, without the key."""
+
+    key_id: bytes  # UUIDv7
+    tenant: str
+    hash: bytes  # 32 bytes; what a presented key is compared with
+    create_ms: int
+    revoke_ms: int  # 0: it is active
+    request: bytes | None  # roost.store.v1.RequestMark of the CreateApiKey
+
+
+class ApiKeyRevoke(NamedTuple):
+    """An active key was revoked."""
+
+    key_id: bytes
+    revoke_ms: int
+
+
 class Batch(Protocol):
     """What one `append` stores, whole or not at all. Made by the engine (`roost._core.Batch`)."""
 
@@ -130,6 +148,8 @@ class Batch(Protocol):
     def rewards(self) -> list[tuple[Any, ...]]: ...
     def finished(self) -> list[tuple[Any, ...]]: ...
     def acks(self) -> list[tuple[Any, ...]]: ...
+    def keys(self) -> list[tuple[Any, ...]]: ...
+    def revoked_keys(self) -> list[tuple[Any, ...]]: ...
     def split(self) -> Sequence[Batch]:
         """One batch a tree, in the order of their first entries."""
 
@@ -186,6 +206,7 @@ class Found(NamedTuple):
     root: bytes
     state: int
     rows: list[HeaderRow]
+    parent: bytes  # b"" for a root
 
 
 class SessionRow(NamedTuple):
@@ -305,6 +326,7 @@ class Store(Protocol):
     store_id: str  # 8 hex characters, made with the store
     epoch: int  # grows by one at each open; every append checks it
     last_seq: int  # highest journal sequence stored at open
+    secret: bytes  # 32 bytes made with the store and kept apart from its rows: what keys are made from
 
     def append(self, shard: int, epoch: int, first_seq: int, batch: Batch) -> Outcome:
         """Store the batch in one durable transaction. Raises StoreFailed where the outcome is unknown."""
@@ -366,6 +388,9 @@ class Store(Protocol):
     def due(self, until_ms: int, after: tuple[int, bytes] | None, limit: int) -> tuple[list[DueRow], int | None]:
         """At most `limit` sessions whose finish is due by then, in order of (time, uid), behind `after`; and the time
         of the next one after them."""
+
+    def api_keys(self) -> list[ApiKeyRow]:
+        """All keys of tenants, revoked ones too. What start-up loads."""
 
     def sizes(self) -> dict[str, int]:
         """Bytes of the store's files, by name ("store_bytes", "wal_bytes", "reserve_bytes")."""

@@ -12,7 +12,7 @@ from functools import cache
 from itertools import chain
 from typing import Any
 
-from .base import Batch, RecordInsert, RewardUpsert, SessionClose, SessionUpsert, TrajectoryInsert
+from .base import ApiKeyRow, Batch, RecordInsert, RewardUpsert, SessionClose, SessionUpsert, TrajectoryInsert
 
 MAX_ROWS = 64
 OPEN_STATE = 1  # roost.v1.SESSION_STATE_OPEN
@@ -90,6 +90,16 @@ _KINDS: dict[str, tuple[int, str, str]] = {
         "UPDATE trajectory SET ack_ms = iif(ack_ms = 0, v.column3, ack_ms) FROM (VALUES ",
         ") AS v WHERE trajectory.session = v.column1 AND trajectory.number = v.column2",
     ),
+    "insert_key": (
+        6,
+        f"INSERT INTO api_key ({', '.join(ApiKeyRow._fields)}) VALUES ",
+        "",
+    ),
+    "revoke_key": (
+        2,
+        "UPDATE api_key SET revoke_ms = v.column2 FROM (VALUES ",
+        ") AS v WHERE api_key.key_id = v.column1 AND api_key.revoke_ms = 0",
+    ),
 }
 
 
@@ -157,6 +167,8 @@ class Plan:
         self._rewards = batch.rewards()
         self._finished = [(*row, 0) for row in batch.finished()]
         self._acks = batch.acks()
+        self._keys = batch.keys()
+        self._revoked_keys = batch.revoked_keys()
         self.may_reopen = len(staying) > 0
 
     def statements(self, reopen: bool) -> Iterator[tuple[str, Row, int]]:
@@ -173,6 +185,8 @@ class Plan:
         yield from chunks("set_reward", self._rewards)
         yield from chunks("insert_trajectory", self._finished)
         yield from chunks("acknowledge", self._acks)
+        yield from chunks("insert_key", self._keys)
+        yield from chunks("revoke_key", self._revoked_keys)
 
 
 def _closed(row: Row, close: Row) -> tuple[Row, bytes]:

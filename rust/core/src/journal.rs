@@ -4,9 +4,10 @@
 //! the journal keeps every cap. One batch is in flight at a time. An answer about a tree is held until the tree's last
 //! entry is durable (I6). A refused batch takes all queued behind it.
 
-use crate::engine::{Answer, Event, Tree};
-use crate::gen_store::Receipt;
+use crate::engine::{Answer, Event, KEYS_ROOT, KeyChange, Tree};
+use crate::gen_store::{Receipt, RequestMark};
 use crate::ids::Uid;
+use crate::keys::KeyHash;
 use crate::residency::Handle;
 use parking_lot::{Mutex, MutexGuard};
 use prost::Message;
@@ -85,6 +86,19 @@ pub struct Close {
     pub receipt: Receipt,
 }
 
+/// The key of a tenant, without the key.
+#[derive(Debug, Clone)]
+pub struct KeyRow {
+    pub id: Uid,
+    pub tenant: Arc<str>,
+    pub hash: KeyHash,
+    pub create_ms: i64,
+    /// 0: it is active.
+    pub revoke_ms: i64,
+    /// What made it.
+    pub request: Option<RequestMark>,
+}
+
 /// One row operation.
 #[derive(Debug, Clone)]
 pub enum Op {
@@ -108,6 +122,12 @@ pub enum Op {
         number: u32,
         ack_ms: i64,
     },
+    Key(Box<KeyRow>),
+    /// A key was revoked, at this wall-clock millisecond.
+    RevokeKey {
+        id: Uid,
+        revoke_ms: i64,
+    },
 }
 
 impl Op {
@@ -117,6 +137,7 @@ impl Op {
             Op::Upsert(r) => r.facts.len() + len(&r.lease) + r.session_id.len() + r.path.len(),
             Op::Append(r) => r.meta.len() + len(&r.tokens) + len(&r.state) + len(&r.arrays) + len(&r.content),
             Op::Status { .. } | Op::Reward { .. } | Op::Finish(_) | Op::Ack { .. } => 0,
+            Op::Key(_) | Op::RevokeKey { .. } => 0,
             Op::Close(c) => c.receipt.encoded_len(),
         };
         (variable + 256) as u64
@@ -151,6 +172,8 @@ pub(crate) enum Held {
     Event(Box<Event>),
     /// A trajectory of this tree is READY: who follows an export is told.
     Ready(Uid, Seq),
+    /// What becomes of a key.
+    Key(KeyChange),
 }
 
 /// Rows to store in one transaction.
@@ -167,6 +190,8 @@ pub struct Batch {
     pub rewards: Vec<(u32, Uid, Seq, f64)>,
     pub finished: Vec<(u32, Finished)>,
     pub acks: Vec<(u32, Uid, u32, i64)>,
+    pub keys: Vec<(u32, KeyRow)>,
+    pub revoked_keys: Vec<(u32, Uid, i64)>,
 }
 
 /// What a batch holds already.
@@ -197,6 +222,8 @@ impl Batch {
             Op::Close(close) => self.closes.push((root, *close)),
             Op::Reward { session, seq, value } => self.rewards.push((root, session, seq, value)),
             Op::Finish(finished) => self.finished.push((root, *finished)),
+            Op::Key(key) => self.keys.push((root, *key)),
+            Op::RevokeKey { id, revoke_ms } => self.revoked_keys.push((root, id, revoke_ms)),
             Op::Ack { session, number, ack_ms } => {
                 // Twice in one batch is once: the store counts the rows that change.
                 if folded.acks.insert((session, number)) {
@@ -220,6 +247,8 @@ impl Batch {
                 rewards: self.rewards.iter().filter(|r| r.0 == n).map(|r| (0, r.1, r.2, r.3)).collect(),
                 finished: self.finished.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),
                 acks: self.acks.iter().filter(|r| r.0 == n).map(|r| (0, r.1, r.2, r.3)).collect(),
+                keys: self.keys.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),
+                revoked_keys: self.revoked_keys.iter().filter(|r| r.0 == n).map(|r| (0, r.1, r.2)).collect(),
             })
             .collect()
     }
@@ -412,6 +441,7 @@ impl Journal {
                     Held::Effect(_, root) => root.is_none_or(|r| quarantine.contains(&r)),
                     Held::Event(e) => quarantine.contains(&e.root),
                     Held::Ready(root, _) => quarantine.contains(root),
+                    Held::Key(_) => quarantine.contains(&KEYS_ROOT),
                 });
                 out.lost_held.extend(gone);
                 inner.held.insert(held.0, kept);

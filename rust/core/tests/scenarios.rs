@@ -11,7 +11,7 @@ mod store;
 
 use prost::Message;
 use rng::Rng;
-use roost_core::engine::{Appended, Effect, Engine, Method, Moment, Outcome};
+use roost_core::engine::{Appended, Caller, Effect, Engine, Method, Moment, Outcome};
 use roost_core::error::{Reason, Refusal};
 use roost_core::limits::Limits;
 use roost_core::proto::v1;
@@ -121,7 +121,7 @@ impl World {
     /// Starts a call, which waits for the store.
     fn start(&mut self, method: Method, request: &impl Message) -> u64 {
         let now = self.now();
-        match self.engine.call(method, &request.encode_to_vec(), TENANT, 0, now) {
+        match self.engine.call(method, &request.encode_to_vec(), &Caller::of(TENANT), 0, now) {
             Outcome::Ticket(ticket) => ticket,
             ended => panic!("it ended at once: {ended:?}"),
         }
@@ -135,7 +135,7 @@ impl World {
 
     fn call<R: Message + Default>(&mut self, method: Method, request: &impl Message) -> Result<R, Reason> {
         let now = self.now();
-        let ticket = match self.engine.call(method, &request.encode_to_vec(), TENANT, 0, now) {
+        let ticket = match self.engine.call(method, &request.encode_to_vec(), &Caller::of(TENANT), 0, now) {
             Outcome::Ticket(ticket) => ticket,
             Outcome::Reply(reply) => return Ok(R::decode(&reply[..]).expect("a reply decodes")),
             Outcome::Refused(refusal) => return Err(refusal.reason),
@@ -275,7 +275,7 @@ fn what_one_call_writes_is_one_batch() {
             _ => {}
         }
         let now = world.now();
-        let outcome = world.engine.call(method, &request, TENANT, 0, now);
+        let outcome = world.engine.call(method, &request, &Caller::of(TENANT), 0, now);
         assert!(matches!(outcome, Outcome::Ticket(_)), "{outcome:?}");
         assert!(world.append(true));
         assert!(!world.append(true), "{method:?} wrote a second batch");

@@ -40,6 +40,8 @@ class FakeBatch:
     reward_rows: list[tuple[Any, ...]] = field(default_factory=list)
     finished_rows: list[tuple[Any, ...]] = field(default_factory=list)
     ack_rows: list[tuple[Any, ...]] = field(default_factory=list)
+    key_rows: list[tuple[Any, ...]] = field(default_factory=list)
+    revoked_key_rows: list[tuple[Any, ...]] = field(default_factory=list)
 
     def sessions(self) -> list[tuple[Any, ...]]:
         return self.session_rows
@@ -61,6 +63,12 @@ class FakeBatch:
 
     def acks(self) -> list[tuple[Any, ...]]:
         return self.ack_rows
+
+    def keys(self) -> list[tuple[Any, ...]]:
+        return self.key_rows
+
+    def revoked_keys(self) -> list[tuple[Any, ...]]:
+        return self.revoked_key_rows
 
     def split(self) -> list[FakeBatch]:
         raise NotImplementedError

@@ -47,7 +47,7 @@ impl Engine {
             Located::Gone => {}
             Located::Absent(call) => self.refuse(call.ticket, not_found(&id), work),
             // Closing again returns the receipt.
-            Located::Ended(call, _) => self.ask_row(call, &id, 0),
+            Located::Ended(call, ..) => self.ask_row(call, &id, 0),
             Located::At(call, tree, index) => match Self::still_at(&tree, index, &id) {
                 Some(mut state) => self.close_at(call, &id, &tree, &mut state, index, work, now),
                 None => work.calls.push_back(call),
@@ -247,7 +247,7 @@ impl Engine {
             (Call::Close(close), Some(row)) => close_again(close.mark.as_ref(), &row),
             (_, Some(row)) => self
                 .row_view(&call.tenant, &row)
-                .map(|view| v1::GetSessionResponse { session: Some(view.to_proto()) }.encode_to_vec()),
+                .map(|view| v1::GetSessionResponse { session: Some(view.shown(call.outline)) }.encode_to_vec()),
         };
         work.answers.push(Answer { ticket: call.ticket, result, after: 0, root: None });
     }

@@ -101,6 +101,7 @@ impl Engine {
             match held {
                 Held::Answer(answer) => self.deliver(answer.ticket, Err(not_stored()), work),
                 Held::Effect(id, _) => self.lost_effect(id, work),
+                Held::Key(change) => self.keys.lost(change),
                 Held::Cleanup(..) | Held::Event(_) | Held::Ready(..) => {}
             }
         }
@@ -111,6 +112,7 @@ impl Engine {
                 Held::Cleanup(tree, closed) => self.clean_up(&tree, closed, now),
                 Held::Event(event) => self.emit(*event, now),
                 Held::Ready(_, seq) => self.ready(seq),
+                Held::Key(change) => self.keys.happened(change),
             }
         }
         if reread {

@@ -92,6 +92,8 @@ pub struct HeaderRow {
 pub struct FoundSession {
     pub uid: Uid,
     pub root: Uid,
+    /// `None` for a root.
+    pub parent: Option<Uid>,
     pub state: i32,
     pub rows: Vec<HeaderRow>,
 }
@@ -182,7 +184,8 @@ pub(crate) struct Effects {
 pub(crate) enum Located {
     At(Pending, Arc<Tree>, u32),
     Absent(Pending),
-    Ended(Pending, Uid),
+    /// Its parent, unless it is a root.
+    Ended(Pending, Uid, Option<Uid>),
     /// Parked, or refused.
     Gone,
 }
@@ -198,7 +201,7 @@ impl Engine {
         if let Some(at) = call.known.iter().position(|(known, _)| &**known == id) {
             return match call.known.swap_remove(at).1 {
                 Known::Absent => Located::Absent(call),
-                Known::Ended(uid) => Located::Ended(call, uid),
+                Known::Ended(uid, parent) => Located::Ended(call, uid, parent),
                 Known::Quarantined => {
                     self.refuse_part(call, super::quarantined(id), work);
                     Located::Gone
@@ -423,7 +426,7 @@ impl Engine {
         let mut work = Work::default();
         let known = match found {
             None => Some(Known::Absent),
-            Some(f) if f.state != v1::SessionState::Open as i32 => Some(Known::Ended(f.uid)),
+            Some(f) if f.state != v1::SessionState::Open as i32 => Some(Known::Ended(f.uid, f.parent)),
             Some(f) if self.recovery.lock().quarantined.contains(&f.root) => Some(Known::Quarantined),
             Some(f) => {
                 count(&self.counters.header_loads);

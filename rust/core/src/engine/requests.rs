@@ -2,15 +2,19 @@
 //!
 //! Nothing here looks at a session; a request that fails here has touched nothing (I22).
 
+use super::access::Rule;
+use super::keyring::{CreateKey, ListKeys, parse_key_id};
 use crate::chain::digest;
 use crate::checkpoint::TOKEN;
 use crate::error::{Reason, Refusal};
 use crate::gen_store::{self as store, RequestMark};
 use crate::gen_v1 as v1;
-use crate::ids::{self, LeaseToken, TrajectoryId};
+use crate::ids::{self, LeaseToken, TrajectoryId, Uid};
+use crate::keys::SessionRef;
 use crate::limits::{LEASE_MS, Limits, MAX_FINISH_AFTER_MS};
 use prost::Message;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
 
 /// The RPCs that the engine answers, numbered for the boundary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +33,9 @@ pub enum Method {
     FinishTrajectory,
     AckTrajectories,
     GetCheckpoint,
+    CreateApiKey,
+    RevokeApiKey,
+    ListApiKeys,
 }
 
 impl Method {
@@ -48,7 +55,17 @@ impl Method {
         ("/roost.v1.TrajectoryService/AckTrajectories", Method::AckTrajectories),
         // One part of its stream a call; the transport asks for the next.
         ("/roost.v1.TurnService/GetCheckpoint", Method::GetCheckpoint),
+        ("/roost.v1.AdminService/CreateApiKey", Method::CreateApiKey),
+        ("/roost.v1.AdminService/RevokeApiKey", Method::RevokeApiKey),
+        ("/roost.v1.AdminService/ListApiKeys", Method::ListApiKeys),
     ];
+
+    /// What may be done with it. `None`: nothing, by nobody.
+    pub(crate) fn rule(self) -> Option<Rule> {
+        static RULES: LazyLock<Vec<Option<Rule>>> =
+            LazyLock::new(|| Method::ALL.iter().map(|(name, _)| Rule::of(name)).collect());
+        RULES.get(self as usize).copied().flatten()
+    }
 }
 
 #[derive(Debug)]
@@ -66,6 +83,7 @@ pub(crate) struct Open {
     pub(crate) options: OpenOptions,
     pub(crate) return_existing: bool,
     pub(crate) validate_only: bool,
+    pub(crate) mint_key: bool,
 }
 
 #[derive(Debug)]
@@ -220,6 +238,9 @@ pub(crate) enum Call {
     Finish(Finish),
     Ack(Ack),
     Checkpoint(Checkpoint),
+    CreateKey(CreateKey),
+    RevokeKey(Uid),
+    ListKeys(ListKeys),
     /// The engine's own: finish the active trajectory of this session if it is due.
     FinishDue(String),
     /// The engine's own: end the grant of this fence, whose lease ran out.
@@ -445,7 +466,7 @@ fn span(t: v1::TokenSpan) -> Result<Span, Refusal> {
 }
 
 impl Call {
-    /// The session it addresses; empty for RenewTurns and AckTrajectories, which address many.
+    /// The session it addresses; empty for RenewTurns and AckTrajectories, which address many, and for what is about keys.
     pub(crate) fn session_id(&self) -> &str {
         match self {
             Call::Open(c) => &c.session_id,
@@ -459,7 +480,7 @@ impl Call {
             Call::Finish(c) => &c.session_id,
             Call::Checkpoint(c) => &c.session_id,
             Call::Expire { session_id, .. } => session_id,
-            Call::Renew(_) | Call::Ack(_) => "",
+            Call::Renew(_) | Call::Ack(_) | Call::CreateKey(_) | Call::RevokeKey(_) | Call::ListKeys(_) => "",
         }
     }
 
@@ -468,7 +489,14 @@ impl Call {
         matches!(self, Call::Begin(begin) if begin.want_provisional)
     }
 
-    pub(crate) fn parse(method: Method, bytes: &[u8], tenant: &str, limits: &Limits) -> Result<Call, Refusal> {
+    /// `own`: the session whose key the call bears.
+    pub(crate) fn parse(
+        method: Method,
+        bytes: &[u8],
+        tenant: &str,
+        own: Option<&SessionRef>,
+        limits: &Limits,
+    ) -> Result<Call, Refusal> {
         Ok(match method {
             Method::OpenSession => {
                 let mut r: v1::OpenSessionRequest = message(bytes)?;
@@ -479,7 +507,9 @@ impl Call {
                     let id = mark
                         .as_ref()
                         .ok_or_else(|| Refusal::field("session_id", "give one, or a request_id to derive it from"))?;
-                    r.session_id = ids::derived_session_id(tenant, &id.request_id);
+                    // Of a session's own, so that it does not meet those of others. No tenant's name has a slash.
+                    let space = own.map(|own| format!("{tenant}/{}", own.uid));
+                    r.session_id = ids::derived_session_id(space.as_deref().unwrap_or(tenant), &id.request_id);
                 }
                 ids::check_session_id("session_id", &r.session_id)?;
                 let options = options(r.options.unwrap_or_default(), limits)?;
@@ -490,6 +520,7 @@ impl Call {
                     options,
                     return_existing: if_exists == v1::IfExists::Return,
                     validate_only: r.validate_only,
+                    mint_key: r.mint_key,
                 })
             }
             Method::GetSession => {
@@ -600,6 +631,16 @@ impl Call {
                     from: r.from_offset,
                 })
             }
+            Method::CreateApiKey => {
+                let mut r: v1::CreateApiKeyRequest = message(bytes)?;
+                let mark = mark(&mut r, |r| &mut r.request_id)?;
+                Call::CreateKey(CreateKey::of(r, mark)?)
+            }
+            Method::RevokeApiKey => {
+                let r: v1::RevokeApiKeyRequest = message(bytes)?;
+                Call::RevokeKey(parse_key_id(&r.key_id)?)
+            }
+            Method::ListApiKeys => Call::ListKeys(ListKeys::of(message(bytes)?)?),
         })
     }
 }

@@ -248,6 +248,7 @@ impl Engine {
             self.refuse(call.ticket, refusal, &mut work);
             return self.finish(&mut work, &mut now);
         }
+        let reached = self.reached(&call);
         let mut found = found.into_iter();
         let mut ops: BTreeMap<Uid, (String, Vec<Op>)> = BTreeMap::new();
         let mut results = Vec::with_capacity(ack.wanted.len());
@@ -260,6 +261,7 @@ impl Engine {
                 }
             };
             let there = found.next().flatten().filter(|f| f.tenant == *call.tenant.name);
+            let there = there.filter(|_| reached.as_ref().is_none_or(|r| r.contains(&id.session)));
             results.push(match there {
                 None => ack_result(Some(&trajectory_not_found(*id)), false),
                 Some(there) if self.recovery.lock().quarantined.contains(&there.root) => {

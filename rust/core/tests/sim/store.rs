@@ -444,7 +444,7 @@ impl Store {
     pub(crate) fn find(&self, tenant: &str, id: &str) -> Option<FoundSession> {
         let s = self.by_id(tenant, id)?;
         let rows = if s.state == OPEN { self.header(s.row.root).1 } else { Vec::new() };
-        Some(FoundSession { uid: s.row.uid, root: s.row.root, state: s.state, rows })
+        Some(FoundSession { uid: s.row.uid, root: s.row.root, parent: s.row.parent, state: s.state, rows })
     }
 
     pub(crate) fn read(&self, tenant: &str, id: &str) -> Option<SessionRow> {

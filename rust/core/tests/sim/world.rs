@@ -5,7 +5,7 @@ use super::rng::Rng;
 use super::store::Store;
 use super::verify::{Ledger, Start};
 use roost_core::engine::{
-    Appended, DueSession, Effect, Engine, FoundSession, FoundTrajectory, HeaderRow, LoadedSession, Moment, Outcome,
+    Appended, Caller, DueSession, Effect, Engine, FoundSession, FoundTrajectory, HeaderRow, LoadedSession, Moment, Outcome,
     SessionRow, Space,
 };
 use roost_core::error::Refusal;
@@ -207,7 +207,7 @@ impl World {
         let (method, bytes) = call.req.encode();
         let connection = 1 + self.rng.below(3) as u64;
         let now = self.now();
-        match self.engine.call(method, &bytes, TENANTS[call.tenant], connection, now) {
+        match self.engine.call(method, &bytes, &Caller::of(TENANTS[call.tenant]), connection, now) {
             Outcome::Reply(reply) => self.answered(&call, Ok(reply)),
             Outcome::Refused(refusal) => self.answered(&call, Err(refusal)),
             Outcome::Ticket(ticket) => {
@@ -231,7 +231,7 @@ impl World {
                 self.ledger.gave_up(call);
                 let (method, bytes) = call.req.encode();
                 let now = self.now();
-                self.engine.undelivered(method, &bytes, &reply, TENANTS[call.tenant], now);
+                self.engine.undelivered(method, &bytes, &reply, &Caller::of(TENANTS[call.tenant]), now);
             } else {
                 self.clients.learn(call.tenant, &call.req, &reply);
                 if let Some(grant) = self.ledger.acknowledged(&self.store, call, &reply)? {
