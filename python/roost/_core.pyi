@@ -71,11 +71,9 @@ class Engine:
     ) -> bytes | int | Refusal:
         """Run one RPC: the encoded reply, a refusal, or a ticket whose end `completed` yields. `authorization` and
         `tenant` are the metadata `authorization` and `x-roost-tenant`, empty where there are none."""
-    def authorize(
-        self, path: str, authorization: str, tenant: str
-    ) -> tuple[str, tuple[str, bytes] | None] | Refusal:
-        """Whether a caller may use a method that the engine does not answer: its tenant, and the id and uid of the session
-        whose key it bears (what that reaches is for the handler to look at); or a refusal."""
+    def authorize(self, path: str, authorization: str, tenant: str) -> tuple[str, tuple[str, bytes] | None] | Refusal:
+        """Whether a caller may use a method that the engine does not answer: its tenant, and the id and uid of the
+        session whose key it bears (what that reaches is for the handler to look at); or a refusal."""
     def keys_required(self) -> bool:
         """Whether a call without a key is refused."""
     def completed(self) -> list[tuple[int, bytes | Refusal]]:

@@ -1,5 +1,5 @@
-"""I17: what a session's key reaches, by every method, in memory or not: its session and the descendants; of its tree the
-outline; nothing else, and nothing tells that there is anything else."""
+"""I17: what a session's key reaches, by every method, in memory or not: its session and the descendants; of its tree
+the outline; nothing else, and nothing tells that there is anything else."""
 
 from __future__ import annotations
 
@@ -189,7 +189,11 @@ def test_i17_its_exports_are_of_its_own(trees: Trees, agent: Api) -> None:
     found = agent.exported(trajectory_ids=[trees.ready[name] for name in ("a", "a1", "a0")])
     assert [done.session.session_id for done in found] == ["a", "a1", "a0"]
     with keyed(trees.server, trees.keys["root"]) as root:
-        assert {d.session.session_id for d in root.exported(root_session_id="root")} == {*PARENTS} - {"other", "o1", "b0x"}
+        assert {d.session.session_id for d in root.exported(root_session_id="root")} == {*PARENTS} - {
+            "other",
+            "o1",
+            "b0x",
+        }
 
 
 def test_i17_renewals_and_acknowledgements_are_looked_at_one_by_one(trees: Trees, agent: Api) -> None:
@@ -336,7 +340,9 @@ def test_a_key_of_an_id_that_another_session_has_is_no_key(tmp_path: Path) -> No
         with keyed(two, key) as api:
             for path in METHODS:
                 if RULES[path] != "admin":
-                    request = None if RULES[path] == "each" else about(path.rpartition("/")[2], "root", Trees(two, "", ""))
+                    request = (
+                        None if RULES[path] == "each" else about(path.rpartition("/")[2], "root", Trees(two, "", ""))
+                    )
                     refusal = said(api, path, request)
                     assert refusal is not None
                     assert refusal.reason == "KEY_INVALID", path

@@ -1,4 +1,5 @@
-"""API keys over a real server: three kinds, none accepted for another; made, repeated, rotated, revoked (I5, I17, I21, I25)."""
+"""API keys over a real server: three kinds, none accepted for another; made, repeated, rotated, revoked (I5, I17, I21,
+I25)."""
 
 from __future__ import annotations
 

@@ -61,7 +61,9 @@ def _root(
     api_key_file: Annotated[
         str,
         typer.Option(
-            envvar="ROOST_API_KEY_FILE", help="File with the API key to call with; or set ROOST_API_KEY.", metavar="FILE"
+            envvar="ROOST_API_KEY_FILE",
+            help="File with the API key to call with; or set ROOST_API_KEY.",
+            metavar="FILE",
         ),
     ] = "",
     tenant: Annotated[

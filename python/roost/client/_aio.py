@@ -556,8 +556,8 @@ class AsyncClient:
     async def create_api_key(
         self, tenant: str = "", *, request_id: str | None = None, timeout: float | None = None
     ) -> admin.CreateApiKeyResponse:
-        """Make a key of a tenant ("": default). The answer's `key` is shown here only; a repeat with the same request_id
-        shows it again. Raises TenantKeys (two are active), KeysOff, KeyLost, KeyScope."""
+        """Make a key of a tenant ("": default). The answer's `key` is shown here only; a repeat with the same
+        request_id shows it again. Raises TenantKeys (two are active), KeysOff, KeyLost, KeyScope."""
         request = admin.CreateApiKeyRequest(tenant=tenant, request_id=_request_id(request_id))
         return await self._call(ADMIN + "CreateApiKey", request, admin.CreateApiKeyResponse, timeout)
 

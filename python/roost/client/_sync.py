@@ -496,8 +496,8 @@ class Client:
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> admin.CreateApiKeyResponse:
-        """Make a key of a tenant ("": default). The answer's `key` is shown here only; a repeat with the same request_id
-        shows it again. Raises TenantKeys (two are active), KeysOff, KeyLost, KeyScope."""
+        """Make a key of a tenant ("": default). The answer's `key` is shown here only; a repeat with the same
+        request_id shows it again. Raises TenantKeys (two are active), KeysOff, KeyLost, KeyScope."""
         return self._bridge.run(self._inner.create_api_key(tenant, request_id=request_id, timeout=timeout))
 
     def revoke_api_key(self, key_id: str, *, timeout: float | None = None) -> admin.RevokeApiKeyResponse:

@@ -25,8 +25,8 @@ class Reach:
         self._open: frozenset[bytes] = frozenset()
 
     def look(self, store: Store, tenant: str) -> str:
-        """Read the session's tree. "" while the session is open; else why nothing is reached: "ended", or "gone" for one
-        that is not there any more."""
+        """Read the session's tree. "" while the session is open; else why nothing is reached: "ended", or "gone" for
+        one that is not there any more."""
         found = store.find(tenant, self.session_id)
         if found is None or found.uid != self.uid:
             return "gone"

@@ -129,7 +129,9 @@ class Process:
         if required and not self._has_admin_key:
             log.warning("no_admin_key", reason="the store holds active keys of tenants, and no admin key is configured")
         if not self._where.local:
-            what = "calls, and the keys in them, are in plaintext" if required else "whoever reaches it may do everything"
+            what = (
+                "calls, and the keys in them, are in plaintext" if required else "whoever reaches it may do everything"
+            )
             log.warning("insecure", listen=listening, reason=f"other machines can reach this address: {what}")
 
     def _load_running(self) -> int:

@@ -230,7 +230,7 @@ def load(
             f"max_request_bytes = {settings.max_request_bytes}: no request could carry such a turn"
         )
     try:
-        key = admin_key.read(settings.admin_key_file, environment)
+        given = admin_key.read(settings.admin_key_file, environment)
     except admin_key.AdminKeyError as error:
         raise ConfigError(str(error)) from None
-    return Configuration(settings, sources, key)
+    return Configuration(settings, sources, given)

@@ -70,7 +70,9 @@ class SqliteStore:
             known = (directory / secret.SECRET_FILE).exists()
             self.secret = self._read_secret(directory)
             if not known and conn.execute("SELECT 1 FROM api_key").get is not None:
-                log.warning("the file %s was missing: the keys of sessions end, those of tenants stay", secret.SECRET_FILE)
+                log.warning(
+                    "the file %s was missing: the keys of sessions end, those of tenants stay", secret.SECRET_FILE
+                )
             self._checkpointer = Checkpointer(
                 conn, lambda: connect.connect(self._path, vfs=vfs), background=background_checkpoint
             )

@@ -138,7 +138,8 @@ pub fn new_admin_key(entropy: &[u8; 48]) -> String {
 /// The hash of an admin key as the operator configured it; an error says in words what is wrong with it, never what it
 /// is.
 pub fn admin_key_hash(configured: &str) -> Result<KeyHash, &'static str> {
-    let key = parse(configured.as_bytes()).ok_or("it is not of the form roost_admin_<32 hex digits>_<64 hex digits>")?;
+    let key =
+        parse(configured.as_bytes()).ok_or("it is not of the form roost_admin_<32 hex digits>_<64 hex digits>")?;
     if key.kind != Kind::Admin {
         return Err("it is a key of another kind; an admin key begins with roost_admin_");
     }
@@ -249,11 +250,13 @@ mod tests {
     #[test]
     fn keys_are_made_as_ever() {
         let maker = Maker::new(&[1; 32]);
-        assert_eq!(maker.tenant_key(Uid(7)).0, 
+        assert_eq!(
+            maker.tenant_key(Uid(7)).0,
             "roost_tenant_00000000000000000000000000000007_\
              1bf619a72de9d684e00a44732b1621fe47fa0b6c9be4781e48754510b5055e07"
         );
-        assert_eq!(maker.session_key(&session()), 
+        assert_eq!(
+            maker.session_key(&session()),
             "roost_session_00000000000000000000000000000007000000010461636d657461736b2d3137_\
              899093dfaf4b1bc88b2bc96456f0e50d7560c67e12bc3fc318890fe0f23aafb6"
         );

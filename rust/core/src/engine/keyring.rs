@@ -488,7 +488,8 @@ impl Engine {
         let from = list.after.map_or(Unbounded, Excluded);
         let wanted = |e: &Entry| e.stored && (list.tenant.is_empty() || *e.tenant == *list.tenant);
         let mut found = table.keys.range((from, Unbounded)).filter(|(_, entry)| wanted(entry));
-        let page: Vec<(Uid, v1::ApiKey)> = found.by_ref().take(list.size).map(|(id, e)| (*id, e.durable(*id))).collect();
+        let page: Vec<(Uid, v1::ApiKey)> =
+            found.by_ref().take(list.size).map(|(id, e)| (*id, e.durable(*id))).collect();
         let next_page_token = match (page.last(), found.next()) {
             (Some((id, _)), Some(_)) => key_id(*id) + &mark_of(&list.tenant),
             _ => String::new(),

@@ -81,9 +81,8 @@ impl Engine {
             Err(refusal) => Err(refusal),
             Ok(repeat) if repeat || open.return_existing => {
                 let session = Some(self.line_view(state, index).to_proto());
-                self.minted(open.mint_key, tree, line).map(|session_key| {
-                    v1::OpenSessionResponse { session, created: false, session_key }.encode_to_vec()
-                })
+                self.minted(open.mint_key, tree, line)
+                    .map(|session_key| v1::OpenSessionResponse { session, created: false, session_key }.encode_to_vec())
             }
             Ok(_) => Err(exists(&open.session_id)),
         };
@@ -148,9 +147,9 @@ impl Engine {
         self.append(tree, state, index, now, |_, _, _| ());
         let session = Some(self.line_view(state, index).to_proto());
         let Some(line) = state.line(index) else { return };
-        let reply = self.minted(open.mint_key, tree, line).map(|session_key| {
-            v1::OpenSessionResponse { session, created: true, session_key }.encode_to_vec()
-        });
+        let reply = self
+            .minted(open.mint_key, tree, line)
+            .map(|session_key| v1::OpenSessionResponse { session, created: true, session_key }.encode_to_vec());
         self.reply(call.ticket, reply, tree, state, work);
         work.evict = true;
     }

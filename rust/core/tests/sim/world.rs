@@ -5,8 +5,8 @@ use super::rng::Rng;
 use super::store::Store;
 use super::verify::{Ledger, Start};
 use roost_core::engine::{
-    Appended, Caller, DueSession, Effect, Engine, FoundSession, FoundTrajectory, HeaderRow, LoadedSession, Moment, Outcome,
-    SessionRow, Space,
+    Appended, Caller, DueSession, Effect, Engine, FoundSession, FoundTrajectory, HeaderRow, LoadedSession, Moment,
+    Outcome, SessionRow, Space,
 };
 use roost_core::error::Refusal;
 use roost_core::ids::Uid;
