@@ -32,7 +32,7 @@ pub struct GetStatsResponse {
         i64,
     >,
     /// What is true now, by name: slots_held, turns_running, waiting, resident_sessions, resident_bytes,
-    /// tree_headers, journal_entries, journal_bytes, journal_lag_ms (age of the oldest entry not yet durable), store_low, quarantined_trees, calls_in_flight, store_bytes,
+    /// tree_headers, api_keys (active ones), journal_entries, journal_bytes, journal_lag_ms (age of the oldest entry not yet durable), store_low, quarantined_trees, calls_in_flight, store_bytes,
     /// wal_bytes, reserve_bytes.
     #[prost(btree_map = "string, int64", tag = "2")]
     pub gauges: ::prost::alloc::collections::BTreeMap<
