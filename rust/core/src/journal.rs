@@ -136,9 +136,9 @@ impl Op {
         let variable = match self {
             Op::Upsert(r) => r.facts.len() + len(&r.lease) + r.session_id.len() + r.path.len(),
             Op::Append(r) => r.meta.len() + len(&r.tokens) + len(&r.state) + len(&r.arrays) + len(&r.content),
-            Op::Status { .. } | Op::Reward { .. } | Op::Finish(_) | Op::Ack { .. } => 0,
-            Op::Key(_) | Op::RevokeKey { .. } => 0,
+            Op::Status { .. } | Op::Reward { .. } | Op::Finish(_) | Op::Ack { .. } | Op::RevokeKey { .. } => 0,
             Op::Close(c) => c.receipt.encoded_len(),
+            Op::Key(k) => k.tenant.len() + k.request.as_ref().map_or(0, Message::encoded_len),
         };
         (variable + 256) as u64
     }

@@ -8,7 +8,7 @@
 use super::keyring::{Caller, Who, beyond, invalid};
 use super::reload::Located;
 use super::requests::OpenOptions;
-use super::tree::{Tree, TreeState};
+use super::tree::{Line, Tree, TreeState};
 use super::{Answer, Call, Engine, Known, Pending, SessionRow, Work, closed, not_found};
 use crate::error::Refusal;
 use crate::ids::Uid;
@@ -244,7 +244,7 @@ impl Engine {
                     Standing::Elsewhere
                 } else if state.descends(index, own.uid) {
                     Standing::Inside
-                } else if line.born && line.parent.and_then(|p| state.line(p)).is_none_or(super::tree::Line::is_open) {
+                } else if line.born && line.parent.and_then(|p| state.line(p)).is_none_or(Line::is_open) {
                     Standing::Outline
                 } else {
                     Standing::Elsewhere
@@ -277,7 +277,7 @@ impl Engine {
         let above = call.tenant.directory.get(&row.parent_session_id);
         above.is_some_and(|(tree, index)| {
             Self::still_at(&tree, index, &row.parent_session_id)
-                .is_some_and(|state| state.line(index).is_some_and(|l| l.is_open()) && call.who.reaches(&state, index))
+                .is_some_and(|state| state.line(index).is_some_and(Line::is_open) && call.who.reaches(&state, index))
         })
     }
 

@@ -48,7 +48,7 @@ enum Read {
 }
 
 enum Flight {
-    Taken(Batch),
+    Taken(Box<Batch>),
     /// The store has decided, the engine does not know yet.
     Decided(Appended),
 }
@@ -262,7 +262,7 @@ impl World {
     /// One step of the writer.
     fn write(&mut self) -> Result<(), String> {
         match self.flight.take() {
-            None => self.flight = self.engine.take_batch().map(Flight::Taken),
+            None => self.flight = self.engine.take_batch().map(|batch| Flight::Taken(Box::new(batch))),
             Some(Flight::Taken(batch)) => {
                 let decided = self.append(&batch)?;
                 self.flight = Some(Flight::Decided(decided));
