@@ -103,6 +103,12 @@ enum Standing {
 }
 
 impl Who {
+    /// Whether an id that the store was asked for is none of the caller's business: all that a session's key reaches is in
+    /// memory once its own session is. That such an id cannot be read is not for it to know.
+    pub(crate) fn is_beyond(&self, id: &str) -> bool {
+        self.session.as_ref().is_some_and(|own| own.session_id != id)
+    }
+
     /// Whether a call may reach the line at `index`.
     pub(crate) fn reaches(&self, state: &TreeState, index: u32) -> bool {
         self.session.as_ref().is_none_or(|own| state.descends(index, own.uid))

@@ -202,6 +202,8 @@ impl Engine {
             return match call.known.swap_remove(at).1 {
                 Known::Absent => Located::Absent(call),
                 Known::Ended(uid, parent) => Located::Ended(call, uid, parent),
+                // Its own tree it would have met first.
+                Known::Quarantined if call.who.is_beyond(id) => Located::Ended(call, Uid(0), None),
                 Known::Quarantined => {
                     self.refuse_part(call, super::quarantined(id), work);
                     Located::Gone
@@ -433,8 +435,13 @@ impl Engine {
                 match self.insert_tree(&tenant, f.root, &f.rows, &mut work, &now) {
                     Ok(()) => None,
                     Err(refusal) => {
-                        for call in tenant.directory.found(&session_id) {
-                            self.refuse_part(call, refusal.clone(), &mut work);
+                        for mut call in tenant.directory.found(&session_id) {
+                            if call.who.is_beyond(&session_id) {
+                                call.known.push((session_id.clone(), Known::Quarantined));
+                                work.calls.push_back(call);
+                            } else {
+                                self.refuse_part(call, refusal.clone(), &mut work);
+                            }
                         }
                         None
                     }
