@@ -3,6 +3,8 @@ the outline; nothing else, and nothing tells that there is anything else."""
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -291,6 +293,28 @@ def test_work_goes_on_inside(trees: Trees, agent: Api) -> None:
         agent.begin(name)
     assert agent.history(name)
     assert agent.close(name).closed
+
+
+def test_i17_a_tree_that_cannot_be_read_is_not_told_of(tmp_path: Path) -> None:
+    server = Server(tmp_path / "data", ROOST_ADMIN_KEY=ADMIN, ROOST_MAX_TURNS_PER_TREE="100").start()
+    try:
+        trees = planted(server)
+        assert server.terminate() == 0
+        with contextlib.closing(sqlite3.connect(server.data_dir / "roost.db")) as store, store:
+            store.execute("UPDATE session SET lease = x'ff' WHERE session_id = 'other'")
+        server.start()
+        with keyed(server, trees.tenant_key) as api, refused(grpc.StatusCode.DATA_LOSS, "TREE_QUARANTINED"):
+            api.begin("other")
+        with keyed(server, trees.keys["a"]) as agent:
+            for name in ("other", "o1", "nobody"):
+                for path in ABOUT_ONE:
+                    method = path.rpartition("/")[2]
+                    if method != "OpenSession":
+                        refusal = said(agent, path, about(method, name, trees))
+                        assert refusal is not None
+                        assert refusal.reason == "SESSION_NOT_FOUND", (path, name, refusal)
+    finally:
+        server.end()
 
 
 # -- the end of the session

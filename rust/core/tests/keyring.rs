@@ -187,6 +187,43 @@ fn i6_a_key_is_accepted_shown_and_revoked_when_that_is_durable() {
     assert_eq!(world.listed(), vec![first.api_key.expect("it is told")]);
 }
 
+/// As the store's answer to every look-up: there is none.
+fn nobody(world: &mut World) {
+    for effect in world.engine.effects() {
+        let Effect::Find { id, .. } = effect else { panic!("nothing else is read") };
+        let now = world.now();
+        world.engine.found(id, None, now);
+    }
+}
+
+#[test]
+fn i6_what_is_out_of_reach_by_a_close_is_so_when_the_close_is_durable() {
+    let mut world = World::new();
+    let admin = world.admin.clone();
+    let mut keys = Vec::new();
+    for (id, parent) in [("r", ""), ("c", "r"), ("g", "c")] {
+        let options = Some(v1::OpenOptions { parent_session_id: parent.into(), ..Default::default() });
+        let request = v1::OpenSessionRequest { session_id: id.into(), options, mint_key: true, ..Default::default() };
+        let ticket = world.wait::<v1::OpenSessionResponse>(Method::OpenSession, &request);
+        nobody(&mut world);
+        world.stored();
+        keys.push(world.answer::<v1::OpenSessionResponse>(ticket).expect("it is made").session_key);
+    }
+    let get = v1::GetSessionRequest { session_id: "g".into() };
+    let seen: Result<v1::GetSessionResponse, _> = world.at_once(Method::GetSession, &get, &keys[0]);
+    assert!(seen.is_ok());
+    let close = v1::CloseSessionRequest { session_id: "c".into(), ..Default::default() };
+    let Began::Waits(_) = world.begin::<v1::CloseSessionResponse>(Method::CloseSession, &close, &admin) else {
+        panic!("it is not durable yet")
+    };
+    // The edge above it is not open any more: it is gone for its root's key, and that waits for the close.
+    let Began::Waits(ticket) = world.begin::<v1::GetSessionResponse>(Method::GetSession, &get, &keys[0]) else {
+        panic!("it tells of a close that is not durable")
+    };
+    world.stored();
+    assert_eq!(world.answer::<v1::GetSessionResponse>(ticket), Err(Reason::SessionNotFound));
+}
+
 #[test]
 fn i22_of_a_key_that_was_not_stored_nothing_is_left() {
     let mut world = World::new();

@@ -215,7 +215,8 @@ impl Engine {
                 }
             }
         };
-        self.refuse_whole(call.ticket, refusal, 0, work);
+        // It tells what stands where by now, in whatever tree: not before that is durable (I6).
+        self.refuse_whole(call.ticket, refusal, self.journal.last_seq(), work);
         None
     }
 

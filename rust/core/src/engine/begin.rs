@@ -580,6 +580,7 @@ impl Engine {
                     if call.who.reaches(&state, index) {
                         renew_one(state, index, &id, &token, &mut renew.after, now)
                     } else {
+                        renew.after = renew.after.max(state.last_seq);
                         Err(not_found(&id))
                     }
                 }

@@ -276,7 +276,8 @@ impl Engine {
                 }
             });
         }
-        let mut after = 0;
+        // What is out of reach may be so by a close that is not durable.
+        let mut after = if reached.is_some() { self.journal.last_seq() } else { 0 };
         for (root, (session_id, ops)) in ops {
             let in_memory = call.tenant.directory.get(&session_id).map(|(tree, _)| tree).filter(|t| t.root == root);
             // Else one that carries the entry, no more: nobody looks it up.
