@@ -15,8 +15,8 @@ PIP := -m pip --disable-pip-version-check --quiet install --require-hashes
 VENV := .venv/.stamp
 EXT := .venv/.stamp-core
 VENV_PROTO := .venv-proto/.stamp
-RUST_SOURCES := $(wildcard Cargo.toml Cargo.lock rust/core/Cargo.toml rust/python/Cargo.toml) \
-    $(shell find rust/core/src rust/python -name '*.rs' 2>/dev/null)
+RUST_SOURCES := $(wildcard Cargo.toml Cargo.lock rust/core/Cargo.toml rust/dump/Cargo.toml rust/python/Cargo.toml) \
+    $(shell find rust/core/src rust/dump/src rust/python -name '*.rs' 2>/dev/null)
 PYTHON_CODE := python $(wildcard tests bench examples scripts)
 BENCH_ARGS ?=
 DEMO_ARGS ?=
@@ -43,10 +43,11 @@ $(VENV): requirements/dev.lock
 	@$(BIN)/python $(PIP) -r requirements/dev.lock
 	@touch $@
 
+# With failpoints, which tests need: a wheel is built without.
 $(EXT): $(VENV) pyproject.toml $(RUST_SOURCES)
 	@scripts/toolchain.sh check
 	@echo "Rust engine -> python/roost/_core"
-	@PIP_QUIET=1 VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/maturin develop --quiet --release --locked
+	@PIP_QUIET=1 VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/maturin develop --quiet --release --locked --features failpoints
 	@touch $@
 
 $(VENV_PROTO): requirements/proto.lock
@@ -71,7 +72,7 @@ demo: $(EXT) ## replay recorded agent sessions through a server that is killed o
 test: test-rust test-loom test-shuttle test-python ## all tests that fit in ten minutes on two cores
 
 test-rust: $(VENV)
-	CARGO_PROFILE_TEST_OPT_LEVEL=2 cargo test --locked -p roost-core
+	CARGO_PROFILE_TEST_OPT_LEVEL=2 cargo test --locked -p roost-core -p roost-dump
 
 test-loom: $(VENV)
 	@$(if $(LOOM_TESTS),:,echo "no loom models"; exit 0); set -x; \
@@ -86,7 +87,7 @@ test-python: $(EXT)
 
 .PHONY: test-long
 test-long: $(EXT) ## the long ones too: a million-operation runs, deeper models, crash loops (up to 90 minutes)
-	CARGO_PROFILE_TEST_OPT_LEVEL=2 cargo test --locked -p roost-core -- --include-ignored
+	CARGO_PROFILE_TEST_OPT_LEVEL=2 cargo test --locked -p roost-core -p roost-dump -- --include-ignored
 	LOOM_MAX_PREEMPTIONS=3 $(MAKE) --no-print-directory test-loom
 	$(MAKE) --no-print-directory mutants
 	$(PYTEST) --timeout 3600 $(PYTEST_ARGS)

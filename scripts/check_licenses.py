@@ -35,7 +35,7 @@ WORDS = {
 # Fine for Python packages; no crate has them.
 PYTHON_ONLY = {"PSF-2.0"}
 # Tools that lint and tests run and nothing of ours contains.
-TOOLS_ONLY = {"hypothesis": "MPL-2.0", "pathspec": "MPL-2.0"}
+TOOLS_ONLY = {"certifi": "MPL-2.0", "hypothesis": "MPL-2.0", "pathspec": "MPL-2.0"}
 
 
 def accepted(expression: str, allowed: set[str]) -> bool:

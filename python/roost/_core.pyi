@@ -1,7 +1,7 @@
 """The Rust engine as Python sees it. Nothing here blocks on disk; `next_batch` and `next_effects` block their
 thread with the GIL released."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 Refusal = tuple[int, str, bytes]  # (grpc code, message, encoded google.rpc.Status for grpc-status-details-bin)
@@ -12,7 +12,46 @@ METHODS: Final[
 REASONS: Final[list[tuple[str, int, str, str]]]  # (reason, grpc code, what it means, what the caller should do)
 RULES: Final[dict[str, str]]  # full gRPC method name -> what a session's key may do with it (roost_core::engine::Rule)
 LIMITS: Final[list[tuple[str, int, int, int]]]  # (limit, default, least, greatest value)
+DUMP_SCHEMA: Final[int]  # the version of the format of dumps
 VERSION: Final[str]
+
+def failpoint(name: str) -> None:
+    """A place where a test may kill this process. Does nothing but in builds with the cargo feature `failpoints`, and
+    there only if the environment variable ROOST_FAILPOINT names it: "name:n" kills the process (SIGKILL) at the n-th
+    time that it comes here (default 1), "name:n:error" raises OSError (EIO) instead. The variable is read once."""
+
+def tenant_uid(tenant: str) -> str:
+    """What stands for a tenant in the names of its dumps: 32 hex characters."""
+
+def dump_name(tenant: str, uid: bytes, close_number: int) -> str:
+    """The name of the dump of one close of a session: "<tenant uid>/<uid>-<close number>"."""
+
+DumpSummary = tuple[int, int, int, int, str]  # records, trajectories, lines, bytes of the lines, their SHA-256 in hex
+
+class DumpEncoder:
+    """Writes one session as the parts of a dump: (zstd frame, its SHA-256 in hex, bytes uncompressed, lines). The same
+    session gives the same parts. ValueError, which names no content, for a session that does not verify (I23)."""
+
+    def __init__(self, row: tuple[Any, ...], lines: Sequence[tuple[Any, ...]], part_bytes: int = ...) -> None:
+        """row: a SessionRow with a receipt; lines: all its RecordLines, newest first."""
+    def push(self, rows: Sequence[tuple[Any, ...]], rewards: Mapping[int, float]) -> list[tuple[bytes, str, int, int]]:
+        """The next RecordRows, oldest first, events included; the parts that are full."""
+    def finish(self, trajectories: Sequence[tuple[Any, ...]]) -> tuple[list[tuple[bytes, str, int, int]], DumpSummary]:
+        """All its TrajectoryRows, in order of number; the last parts."""
+
+class DumpDecoder:
+    """Reads the parts of one dump in order. ValueError, which names no content, for what is no part of a dump."""
+
+    def __init__(self) -> None: ...
+    def part(self, data: bytes, raw_bytes: int) -> list[tuple[Any, ...]]:
+        """The rows of a part, each verified by itself: ("session", (uid, tenant, session_id, root, parent, path, depth,
+        create_ms, head, head_version, fence, last, facts, receipt, name of its dump)), ("record", RecordRow, reward or
+        None), ("trajectory", (number, ready_seq, after_seq, first_turn, turn_count, ready_ms)). It must have exactly
+        `raw_bytes` bytes uncompressed; memory is taken for no more."""
+    def check(self, data: bytes, raw_bytes: int) -> str | None:
+        """As `part`, without making the rows. The name of the dump, if the session's line is in this part."""
+    def finish(self) -> DumpSummary:
+        """ValueError unless the parts were a whole session and its history verifies (I23)."""
 
 def admin_key_fault(key: str) -> str | None:
     """What is wrong with an admin key, in words that do not tell it; None for a good one."""
@@ -31,6 +70,12 @@ class Batch:
     def rewards(self) -> list[tuple[Any, ...]]: ...  # RewardUpsert columns
     def finished(self) -> list[tuple[Any, ...]]: ...  # TrajectoryInsert columns
     def acks(self) -> list[tuple[Any, ...]]: ...  # TrajectoryAck columns
+    def stales(self) -> list[tuple[Any, ...]]: ...  # StaleUpdate columns
+    def reopens(self) -> list[tuple[Any, ...]]: ...  # SessionReopen columns
+    def steps(self) -> list[tuple[Any, ...]]: ...  # CleanupStep columns
+    def purged_records(self) -> list[int]: ...
+    def purged_sessions(self) -> list[bytes]: ...
+    def forgets(self) -> list[tuple[Any, ...]]: ...  # SessionForget columns
     def keys(self) -> list[tuple[Any, ...]]: ...  # ApiKeyRow columns
     def revoked_keys(self) -> list[tuple[Any, ...]]: ...  # ApiKeyRevoke columns
     def split(self) -> list[Batch]: ...
@@ -57,13 +102,15 @@ class Engine:
         self,
         limits: dict[str, int],
         last_seq: int,
+        served_ms: int = 0,
         secret: bytes | None = None,
         admin_key: str | None = None,
         api_keys: Sequence[tuple[Any, ...]] | None = None,
     ) -> None:
         """limits: the integer settings of `roost.server.config` that the engine enforces; an unknown or missing key
-        is a ValueError. secret: the store's, without which no keys of tenants or sessions are made. api_keys: ApiKeyRow
-        tuples. With an admin key, or an active one among api_keys, a call without a key is refused."""
+        is a ValueError. served_ms: for how long the store had been served before: the service clock goes on from
+        there. secret: the store's, without which no keys of tenants or sessions are made. api_keys: ApiKeyRow tuples.
+        With an admin key, or an active one among api_keys, a call without a key is refused."""
 
     # -- transport (event-loop thread)
     def call(
@@ -71,11 +118,32 @@ class Engine:
     ) -> bytes | int | Refusal:
         """Run one RPC: the encoded reply, a refusal, or a ticket whose end `completed` yields. `authorization` and
         `tenant` are the metadata `authorization` and `x-roost-tenant`, empty where there are none."""
-    def authorize(self, path: str, authorization: str, tenant: str) -> tuple[str, tuple[str, bytes] | None] | Refusal:
-        """Whether a caller may use a method that the engine does not answer: its tenant, and the id and uid of the
-        session whose key it bears (what that reaches is for the handler to look at); or a refusal."""
+    def authorize(
+        self, path: str, authorization: str, tenant: str
+    ) -> tuple[str, tuple[str, bytes, int] | None] | Refusal:
+        """Whether a caller may use a method that the engine does not answer: its tenant, and the id, uid and life of
+        the session whose key it bears (what that reaches is for the handler to look at); or a refusal."""
     def keys_required(self) -> bool:
         """Whether a call without a key is refused."""
+    def cleanup_step(
+        self, tenant: str, session_id: str, uid: bytes, prev: int, step: tuple[Any, ...]
+    ) -> bytes | int | Refusal:
+        """Journal a step of an ended session's clean-up, decided by its row of sequence `prev`: as `call`, with the
+        reply b"done", or b"changed" where the row is another by now or the step is not one of its state. Steps:
+        ("cleaned",), ("dumped", bytes, sha256), ("failed", why), ("purge", record sequences, newest left,
+        acknowledged), ("keep",), ("forget",)."""
+    def ended_count(self) -> int:
+        """Grows whenever a close became durable."""
+    def sweep_now(self) -> None:
+        """Have the next sweep of stale trees begin at once."""
+    def set_dumps(self, on: bool) -> None:
+        """Whether ended sessions are SEALED until they are dumped."""
+    def set_store_bytes(self, size: int) -> None:
+        """How many bytes of the store are in use."""
+    def service_ms(self) -> int:
+        """For how long the store has been served, over all starts."""
+    def wall_ms(self) -> int:
+        """The wall clock, milliseconds since 1970, as the engine has it."""
     def completed(self) -> list[tuple[int, bytes | Refusal]]:
         """Tickets that ended since the last call."""
     def cancel(self, ticket: int) -> None:
@@ -141,5 +209,7 @@ class Engine:
     def trajectories_found(self, effect: int, found: Sequence[tuple[str, bytes, str, int] | None]) -> bool:
         """found: (tenant, root, root's session id, acknowledged) or None, in the order asked for."""
     def due_found(self, effect: int, found: Sequence[tuple[Any, ...]], next_ms: int | None) -> bool: ...  # DueRow
+    def stale_found(self, effect: int, found: Sequence[tuple[Any, ...]], next_ms: int | None) -> bool: ...  # StaleRow
+    def family_read(self, effect: int, found: Sequence[tuple[Any, ...]]) -> bool: ...  # SessionRow
     def load_failed(self, effect: int, message: str) -> bool: ...
     def wake_reader(self) -> None: ...

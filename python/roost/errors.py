@@ -303,6 +303,22 @@ class SessionClosed(RoostError):
     ADVICE = "Open another one."
 
 
+class SessionSealed(RoostError):
+    """SESSION_SEALED: The session has ended and its clean-up, or that of a descendant which ended with it, still
+    runs. Retry after the delay; GetSession tells how far it is."""
+
+    REASON = "SESSION_SEALED"
+    ADVICE = "Retry after the delay; GetSession tells how far it is."
+
+
+class SessionPurged(RoostError):
+    """SESSION_PURGED: The session has ended and its content is deleted, or is being deleted. Restore it from its
+    dump."""
+
+    REASON = "SESSION_PURGED"
+    ADVICE = "Restore it from its dump."
+
+
 class TurnInProgress(RoostError):
     """TURN_IN_PROGRESS: A turn of this session runs or waits already. Wait until it ends, or end it."""
 
@@ -394,6 +410,14 @@ class TreeSessions(RoostError):
 
     REASON = "TREE_SESSIONS"
     ADVICE = "Close sessions of the tree."
+
+
+class StoreBytes(RoostError):
+    """STORE_BYTES: The store is as large as it may be; no session is made. Close and acknowledge sessions, shorten
+    the retention, or raise max_store_bytes."""
+
+    REASON = "STORE_BYTES"
+    ADVICE = "Close and acknowledge sessions, shorten the retention, or raise max_store_bytes."
 
 
 class TreeDepth(RoostError):
@@ -511,6 +535,8 @@ BY_REASON: dict[str, type[RoostError]] = {
     "SESSION_EXISTS": SessionExists,
     "PATH_COLLISION": PathCollision,
     "SESSION_CLOSED": SessionClosed,
+    "SESSION_SEALED": SessionSealed,
+    "SESSION_PURGED": SessionPurged,
     "TURN_IN_PROGRESS": TurnInProgress,
     "TURN_MISMATCH": TurnMismatch,
     "TURN_ENDED": TurnEnded,
@@ -523,6 +549,7 @@ BY_REASON: dict[str, type[RoostError]] = {
     "TREE_TURNS": TreeTurns,
     "TENANT_TURNS": TenantTurns,
     "TREE_SESSIONS": TreeSessions,
+    "STORE_BYTES": StoreBytes,
     "TREE_DEPTH": TreeDepth,
     "QUEUE_FULL": QueueFull,
     "JOURNAL_BEHIND": JournalBehind,

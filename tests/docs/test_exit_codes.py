@@ -9,8 +9,7 @@ import pytest
 
 from roost.cli import config_cmd, demo, load, main, replay, serve, stats
 from roost.cli.load import WRONG
-from roost.cli.output import BAD_CONFIG, CANNOT_REACH, REFUSED, STORE_FAILED, UNUSABLE
-from roost.cli.replay import DIFFERENT
+from roost.cli.output import BAD_CONFIG, CANNOT_REACH, DIFFERENT, REFUSED, STORE_FAILED, UNUSABLE
 
 OPERATIONS = Path(__file__).resolve().parents[2] / "docs" / "OPERATIONS.md"
 

@@ -204,6 +204,10 @@ class Api:
         request = session_service_pb2.CloseSessionRequest(session_id=session_id, **fields)
         return self.sessions.CloseSession(request, timeout=DEADLINE)
 
+    def reopen(self, session_id: str, **fields: Any) -> Any:
+        request = session_service_pb2.ReopenSessionRequest(session_id=session_id, **fields)
+        return self.sessions.ReopenSession(request, timeout=DEADLINE)
+
     def begin(self, session_id: str, *, wait: float = 0, lease: float = 0, **fields: Any) -> Any:
         request = turn_service_pb2.BeginTurnRequest(session_id=session_id, **fields)
         if wait:

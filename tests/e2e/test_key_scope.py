@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 import pytest
 from api_keys import ADMIN, METHODS, create, keyed, opened, said
-from roost_server import DEADLINE, Api, Server, fresh, refused
+from roost_server import DEADLINE, Api, ClockedServer, Server, fresh, refused
 
 from roost._core import RULES
 from roost.v1 import session_service_pb2, trajectory_service_pb2, turn_service_pb2, types_pb2
@@ -99,6 +99,7 @@ def about(method: str, name: str, trees: Trees) -> Any:
         "UpdateSession": session_service_pb2.UpdateSessionRequest(session_id=name),
         "ReadHistory": session_service_pb2.ReadHistoryRequest(session_id=name),
         "CloseSession": session_service_pb2.CloseSessionRequest(session_id=name),
+        "ReopenSession": session_service_pb2.ReopenSessionRequest(session_id=name),
         "InterruptSession": session_service_pb2.InterruptSessionRequest(session_id=name),
         "BeginTurn": turn_service_pb2.BeginTurnRequest(session_id=name, if_running="IF_RUNNING_TAKEOVER"),
         "CommitTurn": turn_service_pb2.CommitTurnRequest(session_id=name, lease=lease, record=record),
@@ -332,19 +333,89 @@ def test_the_key_of_a_session_that_ended_reaches_its_receipt_alone(tmp_path: Pat
             server.kill()
             server.start()
         for name in ("a", "a1"):
-            with keyed(server, trees.keys[name]) as agent:
-                for path in METHODS:
-                    method, rule = path.rpartition("/")[2], RULES[path]
-                    for target in ("a", "a1", "b", "other", "nobody"):
-                        if method == "CloseSession" and target == name:
-                            continue
-                        plain = rule in ("admin", "each")
-                        refusal = said(agent, path, None if plain else about(method, target, trees))
-                        assert refusal is not None, (path, target)
-                        expected = "KEY_SCOPE" if rule == "admin" else "SESSION_CLOSED"
-                        assert refusal.reason == expected, (path, target, refusal)
+            assert_over(trees, name, "SESSION_CLOSED")
         with keyed(server, trees.keys["a"]) as agent:
             assert agent.close("a").receipt == receipt
+    finally:
+        server.end()
+
+
+def assert_over(trees: Trees, name: str, reason: str) -> None:
+    """Whatever the key of a session is used for is refused so, but for its own CloseSession if that has ended."""
+    with keyed(trees.server, trees.keys[name]) as agent:
+        for path in METHODS:
+            method, rule = path.rpartition("/")[2], RULES[path]
+            for target in ("a", "a1", "b", "other", "nobody"):
+                if method == "CloseSession" and target == name and reason == "SESSION_CLOSED":
+                    continue
+                plain = rule in ("admin", "each")
+                refusal = said(agent, path, None if plain else about(method, target, trees))
+                assert refusal is not None, (path, target)
+                expected = "KEY_SCOPE" if rule == "admin" else reason
+                assert refusal.reason == expected, (path, target, refusal)
+
+
+@pytest.mark.parametrize("by", ["root", "tenant", "admin"])
+@pytest.mark.parametrize("restarted", [False, True], ids=["at once", "after a restart"])
+def test_i17_a_reopened_session_has_another_key(tmp_path: Path, by: str, restarted: bool) -> None:
+    """Those of its former life stay what they were when it ended, and close nothing of the new one."""
+    server = Server(tmp_path / "data", ROOST_ADMIN_KEY=ADMIN, ROOST_MAX_TURNS_PER_TREE="100").start()
+    try:
+        trees = planted(server)
+        key = {"root": trees.keys["root"], "tenant": trees.tenant_key, "admin": ADMIN}[by]
+        with keyed(server, key, trees.tenant) as api:
+            receipt = api.close("a").receipt
+            for other in ("b", "a", "a1"):
+                expected = (NOT_FOUND, "SESSION_NOT_FOUND") if other == "b" else (FAILED, "SESSION_CLOSED")
+                with keyed(server, trees.keys[other]) as agent, refused(*expected):
+                    agent.reopen("a")
+            assert api.reopen("a").reopened == 2
+            if restarted:
+                server.kill()
+                server.start()
+        with keyed(server, key, trees.tenant) as api:
+            for name in ("a", "a1"):
+                assert_over(trees, name, "SESSION_CLOSED")
+            with keyed(server, trees.keys["a"]) as agent:
+                assert agent.close("a").receipt == receipt
+            assert api.get("a").state == api.get("a1").state == types_pb2.SESSION_STATE_OPEN
+            request = session_service_pb2.OpenSessionRequest(
+                session_id="a", if_exists="IF_EXISTS_RETURN", mint_key=True
+            )
+            again = api.sessions.OpenSession(request, timeout=DEADLINE).session_key
+        assert again != trees.keys["a"]
+        with keyed(server, again) as agent:
+            assert [r.record.content for r in agent.history("a")] == [b"content of a"]
+            assert agent.get("root").state == types_pb2.SESSION_STATE_OPEN
+            assert {s.session_id for s in agent.list_all()} >= {"root", "a", "a1", "b"}
+            assert set(agent.export()) == {"a", "a1", "a0"}
+            assert agent.turn("a", b"of its next life").turn == 2
+            assert agent.close("a").receipt.close_number == 2
+        trees.keys["a"] = again
+        assert_over(trees, "a", "SESSION_CLOSED")
+    finally:
+        server.end()
+
+
+def test_i17_a_key_of_a_purged_session_is_none(tmp_path: Path) -> None:
+    flags = ("--set", "retention_ms=1d", "--set", "purge_without_dump=true")
+    server = ClockedServer(tmp_path / "data", *flags, ROOST_ADMIN_KEY=ADMIN, ROOST_MAX_TURNS_PER_TREE="100").start()
+    try:
+        trees = planted(server)
+        with keyed(server, trees.tenant_key) as api:
+            api.close("a")
+            assert_over(trees, "a", "SESSION_CLOSED")
+            server.clock.skip(86_400.0 + 60)
+            while not api.get("a").cleanup.HasField("purged_time"):
+                pass
+            assert_over(trees, "a", "KEY_INVALID")
+            with refused(FAILED, "SESSION_PURGED"):
+                api.reopen("a")
+        # Its parent's key reads of it what there is to read.
+        with keyed(server, trees.keys["root"]) as agent:
+            assert agent.get("a").cleanup.HasField("purged_time")
+            with refused(FAILED, "SESSION_PURGED"):
+                agent.history("a")
     finally:
         server.end()
 

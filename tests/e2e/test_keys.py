@@ -159,6 +159,7 @@ def about(path: str, session_id: str) -> Any:
         "UpdateSession": session_service_pb2.UpdateSessionRequest(session_id=session_id),
         "ReadHistory": session_service_pb2.ReadHistoryRequest(session_id=session_id),
         "CloseSession": session_service_pb2.CloseSessionRequest(session_id=session_id),
+        "ReopenSession": session_service_pb2.ReopenSessionRequest(session_id=session_id),
         "InterruptSession": session_service_pb2.InterruptSessionRequest(session_id=session_id),
         "BeginTurn": turn_service_pb2.BeginTurnRequest(session_id=session_id),
         "CommitTurn": turn_service_pb2.CommitTurnRequest(session_id=session_id, lease=lease),

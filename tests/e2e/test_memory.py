@@ -163,6 +163,9 @@ def _settled(engine: Engine) -> list[tuple[int, bytes]]:
             if kind == "due":
                 engine.due_found(number, [], None)
                 continue
+            if kind == "stale":
+                engine.stale_found(number, [], None)
+                continue
             assert kind == "find"
             engine.found(number, None)
     while (batch := engine.next_batch(timeout_ms=0, linger_us=0)) is not None:

@@ -60,7 +60,9 @@ class World:
 
     def __init__(self, data_dir: Path) -> None:
         # One session in memory beside a running one: whatever another session does evicts the one under test.
-        self.server = ClockedServer(data_dir, "--max-resident", "2", "--log-level", "error")
+        self.server = ClockedServer(
+            data_dir, "--max-resident", "2", "--log-level", "error", "--set", "default_stale_ms=0"
+        )
         self.met: Counter[str] = Counter()
         self._stack = contextlib.ExitStack()
         self.start()

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from roost.cli.output import Failure, Format, Output, print_json
-from roost.cli.replay import DIFFERENT, complain, progress, run_loop
+from roost.cli.output import DIFFERENT, Failure, Format, Output, print_json
+from roost.cli.replay import complain, progress, run_loop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 REFUSED: Final = 1
 WRONG_USAGE: Final = 2
 CANNOT_REACH: Final = 3
+DIFFERENT: Final = 4
 UNUSABLE: Final = 69
 STORE_FAILED: Final = 70
 BAD_CONFIG: Final = 78
@@ -124,3 +125,17 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty:
 def enum_word(name: str, prefix: str) -> str:
     """SESSION_STATE_OPEN -> open."""
     return name.removeprefix(prefix).lower()
+
+
+def print_message(values: dict[str, Any], output: Format) -> None:
+    """A message, as `as_dict` gives it: JSON, or a table of its fields."""
+    if output is Format.JSON:
+        print_json(values)
+        return
+    print_table(("field", "value"), [(key, _short(value)) for key, value in values.items()], "nothing")
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{key}={item}" for key, item in value.items())
+    return str(value)

@@ -6,11 +6,21 @@ import asyncio
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from roost.cli.output import DEFAULT_TARGET, REFUSED, Failure, Format, Output, Target, print_json, print_table
+from roost.cli.output import (
+    DEFAULT_TARGET,
+    DIFFERENT,
+    REFUSED,
+    Failure,
+    Format,
+    Output,
+    Target,
+    print_json,
+    print_table,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
@@ -18,8 +28,6 @@ if TYPE_CHECKING:
     from roost.workload.replay import ReplayOptions, ReplayReport
     from roost.workload.transcripts import Conversation
     from roost.workload.verify import Verdict
-
-DIFFERENT: Final = 4
 
 EPILOG = """
 FILE holds one conversation a line: {"session", "reward", "messages"}. Every assistant message is one turn.

@@ -15,6 +15,7 @@ in the TOML file of --config; flags win over the environment, which wins over th
 Examples:
 $ roost serve
 $ roost serve --listen unix:/run/roost/roost.sock --data-dir /var/lib/roost
+$ roost serve --dump-target /var/lib/roost-dumps --stale-timeout 30m
 $ roost serve --max-resident 10 --set default_lease_ms=90s --set max_turn_bytes=512KiB
 """
 
@@ -27,6 +28,13 @@ ConfigFile = Annotated[str | None, typer.Option("--config", envvar="ROOST_CONFIG
 MaxResident = Annotated[str | None, typer.Option(help="Sessions kept in memory.", metavar="N")]
 MaxTree = Annotated[str | None, typer.Option(help="Turns that run at once in one tree.", metavar="N")]
 MaxTenant = Annotated[str | None, typer.Option(help="Turns that run at once in all; 0 pauses.", metavar="N")]
+DumpTarget = Annotated[
+    str | None, typer.Option(help="Where ended sessions are dumped: a directory or s3://, gs://, az://.", metavar="URL")
+]
+StaleTimeout = Annotated[
+    str | None, typer.Option(help="Idle time after which a tree is closed; 0: never.", metavar="TIME")
+]
+SweepInterval = Annotated[str | None, typer.Option(help="How often stale trees are closed; 0: never.", metavar="TIME")]
 DrainTimeout = Annotated[str | None, typer.Option(help="Time running calls get at SIGTERM.", metavar="TIME")]
 LogFormat = Annotated[str | None, typer.Option(help="json or logfmt.", metavar="FORMAT")]
 LogLevel = Annotated[str | None, typer.Option(help="debug, info, warning or error.", metavar="LEVEL")]
@@ -55,6 +63,9 @@ def serve(
     max_resident: MaxResident = None,
     max_turns_per_tree: MaxTree = None,
     max_turns_per_tenant: MaxTenant = None,
+    dump_target: DumpTarget = None,
+    stale_timeout: StaleTimeout = None,
+    sweep_interval: SweepInterval = None,
     drain_timeout: DrainTimeout = None,
     log_format: LogFormat = None,
     log_level: LogLevel = None,
@@ -77,6 +88,9 @@ def serve(
         max_resident_sessions=max_resident,
         max_turns_per_tree=max_turns_per_tree,
         max_turns_per_tenant=max_turns_per_tenant,
+        dump_target=dump_target,
+        default_stale_ms=stale_timeout,
+        sweep_interval_ms=sweep_interval,
         drain_timeout_ms=drain_timeout,
         log_format=log_format,
         log_level=log_level,
@@ -101,6 +115,8 @@ def serve(
 
     try:
         code = run(configuration, SqliteStore)
+    except ConfigError as error:
+        raise Failure(str(error), BAD_CONFIG) from error
     except AddressError as error:
         raise Failure(str(error), error.exit_code) from error
     except StoreError as error:

@@ -19,6 +19,7 @@ from roost.cli.output import (
     connect,
     enum_word,
     print_json,
+    print_message,
     print_table,
 )
 
@@ -113,7 +114,7 @@ def get(
     """Print one session."""
     with connect(target, timeout) as client:
         session = client.get_session(session_id)
-    _print_message(as_dict(session), output)
+    print_message(as_dict(session), output)
 
 
 class Status(enum.StrEnum):
@@ -186,7 +187,7 @@ def interrupt(
     """Ask the running turn of a session to end, or end its wait; prints what it did before."""
     with connect(target, timeout) as client:
         answer = client.interrupt_session(session_id, force=force)
-    _print_message(as_dict(answer), output)
+    print_message(as_dict(answer), output)
 
 
 _CLOSE_EPILOG = """
@@ -209,20 +210,28 @@ def close(
     """End a session and its descendants; prints the receipt."""
     with connect(target, timeout) as client:
         answer = client.close_session(session_id, reason=reason.value)
-    _print_message(as_dict(answer.receipt), output)
+    print_message(as_dict(answer.receipt), output)
 
 
-def _print_message(values: dict[str, Any], output: Format) -> None:
-    if output is Format.JSON:
-        print_json(values)
-        return
-    print_table(("field", "value"), [(key, _short(value)) for key, value in values.items()], "nothing")
+_REOPEN_EPILOG = """
+The descendants that the same close took down come back with it. What was purged does not.
+
+Examples:
+$ roost sessions reopen task-17
+"""
 
 
-def _short(value: Any) -> str:
-    if isinstance(value, dict):
-        return " ".join(f"{key}={item}" for key, item in value.items())
-    return str(value)
+@app.command("reopen", epilog=_REOPEN_EPILOG)
+def reopen(
+    session_id: SessionId,
+    target: Target = DEFAULT_TARGET,
+    output: Output = Format.TABLE,
+    timeout: Timeout = 10.0,
+) -> None:
+    """Make a closed session open again; prints it and how many came back."""
+    with connect(target, timeout) as client:
+        answer = client.reopen_session(session_id)
+    print_message(as_dict(answer.session) | {"reopened": answer.reopened}, output)
 
 
 def _row(session: Session) -> tuple[object, ...]:

@@ -26,6 +26,7 @@ from roost.cli.output import (
     connect,
     enum_word,
     print_json,
+    print_message,
     print_table,
 )
 from roost.cli.sessions import SessionId, record_as_json
@@ -80,7 +81,7 @@ def reward(
     """Give a turn of the active trajectory its reward."""
     with connect(target, timeout) as client:
         answer = client.set_reward(session_id, value, turn=turn, finish_after=finish_after)
-    _print(as_dict(answer), output)
+    print_message(as_dict(answer), output)
 
 
 _FINISH_EPILOG = """
@@ -101,7 +102,7 @@ def finish(
     """Make the active trajectory READY; the next one starts."""
     with connect(target, timeout) as client:
         answer = client.finish_trajectory(session_id, reward=value)
-    _print(as_dict(answer.trajectory), output)
+    print_message(as_dict(answer.trajectory), output)
 
 
 Sessions = Annotated[list[str] | None, typer.Option("--session", help="Only of this session; repeat.", metavar="ID")]
@@ -410,10 +411,3 @@ def _acknowledge(client: Client, ids: list[str]) -> None:
         ]
     if refused:
         raise Failure("; ".join(refused[:20]), REFUSED)
-
-
-def _print(values: dict[str, Any], output: Format) -> None:
-    if output is Format.JSON:
-        print_json(values)
-    else:
-        print_table(("field", "value"), list(values.items()), "nothing")

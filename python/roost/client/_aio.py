@@ -215,11 +215,21 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> sessions.CloseSessionResponse:
         """End a session and its open descendants. Closing again returns the same receipt. Reasons reload, fork, new
-        and resume change nothing (`closed` is False)."""
+        and resume change nothing (`closed` is False). A caller that is cancelled has it closed all the same."""
         request = sessions.CloseSessionRequest(
             session_id=session_id, request_id=_request_id(request_id), reason=convert.close_reason(reason)
         )
-        return await self._call(SESSION + "CloseSession", request, sessions.CloseSessionResponse, timeout)
+        call = self._call(SESSION + "CloseSession", request, sessions.CloseSessionResponse, timeout)
+        return await asyncio.shield(self._protect(call))
+
+    async def reopen_session(
+        self, session_id: str, *, request_id: str | None = None, timeout: float | None = None
+    ) -> sessions.ReopenSessionResponse:
+        """Make a CLOSED session OPEN again, with its history and the descendants that the same close took down; an OPEN
+        one is returned as it is (`reopened` is 0). Raises SessionNotFound, SessionSealed (its clean-up still runs),
+        SessionPurged, SessionClosed (its parent has ended), PathCollision."""
+        request = sessions.ReopenSessionRequest(session_id=session_id, request_id=_request_id(request_id))
+        return await self._call(SESSION + "ReopenSession", request, sessions.ReopenSessionResponse, timeout)
 
     async def interrupt_session(
         self, session_id: str, *, force: bool = False, request_id: str | None = None, timeout: float | None = None
@@ -617,8 +627,9 @@ class AsyncClient:
         return await self._call(TURN + "RenewTurns", request, turns.RenewTurnsResponse, timeout)
 
     def _protect(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
-        """Run what ends a turn to its end even if the caller, who waits for `asyncio.shield` of it, is cancelled: a
-        slot must not stay taken because its holder was in a hurry. Bounded by the call's deadline; `close` waits."""
+        """Run what ends a turn or a session to its end even if the caller, who waits for `asyncio.shield` of it, is
+        cancelled: a slot must not stay taken because its holder was in a hurry. Bounded by the call's deadline; `close`
+        waits."""
         task = asyncio.get_running_loop().create_task(work)
         self._background.add(task)
         task.add_done_callback(self._protected)

@@ -191,10 +191,22 @@ class Client:
         timeout: float | None = None,
     ) -> sessions.CloseSessionResponse:
         """End a session and its open descendants. Closing again returns the same receipt. Reasons reload, fork, new
-        and resume change nothing (`closed` is False)."""
+        and resume change nothing (`closed` is False). A caller that is cancelled has it closed all the same."""
         return self._bridge.run(
             self._inner.close_session(session_id, reason=reason, request_id=request_id, timeout=timeout)
         )
+
+    def reopen_session(
+        self,
+        session_id: str,
+        *,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> sessions.ReopenSessionResponse:
+        """Make a CLOSED session OPEN again, with its history and the descendants that the same close took down; an OPEN
+        one is returned as it is (`reopened` is 0). Raises SessionNotFound, SessionSealed (its clean-up still runs),
+        SessionPurged, SessionClosed (its parent has ended), PathCollision."""
+        return self._bridge.run(self._inner.reopen_session(session_id, request_id=request_id, timeout=timeout))
 
     def interrupt_session(
         self,

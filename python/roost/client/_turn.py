@@ -151,41 +151,6 @@ class AsyncTurn:
         turn to go on with, `commit` has."""
         if then == "continue":
             raise ValueError('then="continue" is for commit: after the block there is no turn to go on with')
-        self._record(
-            content,
-            content_type=content_type,
-            tokens=tokens,
-            usage=usage,
-            finish_reason=finish_reason,
-            labels=labels,
-            attachments=attachments,
-            state=state,
-            max_trim=max_trim,
-            new_segment=new_segment,
-            then=then,
-            completed=completed,
-            base_turn=base_turn,
-            timings=timings,
-        )
-
-    def _record(
-        self,
-        content: bytes | str | None,
-        *,
-        content_type: str,
-        tokens: Tokens | None,
-        usage: types.Usage | None,
-        finish_reason: str,
-        labels: Mapping[str, str] | None,
-        attachments: Iterable[types.Attachment],
-        state: bytes | None,
-        max_trim: int,
-        new_segment: bool,
-        then: Then,
-        completed: bool,
-        base_turn: int | None,
-        timings: Mapping[str, float] | None,
-    ) -> None:
         self._request = turns.CommitTurnRequest(
             session_id=self.session_id,
             lease=self._grant.lease,
@@ -234,7 +199,7 @@ class AsyncTurn:
         RewindRefused.
         """
         self._check_open()
-        self._record(
+        self.record(
             content,
             content_type=content_type,
             tokens=tokens,
@@ -245,11 +210,12 @@ class AsyncTurn:
             state=state,
             max_trim=max_trim,
             new_segment=new_segment,
-            then=then,
             completed=completed,
             base_turn=base_turn,
             timings=timings,
         )
+        assert self._request is not None
+        self._request.then = THEN[then]
         self._under_way = self._client._protect(self._commit())
         return await asyncio.shield(self._under_way)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from roost.handlers.errors import Refused, check_id, refused, session_not_found
 from roost.store.base import FINISHED, RecordLine, RecordRow, SessionRow, Store
+from roost.store.v1.store_pb2 import Cleanup
 
 if TYPE_CHECKING:
     from roost._core import Engine
@@ -36,6 +37,11 @@ class Follow:
 
 
 Step = bytes | Follow
+
+
+def is_purging(cleanup: bytes | None) -> bool:
+    """Whether the content of a session whose row has this is deleted, in part or whole."""
+    return cleanup is not None and Cleanup.FromString(cleanup).purging
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,9 @@ class Cold:
         if found is None:  # purged since its row was read
             raise session_not_found(self.engine, row.session_id)
         row, page = found
+        if is_purging(row.cleanup):
+            message = f"the content of session {row.session_id!r} is deleted"
+            raise refused(self.engine, "SESSION_PURGED", message, session_id=row.session_id)
         lines = list(page)
         while len(page) == PAGE_LINES:
             yield NOTHING_YET

@@ -8,13 +8,14 @@ from __future__ import annotations
 import time
 import uuid
 from bisect import bisect_right
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from itertools import count
 from math import isfinite
 from typing import Final
 
 from roost._core import Rows
-from roost.handlers.cold import NOTHING_YET, PAGE_BYTES, READ_AHEAD, Cold, Dress, Follow, Step
+from roost.handlers.cold import NOTHING_YET, PAGE_BYTES, READ_AHEAD, Cold, Dress, Follow, Step, is_purging
 from roost.handlers.errors import Refused, invalid, parse, refused
 from roost.handlers.wire import field, repeated
 from roost.store.base import ReadyFilter, RecordLine, SessionFilter, SessionRow, TrajectoryRow
@@ -108,7 +109,7 @@ class Sessions:
         if last is not None and last.row.uid == trajectory.session and last.newest >= trajectory.ready_seq:
             return last
         found = self._cold.store.record_lines(trajectory.session, 0)
-        if found is None or not self._cold.reaches(found[0]):
+        if found is None or is_purging(found[0].cleanup) or not self._cold.reaches(found[0]):
             return None
         return (yield from self.of(found[0]))
 
@@ -277,7 +278,8 @@ def _every(cold: Cold, request: Request) -> Iterator[SessionRow | Step]:
     after = b""
     while rows := cold.store.list_sessions(where, after, _PAGE):
         yield NOTHING_YET
-        yield from (row for row in rows if row.create_ms <= started_ms and cold.reaches(row))
+        wanted = (row for row in rows if row.create_ms <= started_ms and not is_purging(row.cleanup))
+        yield from (row for row in wanted if cold.reaches(row))
         after = rows[-1].uid
 
 
@@ -345,7 +347,7 @@ def _head(cold: Cold, part: Part) -> bytes:
         number=part.number,
         state=pb.TRAJECTORY_STATE_ACTIVE,
         first_turn=part.first_turn,
-        turn_count=sum(line.status == _COMMITTED for line in _chosen(part, frozenset((_COMMITTED,)))),
+        turn_count=sum(line.status == _COMMITTED for line in part.session.records(part.after, part.upto)),
     )
     if part.finished is not None:
         acknowledged = part.finished.ack_ms > 0
@@ -383,7 +385,7 @@ def _individual(cold: Cold, request: Request, part: Part) -> Iterator[Step]:
     def bodies() -> Iterator[bytes | None]:
         if part.after and not request.omit_payload:
             rows = yield from part.session.context(part.after)
-            yield from (field(7, span) for span in _until_none(rows.context_part))
+            yield from (field(7, span) for span in iter(map(rows.context_part, count()).__next__, None))
             del rows
         for page in cold.pages(name, lines, dress):
             yield repeated(3, page)
@@ -418,10 +420,3 @@ def _concat(cold: Cold, request: Request, part: Part) -> Iterator[Step]:
         yield from (field(6, one) for one in iter(rows.part, None))
 
     yield from _send(_head(cold, part), field(2, name.encode()), bodies())
-
-
-def _until_none(part: Callable[[int], bytes | None]) -> Iterator[bytes]:
-    n = 0
-    while (found := part(n)) is not None:
-        yield found
-        n += 1

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from roost._core import failpoint
 from roost.handlers.errors import failure
 from roost.store.base import Outcome, Store, StoreFailed
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 SHARD: Final = 0  # the embedded server has one
 LINGER_US: Final = 1_000  # the engine waits this long for company, unless nothing else is in flight
 PROBE_SECONDS: Final = 1.0
+NOTE_SECONDS: Final = 30.0  # how often a store in which nothing happens is told for how long it has been served
 _IDLE_MS: Final = 500
 
 log = structlog.get_logger("roost.journal")
@@ -42,6 +44,7 @@ class JournalWriter:
         self._stopping = False
         self._space = "ok"
         self._probed = 0.0
+        self._noted = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="roost-writer", daemon=True)
 
     def start(self) -> None:
@@ -67,6 +70,10 @@ class JournalWriter:
                 elif time.monotonic() - carried >= _IDLE_MS / 1_000:
                     # None comes early when the thread was woken for what it had taken already: that is no quiet time.
                     self._store.idle()
+                    if time.monotonic() - self._noted >= NOTE_SECONDS:
+                        # What is idle grows stale by this clock, over restarts too.
+                        self._noted = time.monotonic()
+                        self._store.keep_time(self._engine.service_ms())
                 if time.monotonic() - self._probed >= PROBE_SECONDS:
                     self._probe()
         except BaseException as error:  # noqa: BLE001 - StoreFailed, a bug, a panic: in each the outcome is unknown
@@ -88,7 +95,9 @@ class JournalWriter:
 
     def _append(self, batch: Batch) -> Outcome:
         """Append. Where another server owns the store by now, this one knows nothing any more and must end."""
-        outcome = self._store.append(SHARD, self._store.epoch, batch.first_seq, batch)
+        failpoint("journal.append.before")
+        outcome = self._store.append(SHARD, self._store.epoch, batch.first_seq, batch, self._engine.service_ms())
+        failpoint("journal.append.after")
         if outcome is Outcome.REFUSED_FENCED:
             raise StoreFailed("another server has taken the store over")
         return outcome
@@ -113,6 +122,7 @@ class JournalWriter:
         """Tell the engine of the room on disk when it changes, or anyway."""
         self._probed = time.monotonic()
         space = self._store.probe_space()
+        self._engine.set_store_bytes(self._store.used_bytes())
         if space != self._space or tell:
             log.warning("space", was=self._space, now=space)
             self._space = space

@@ -134,6 +134,10 @@ class StoreReader:
             rows = store.read_trajectories(*arguments)
             found = [row and (row.tenant, row.root, row.root_session_id, int(row.ack_ms > 0)) for row in rows]
             return engine.trajectories_found(number, found)
+        if kind == "stale":
+            return engine.stale_found(number, *store.stale(*arguments))
+        if kind == "family":
+            return engine.family_read(number, store.family(*arguments))
         if kind == "due":
             return engine.due_found(number, *store.due(*arguments))
         raise ValueError(f"the engine asked for an unknown effect {kind!r}")

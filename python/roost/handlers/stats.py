@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from roost._core import VERSION
@@ -24,8 +24,8 @@ COUNTERS: Final = frozenset(
     (
         "turns_begun turns_committed turns_rewound turns_aborted turns_expired turns_taken_over turns_interrupted "
         "turns_released trajectories_finished trajectories_acknowledged sessions_opened sessions_closed "
-        "evictions header_evictions reloads header_loads load_failures refusals batches_stored entries_stored "
-        "batches_refused"
+        "sessions_reopened sessions_dumped sessions_purged trees_swept cleanup_failures evictions header_evictions "
+        "reloads header_loads load_failures refusals batches_stored entries_stored batches_refused"
     ).split()
 )
 
@@ -36,6 +36,7 @@ class About:
 
     limits: Mapping[str, tuple[int, str]]  # name -> value, source
     started: float  # time.monotonic() when it began to serve
+    gauges: dict[str, int] = field(default_factory=dict)  # what others keep up to date
 
 
 def get_stats(cold: Cold, data: bytes, about: About) -> bytes:
@@ -44,7 +45,9 @@ def get_stats(cold: Cold, data: bytes, about: About) -> bytes:
     numbers = cold.engine.stats()
     response = admin_service_pb2.GetStatsResponse(
         counters={name: value for name, value in numbers.items() if name in COUNTERS},
-        gauges={name: value for name, value in numbers.items() if name not in COUNTERS} | cold.store.sizes(),
+        gauges={name: value for name, value in numbers.items() if name not in COUNTERS}
+        | cold.store.sizes()
+        | about.gauges,
         limits=[
             admin_service_pb2.Limit(name=name, value=value, source=source, used=numbers.get(USED_BY.get(name, ""), -1))
             for name, (value, source) in about.limits.items()

@@ -21,11 +21,15 @@ import structlog
 import uvloop
 
 from roost._core import VERSION, Engine
+from roost.handlers.cleanup import Cleaner
+from roost.handlers.dump.errors import DumpError
+from roost.handlers.dump.target import Target, open_target
+from roost.handlers.dumping import Dumper
 from roost.handlers.journal import JournalWriter
 from roost.handlers.reload import StoreReader
 from roost.handlers.stats import About
 from roost.server import address, logs
-from roost.server.config import Configuration
+from roost.server.config import ConfigError, Configuration, Settings
 from roost.server.door import Door
 from roost.server.narrator import Narrator
 from roost.server.transport import Transport
@@ -41,18 +45,30 @@ _HEALTH_SECONDS: Final = 0.2  # how long a failing process waits for the loop to
 log = structlog.get_logger("roost.server")
 
 
+def _dump_target(settings: Settings) -> Target | None:
+    """The dump target, if there is one; ConfigError for one that cannot be. It is asked when the first session ends."""
+    if not settings.dump_target:
+        return None
+    try:
+        return open_target(settings.dump_target, operation_seconds=settings.dump_timeout_ms / 1_000)
+    except DumpError as error:
+        raise ConfigError(f"dump_target: {error}") from error
+
+
 def run(config: Configuration, open_store: Callable[[Path], Store]) -> int:
-    """Serve until a signal ends it; the exit code. Raises StoreError and AddressError before it serves."""
+    """Serve until a signal ends it; the exit code. Raises ConfigError, StoreError and AddressError before it
+    serves."""
     os.umask(0o077)  # what this process makes is its owner's alone, the socket file included
     logs.configure(config.settings.log_format, config.settings.log_level)
     where = address.parse(config.settings.listen, config.settings.insecure)
     address.prepare(where)  # before the store is claimed: the cheaper mistake first
+    dumps = _dump_target(config.settings)
     store = open_store(Path(config.settings.data_dir))
     # The writer gives the GIL up at each step of a transaction and must win it back from the event loop: at the default
     # of 5 ms a busy loop makes a transaction several times as long.
     sys.setswitchinterval(_SWITCH_SECONDS)
     try:
-        return uvloop.run(Process(config, where, store).serve())
+        return uvloop.run(Process(config, where, store, dumps).serve())
     finally:
         logs.flush(_LOG_SECONDS)
 
@@ -60,17 +76,23 @@ def run(config: Configuration, open_store: Callable[[Path], Store]) -> int:
 class Process:
     """One running server."""
 
-    def __init__(self, config: Configuration, where: address.Address, store: Store) -> None:
+    def __init__(
+        self, config: Configuration, where: address.Address, store: Store, dumps: Target | None = None
+    ) -> None:
         settings = config.settings
         self._settings = settings
         self._where = where
         self._store = store
         limits = config.limits()
         self._has_admin_key = config.admin_key is not None
-        self._engine = Engine(limits, store.last_seq, store.secret, config.admin_key, store.api_keys())
+        self._engine = Engine(
+            limits, store.last_seq, store.service_ms, store.secret, config.admin_key, store.api_keys()
+        )
+        self._dumps = dumps
+        self._engine.set_dumps(dumps is not None)
         sources = {name: (value, config.sources[name]) for name, value in limits.items()}
-        about = About(sources, time.monotonic())
-        self._transport = Transport(self._engine, store, settings.max_request_bytes, about, self._fail)
+        self._about = About(sources, time.monotonic())
+        self._transport = Transport(self._engine, store, settings.max_request_bytes, self._about, self._fail)
         info = settings.log_level in ("debug", "info")
         self._engine.set_logging(info and settings.turn_log)
         heartbeat = settings.heartbeat_ms if info else 0
@@ -108,11 +130,15 @@ class Process:
         address.bound(self._where)
         listening = self._where.named(port)
         self._warn(listening)
+        cleaning = asyncio.create_task(self._cleaner(reader).run())
         keys = self._engine.keys_required()
         log.info("ready", listen=listening, version=VERSION, epoch=self._store.epoch, running_trees=roots, keys=keys)
         print(f"roost is ready on {listening}", flush=True)  # noqa: T201 - for people and scripts; logs go to stderr
 
         await self._stop.wait()
+        cleaning.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await cleaning
         await self._drain(door)
         reader.stop()
         writer.stop()
@@ -133,6 +159,19 @@ class Process:
                 "calls, and the keys in them, are in plaintext" if required else "whoever reaches it may do everything"
             )
             log.warning("insecure", listen=listening, reason=f"other machines can reach this address: {what}")
+
+    def _cleaner(self, reader: StoreReader) -> Cleaner:
+        """What works on sessions that have ended."""
+        return Cleaner(
+            self._engine,
+            self._store,
+            reader.read,
+            self._transport.cleanup_step,
+            self._transport.oldest_stream,
+            None if self._dumps is None else Dumper(self._store, self._dumps, reader.read),
+            self._settings.purge_without_dump,
+            self._about.gauges,
+        )
 
     def _load_running(self) -> int:
         """Charge the running grants of every tree that has any, before the first call; the number of trees."""

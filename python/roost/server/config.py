@@ -25,6 +25,7 @@ PREFIX: Final = "ROOST_"
 CLIENT_ENVIRONMENT: Final = frozenset(
     {"ROOST_CONFIG", "ROOST_TARGET", "ROOST_OUTPUT", "ROOST_API_KEY", "ROOST_API_KEY_FILE", "ROOST_TENANT"}
 )
+FAILPOINT: Final = "ROOST_FAILPOINT"  # a development build reads it, see docs/DEVELOPING.md
 
 _SIZE_UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 _TIME_UNITS = {"": 1, "ms": 1, "s": 1_000, "m": 60_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000}
@@ -83,6 +84,17 @@ class Limits(BaseModel):
     default_lease_ms: Millis = Field(_MINUTE, ge=5 * _SECOND, le=_HOUR, description="lease where none is asked for")
     max_wait_ms: Millis = Field(5 * _MINUTE, ge=0, le=_HOUR, description="the longest a BeginTurn may queue")
     default_stale_ms: Millis = Field(_HOUR, ge=0, le=3_650 * _DAY, description="idle time of a stale tree; 0: never")
+    sweep_interval_ms: Millis = Field(_MINUTE, ge=0, le=_DAY, description="how often stale trees are closed; 0: never")
+    retention_ms: Millis = Field(
+        7 * _DAY, ge=0, le=3_650 * _DAY, description="content of a closed session is kept so long"
+    )
+    tombstone_retention_ms: Millis = Field(
+        30 * _DAY, ge=0, le=3_650 * _DAY, description="its id stays taken for so long after that"
+    )
+    purge_without_dump: bool = Field(False, description="delete content that was neither dumped nor acknowledged")
+    max_store_bytes: Size = Field(
+        0, ge=0, le=1024 * _TIB, description="store size from which on no session is made; 0: none"
+    )
     max_turn_bytes: Size = Field(_MIB, ge=1, le=64 * _MIB, description="inline payload of one record")
     max_state_bytes: Size = Field(64 * _KIB, ge=0, le=_MIB, description="the client's own state")
     max_inline_checkpoint_bytes: Size = Field(_MIB, ge=0, le=64 * _MIB, description="checkpoint tokens in a grant")
@@ -101,6 +113,12 @@ class Settings(Limits):
     listen: str = Field("127.0.0.1:7117", description="host:port, or unix:PATH")
     data_dir: str = Field("roost-data", min_length=1, description="directory of the store")
     admin_key_file: str = Field("", description="file with the admin key; with one, every call needs a key")
+    dump_target: str = Field(
+        "",
+        max_length=2_048,
+        description="directory or URL (s3://, gs://, az://) that ended sessions are dumped to; empty: none",
+    )
+    dump_timeout_ms: Millis = Field(_MINUTE, ge=100, le=_HOUR, description="time that one operation of it gets")
     insecure: bool = Field(False, description="allow plaintext on an address that is not loopback")
     introspection: Literal["auto", "on", "off"] = Field(
         "auto", description="reflection and channelz; auto: on loopback and Unix sockets only"
@@ -139,7 +157,7 @@ class Configuration:
 
     def limits(self) -> dict[str, int]:
         """The engine's limits by name."""
-        return {key: getattr(self.settings, key) for key in LIMIT_KEYS}
+        return {key: int(getattr(self.settings, key)) for key in LIMIT_KEYS}
 
 
 def _suggest(key: str, known: tuple[str, ...] | list[str]) -> str:
@@ -168,7 +186,7 @@ def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     known = {PREFIX + key.upper(): key for key in KEYS}
     values: dict[str, Any] = {}
     for name, value in sorted(environment.items()):
-        if not name.startswith(PREFIX) or name in CLIENT_ENVIRONMENT or name == admin_key.VARIABLE:
+        if not name.startswith(PREFIX) or name in CLIENT_ENVIRONMENT or name in {FAILPOINT, admin_key.VARIABLE}:
             continue
         if name not in known:
             raise ConfigError(f"unknown environment variable {name}{_suggest(name, [*known, *CLIENT_ENVIRONMENT])}")

@@ -7,6 +7,7 @@ thread. All methods of `Transport` run on the event loop.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, TypeVar
@@ -28,7 +29,7 @@ from roost.v1 import admin_service_pb2, session_service_pb2, trajectory_service_
 if TYPE_CHECKING:
     from roost._core import Engine, Refusal
     from roost.handlers.reload import StoreReader
-    from roost.store.base import Store
+    from roost.store.base import SessionRow, Store
 
 SERVICES: Final = tuple(
     module.DESCRIPTOR.services_by_name[name]
@@ -110,11 +111,16 @@ class Transport:
         self._unclaimed: dict[int, bytes | Refusal] = {}  # answers whose calls were cancelled a moment ago
         self._connections = Connections()
         self._cold_running = 0
+        self._streams: dict[object, float] = {}  # when each running stream began
         self._tick: asyncio.TimerHandle | None = None
         self._ready = 0  # the engine's ready_sequence when it was last looked at
         self._followers: set[asyncio.Future[None]] = set()
         self._stopping = False
         self.requests = 0  # RPCs received
+
+    def oldest_stream(self) -> float | None:
+        """When the oldest stream that still reads the store began, by the monotonic clock."""
+        return min(self._streams.values(), default=None)
 
     def in_flight(self) -> int:
         """Calls that wait for the engine or for a cold read."""
@@ -263,6 +269,19 @@ class Transport:
             self._fail(failure("engine", error))
             raise
 
+    async def cleanup_step(self, row: SessionRow, step: tuple[Any, ...]) -> bool:
+        """Journal a step of an ended session's clean-up and wait until it is durable. False if nothing was done: the
+        session's row is another by now, or the server must not write at the moment."""
+        result = self._ask(self._engine.cleanup_step, row.tenant, row.session_id, row.uid, row.seq, step)
+        if type(result) is int:
+            ticket, future = result, asyncio.get_running_loop().create_future()
+            self._pending[ticket] = future
+            try:
+                result = await future
+            finally:
+                self._pending.pop(ticket, None)
+        return result == b"done"
+
     async def _wait(self, method: int, request: bytes, caller: Caller, ticket: int) -> bytes | Refusal:
         """Await a ticket; the engine learns of it when the caller is gone (I24)."""
         future = self._pending[ticket] = asyncio.get_running_loop().create_future()
@@ -326,12 +345,17 @@ class Transport:
             cold = self._authorize(path, caller)
             if not isinstance(cold, Cold):
                 await _refuse(context, cold)
-            step = partial(cold.step, partial(next, handler(cold, request), None))
+            pages = handler(cold, request)
+            step = partial(cold.step, partial(next, pages, None))
             self._cold_running += 1
+            self._streams[pages] = time.monotonic()
             try:
                 while (page := await reader.read(step)) is not None:
                     if type(page) is Follow:
+                        # It has read all there was: what is purged from now on is none of its business.
+                        self._streams[pages] = time.monotonic()
                         await self._follow(page.seen)
+                        self._streams[pages] = time.monotonic()
                         if self._stopping:
                             page = self._engine.refuse("SHUTTING_DOWN", "the server is stopping", {})
                             break
@@ -345,6 +369,7 @@ class Transport:
                         break
             finally:
                 self._cold_running -= 1
+                del self._streams[pages]
             if page is not None:
                 await _refuse(context, page)
 

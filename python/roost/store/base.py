@@ -20,7 +20,7 @@ class SessionUpsert(NamedTuple):
     """One session row as the engine wants it after a batch (the last of the batch if it changed more than once).
 
     `prev` is the `seq` that the stored row must still have (0: the row must not exist): the compare-and-set
-    that enforces I4 and I8 in the store. The columns up to `create_ms` are written by the insert only.
+    that enforces I4 and I8 in the store. The columns up to `stale_due` are written by the insert only.
     """
 
     uid: bytes
@@ -31,7 +31,8 @@ class SessionUpsert(NamedTuple):
     path: str
     depth: int  # 0 for a root
     create_ms: int
-    state: int  # roost.v1.SessionState
+    stale_due: int  # of a root: service time before which its tree is not stale, 0: never (StaleUpdate moves it)
+    state: int  # roost.v1.SessionState: OPEN; SessionClose and the steps after it set others
     head: int  # COMMITTED turns on the live line
     head_version: int
     fence: int
@@ -41,6 +42,8 @@ class SessionUpsert(NamedTuple):
     lease: bytes | None  # roost.store.v1.RunningGrant
     facts: bytes  # roost.store.v1.SessionFacts
     finish_due: int  # wall-clock ms from which on the active trajectory finishes by itself, 0: never
+    stale_ms: int  # of a root: idle time in ms after which its tree is stale, 0: never
+    active_ms: int  # service time of the last activity in its tree
     seq: int  # journal sequence of the entry that wrote this row
     prev: int
 
@@ -110,6 +113,45 @@ class SessionClose(NamedTuple):
     seq: int
     state: int
     receipt: bytes  # roost.store.v1.Receipt
+    cleanup_due: int  # wall-clock ms of its next step
+
+
+class StaleUpdate(NamedTuple):
+    """Before this service time the tree of this OPEN root is not stale (0: never)."""
+
+    root: bytes
+    stale_due: int
+
+
+class SessionReopen(NamedTuple):
+    """Makes a CLOSED session OPEN again. Alone in its batch with others of its tree: what follows finds it open."""
+
+    uid: bytes
+    prev: int
+    seq: int
+    stale_due: int
+    active_ms: int
+    facts: bytes
+
+
+class CleanupStep(NamedTuple):
+    """One step of an ended session's clean-up. `prev` is compared and set as in SessionUpsert."""
+
+    uid: bytes
+    prev: int
+    seq: int
+    state: int  # SEALED or CLOSED
+    last: int  # rowid of the newest record that is left, 0 if none
+    facts: bytes
+    cleanup: bytes  # roost.store.v1.Cleanup
+    cleanup_due: int  # wall-clock ms of the next step, -1: when all of it is acknowledged
+
+
+class SessionForget(NamedTuple):
+    """Deletes the row of a session whose content is purged."""
+
+    uid: bytes
+    prev: int
 
 
 class ApiKeyRow(NamedTuple):
@@ -148,6 +190,16 @@ class Batch(Protocol):
     def rewards(self) -> list[tuple[Any, ...]]: ...
     def finished(self) -> list[tuple[Any, ...]]: ...
     def acks(self) -> list[tuple[Any, ...]]: ...
+    def stales(self) -> list[tuple[Any, ...]]: ...
+    def reopens(self) -> list[tuple[Any, ...]]: ...
+    def steps(self) -> list[tuple[Any, ...]]: ...
+    def purged_records(self) -> list[int]:
+        """Rowids of records to delete."""
+
+    def purged_sessions(self) -> list[bytes]:
+        """Sessions whose rewards and trajectories are to be deleted."""
+
+    def forgets(self) -> list[tuple[Any, ...]]: ...
     def keys(self) -> list[tuple[Any, ...]]: ...
     def revoked_keys(self) -> list[tuple[Any, ...]]: ...
     def split(self) -> Sequence[Batch]:
@@ -195,6 +247,10 @@ class HeaderRow(NamedTuple):
     running: int
     lease: bytes | None
     finish_due: int
+    closes: int
+    stale_ms: int
+    active_ms: int
+    stale_due: int
     facts: bytes | None
     seq: int
 
@@ -207,6 +263,7 @@ class Found(NamedTuple):
     state: int
     rows: list[HeaderRow]
     parent: bytes  # b"" for a root
+    cleanup: bytes | None  # of one that is not OPEN
 
 
 class SessionRow(NamedTuple):
@@ -233,6 +290,9 @@ class SessionRow(NamedTuple):
     facts: bytes
     receipt: bytes | None
     finish_due: int
+    closes: int
+    cleanup_due: int
+    cleanup: bytes | None
     seq: int
 
 
@@ -300,6 +360,22 @@ class DueRow(NamedTuple):
     session_id: str
 
 
+class StaleRow(NamedTuple):
+    """The OPEN root of a tree that may be stale."""
+
+    stale_due: int
+    uid: bytes
+    tenant: str
+    session_id: str
+
+
+class CleanupRow(NamedTuple):
+    """An ended session whose next step is due."""
+
+    cleanup_due: int
+    uid: bytes
+
+
 @dataclass(frozen=True)
 class ReadyFilter:
     """Filters of a list of trajectories that are not acknowledged; all must match."""
@@ -326,10 +402,12 @@ class Store(Protocol):
     store_id: str  # 8 hex characters, made with the store
     epoch: int  # grows by one at each open; every append checks it
     last_seq: int  # highest journal sequence stored at open
+    service_ms: int  # for how long the store had been served at open
     secret: bytes  # 32 bytes made with the store and kept apart from its rows: what keys are made from
 
-    def append(self, shard: int, epoch: int, first_seq: int, batch: Batch) -> Outcome:
-        """Store the batch in one durable transaction. Raises StoreFailed where the outcome is unknown."""
+    def append(self, shard: int, epoch: int, first_seq: int, batch: Batch, service_ms: int = 0) -> Outcome:
+        """Store the batch in one durable transaction, and for how long the store has been served. Raises StoreFailed
+        where the outcome is unknown."""
 
     def probe_space(self) -> str:
         """Say "ok", "low" (the reserve file is gone; it was tried to make again) or "full"."""
@@ -388,6 +466,31 @@ class Store(Protocol):
     def due(self, until_ms: int, after: tuple[int, bytes] | None, limit: int) -> tuple[list[DueRow], int | None]:
         """At most `limit` sessions whose finish is due by then, in order of (time, uid), behind `after`; and the time
         of the next one after them."""
+
+    def stale(self, until_ms: int, after: tuple[int, bytes] | None, limit: int) -> tuple[list[StaleRow], int | None]:
+        """At most `limit` trees that may be stale by this service time, in order of (time, uid), behind `after`; and
+        the time of the next one after them."""
+
+    def family(self, uid: bytes) -> list[SessionRow]:
+        """A session, whatever its state, and the sessions below it that are not OPEN, parents before children."""
+
+    def cleanups(self, until_ms: int, after: tuple[int, bytes] | None, limit: int) -> list[CleanupRow]:
+        """At most `limit` ended sessions whose next step is due by then, in order of (time, uid), behind `after`."""
+
+    def kept(self, after: bytes, limit: int) -> list[bytes]:
+        """At most `limit` sessions that are kept until they are acknowledged, with uid > after, in order of uid."""
+
+    def count_kept(self) -> int:
+        """How many those are."""
+
+    def session_by_uid(self, uid: bytes) -> SessionRow | None:
+        """Read one session row."""
+
+    def keep_time(self, service_ms: int) -> None:
+        """Note how long the store has been served, where no append does. For the writer thread."""
+
+    def used_bytes(self) -> int:
+        """Bytes of the store's file that hold something: what is free in it is used again. For the writer thread."""
 
     def api_keys(self) -> list[ApiKeyRow]:
         """All keys of tenants, revoked ones too. What start-up loads."""

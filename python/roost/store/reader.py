@@ -10,6 +10,7 @@ import apsw
 
 from .base import (
     ApiKeyRow,
+    CleanupRow,
     DueRow,
     Found,
     HeaderRow,
@@ -19,6 +20,7 @@ from .base import (
     RecordRow,
     SessionFilter,
     SessionRow,
+    StaleRow,
     StoreFailed,
     TrajectoryRow,
 )
@@ -28,14 +30,14 @@ from .statements import MAX_ROWS, OPEN_STATE
 # Tuples come from SQLite in the order of the fields of base's NamedTuples.
 _HEADER = """
     SELECT uid, session_id, parent, path, depth, head, head_version, fence, provisional, last, running, lease,
-           finish_due, iif(finish_due > 0, facts, NULL), seq
+           finish_due, closes, stale_ms, active_ms, stale_due, iif(finish_due > 0, facts, NULL), seq
     FROM session WHERE root = ?1 AND state = 1 ORDER BY depth, path
 """
 
 _SESSION = """
     SELECT s.uid, s.tenant, s.session_id, s.root, s.parent, coalesce(p.session_id, ''), coalesce(r.session_id, ''),
            s.path, s.depth, s.create_ms, s.state, s.head, s.head_version, s.fence, s.provisional, s.last, s.running,
-           s.lease, s.facts, s.receipt, s.finish_due, s.seq
+           s.lease, s.facts, s.receipt, s.finish_due, s.closes, s.cleanup_due, s.cleanup, s.seq
     FROM {source} LEFT JOIN session AS p ON p.uid = s.parent LEFT JOIN session AS r ON r.uid = s.root
 """
 _SESSION_BY_UID = _SESSION.format(source="session AS s") + "WHERE s.uid = ?1"
@@ -75,6 +77,21 @@ _DUE = """
     SELECT finish_due, uid, tenant, session_id FROM session INDEXED BY session_finish
     WHERE finish_due > 0 AND (finish_due, uid) > (?1, ?2) ORDER BY finish_due, uid LIMIT ?3
 """
+_STALE = """
+    SELECT stale_due, uid, tenant, session_id FROM session INDEXED BY session_stale
+    WHERE stale_due > 0 AND (stale_due, uid) > (?1, ?2) ORDER BY stale_due, uid LIMIT ?3
+"""
+_CLEANUPS = """
+    SELECT cleanup_due, uid FROM session INDEXED BY session_cleanup
+    WHERE cleanup_due > 0 AND (cleanup_due, uid) > (?1, ?2) AND cleanup_due <= ?3 ORDER BY cleanup_due, uid LIMIT ?4
+"""
+_KEPT = "SELECT uid FROM session INDEXED BY session_kept WHERE cleanup_due = -1 AND uid > ?1 ORDER BY uid LIMIT ?2"
+_COUNT_KEPT = "SELECT count(*) FROM session INDEXED BY session_kept WHERE cleanup_due = -1"
+_FAMILY = (
+    _SESSION.format(source="session AS s INDEXED BY session_root")
+    + "WHERE s.root = :root AND (s.uid = :uid OR (s.state > 1 AND s.path >= :below AND s.path < :past)) "
+    "ORDER BY s.depth, s.uid"
+)
 _COMMITTED = 1  # roost.v1.RECORD_STATUS_COMMITTED
 
 _RECORD = "SELECT seq, prev, status, turn, meta, chain, tokens, state, arrays, content FROM record WHERE seq IN ({})"
@@ -158,13 +175,14 @@ class Reader:
         """See base.Store."""
         with self._snapshot() as conn:
             row: Any = conn.execute(
-                "SELECT uid, root, state, parent FROM session WHERE tenant = ?1 AND session_id = ?2",
+                "SELECT uid, root, state, parent, iif(state = 1, NULL, cleanup) FROM session "
+                "WHERE tenant = ?1 AND session_id = ?2",
                 (tenant, session_id),
             ).fetchone()
             if row is None:
                 return None
-            uid, root, state, parent = row
-            return Found(uid, root, state, _header(conn, root) if state == OPEN_STATE else [], parent)
+            uid, root, state, parent, cleanup = row
+            return Found(uid, root, state, _header(conn, root) if state == OPEN_STATE else [], parent, cleanup)
 
     def load_header(self, root: bytes) -> tuple[str, list[HeaderRow]]:
         """See base.Store. A tree that does not exist has the tenant "" and no rows."""
@@ -282,6 +300,48 @@ class Reader:
         now = [row for row in rows[:limit] if row.finish_due <= until_ms]
         later = rows[len(now) :]
         return now, later[0].finish_due if later else None
+
+    def stale(self, until_ms: int, after: tuple[int, bytes] | None, limit: int) -> tuple[list[StaleRow], int | None]:
+        """See base.Store."""
+        place = after or (0, b"")
+        with self._snapshot() as conn:
+            rows = [StaleRow._make(row) for row in conn.execute(_STALE, (*place, limit + 1))]
+        now = [row for row in rows[:limit] if row.stale_due <= until_ms]
+        later = rows[len(now) :]
+        return now, later[0].stale_due if later else None
+
+    def family(self, uid: bytes) -> list[SessionRow]:
+        """See base.Store."""
+        with self._snapshot() as conn:
+            row = _session(conn, uid)
+            if row is None:
+                return []
+            path = row.path
+            bindings = {"root": row.root, "uid": uid, "below": path + "/", "past": path + "0"}
+            return [SessionRow._make(found) for found in conn.execute(_FAMILY, bindings)]
+
+    def cleanups(self, until_ms: int, after: tuple[int, bytes] | None, limit: int) -> list[CleanupRow]:
+        """See base.Store."""
+        with self._snapshot() as conn:
+            rows = conn.execute(_CLEANUPS, (*(after or (0, b"")), until_ms, limit))
+            return [CleanupRow._make(row) for row in rows]
+
+    def kept(self, after: bytes, limit: int) -> list[bytes]:
+        """See base.Store."""
+        with self._snapshot() as conn:
+            rows: list[Any] = conn.execute(_KEPT, (after, limit)).fetchall()
+            return [uid for (uid,) in rows]
+
+    def count_kept(self) -> int:
+        """See base.Store."""
+        with self._snapshot() as conn:
+            count: Any = conn.execute(_COUNT_KEPT).get
+            return int(count)
+
+    def session_by_uid(self, uid: bytes) -> SessionRow | None:
+        """See base.Store."""
+        with self._snapshot() as conn:
+            return _session(conn, uid)
 
     def api_keys(self) -> list[ApiKeyRow]:
         """See base.Store."""

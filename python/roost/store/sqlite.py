@@ -14,6 +14,7 @@ from . import claim, connect, schema, secret
 from .base import (
     ApiKeyRow,
     Batch,
+    CleanupRow,
     DueRow,
     Found,
     HeaderRow,
@@ -24,6 +25,7 @@ from .base import (
     RecordRow,
     SessionFilter,
     SessionRow,
+    StaleRow,
     StoreError,
     StoreFailed,
     TrajectoryRow,
@@ -147,14 +149,15 @@ class SqliteStore:
             row = conn.execute(
                 "UPDATE shard SET epoch = epoch + 1, "
                 "last_seq = max(last_seq, (SELECT coalesce(max(seq), 0) FROM record)) "
-                "WHERE shard = 0 RETURNING epoch, last_seq"
+                "WHERE shard = 0 RETURNING epoch, last_seq, service_ms"
             ).fetchall()
             if len(row) != 1:
                 raise StoreError("CORRUPT", f"{self._path} has lost its shard: restore the newest backup.")
-            epoch, last_seq = row[0]
+            epoch, last_seq, service_ms = row[0]
             assert isinstance(epoch, int)  # STRICT columns
             assert isinstance(last_seq, int)
-            self.epoch, self.last_seq = epoch, last_seq
+            assert isinstance(service_ms, int)
+            self.epoch, self.last_seq, self.service_ms = epoch, last_seq, service_ms
             self._reserve_shm()
             claim.fsync_dir(self._path.parent)
             return conn
@@ -170,13 +173,21 @@ class SqliteStore:
             if os.fstat(self._shm).st_size < _SHM_BYTES:
                 os.posix_fallocate(self._shm, 0, _SHM_BYTES)
 
-    def append(self, shard: int, epoch: int, first_seq: int, batch: Batch) -> Outcome:
+    def append(self, shard: int, epoch: int, first_seq: int, batch: Batch, service_ms: int = 0) -> Outcome:
         """See base.Store."""
-        return self._writer.append(shard, epoch, first_seq, batch)
+        return self._writer.append(shard, epoch, first_seq, batch, service_ms)
+
+    def keep_time(self, service_ms: int) -> None:
+        """See base.Store."""
+        self._writer.keep_time(self.epoch, service_ms)
 
     def probe_space(self) -> str:
         """See base.Store."""
         return self._writer.probe_space()
+
+    def used_bytes(self) -> int:
+        """See base.Store."""
+        return self._writer.used_bytes()
 
     def idle(self) -> None:
         """For the writer thread, when nothing has been queued for a while: empties the log. Raises StoreFailed."""
@@ -247,6 +258,30 @@ class SqliteStore:
     def due(self, until_ms: int, after: tuple[int, bytes] | None, limit: int) -> tuple[list[DueRow], int | None]:
         """See base.Store."""
         return self._reader.due(until_ms, after, limit)
+
+    def stale(self, until_ms: int, after: tuple[int, bytes] | None, limit: int) -> tuple[list[StaleRow], int | None]:
+        """See base.Store."""
+        return self._reader.stale(until_ms, after, limit)
+
+    def family(self, uid: bytes) -> list[SessionRow]:
+        """See base.Store."""
+        return self._reader.family(uid)
+
+    def cleanups(self, until_ms: int, after: tuple[int, bytes] | None, limit: int) -> list[CleanupRow]:
+        """See base.Store."""
+        return self._reader.cleanups(until_ms, after, limit)
+
+    def kept(self, after: bytes, limit: int) -> list[bytes]:
+        """See base.Store."""
+        return self._reader.kept(after, limit)
+
+    def count_kept(self) -> int:
+        """See base.Store."""
+        return self._reader.count_kept()
+
+    def session_by_uid(self, uid: bytes) -> SessionRow | None:
+        """See base.Store."""
+        return self._reader.session_by_uid(uid)
 
     def api_keys(self) -> list[ApiKeyRow]:
         """See base.Store."""

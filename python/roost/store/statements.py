@@ -12,58 +12,83 @@ from functools import cache
 from itertools import chain
 from typing import Any
 
-from .base import ApiKeyRow, Batch, RecordInsert, RewardUpsert, SessionClose, SessionUpsert, TrajectoryInsert
+from .base import ApiKeyRow, Batch, RecordInsert, RewardUpsert, SessionUpsert, TrajectoryInsert
 
 MAX_ROWS = 64
 OPEN_STATE = 1  # roost.v1.SESSION_STATE_OPEN
 
 Row = tuple[Any, ...]
 
-# Places in the tuples of base.SessionUpsert and base.SessionClose.
+# Places in the tuple of base.SessionUpsert.
 _FIELDS = SessionUpsert._fields
 _STATE = _FIELDS.index("state")
-_PROVISIONAL = _FIELDS.index("provisional")
-_RUNNING = _FIELDS.index("running")
-_LEASE = _FIELDS.index("lease")
-_FINISH_DUE = _FIELDS.index("finish_due")
-_SEQ = _FIELDS.index("seq")
 _PREV = _FIELDS.index("prev")
-_CLOSE_PREV = SessionClose._fields.index("prev")
-_CLOSE_SEQ = SessionClose._fields.index("seq")
-_CLOSE_STATE = SessionClose._fields.index("state")
-_CLOSE_RECEIPT = SessionClose._fields.index("receipt")
 
-# A change of state moves the row in two indexes, and SQLite rewrites an index whenever a column of it is SET,
-# changed or not. So the update of a session that stays open, which is nearly every one, does not name it.
+# SQLite rewrites an index whenever a column of it is SET, changed or not. So what nearly every batch does, the update
+# of a session that stays open, names neither its state nor the times that others change.
 _SETS = (
-    "head = v.column3, head_version = v.column4, fence = v.column5, provisional = v.column6, last = v.column7, "
-    "running = v.column8, lease = v.column9, facts = v.column10, finish_due = v.column11, seq = v.column12"
+    "head = v.column2, head_version = v.column3, fence = v.column4, provisional = v.column5, last = v.column6, "
+    "running = v.column7, lease = v.column8, facts = v.column9, finish_due = v.column10, stale_ms = v.column11, "
+    "active_ms = v.column12, seq = v.column13"
 )
 
-_CLOSED = "running = 0, lease = NULL, provisional = 0, finish_due = 0"
+_CLOSE = (
+    "UPDATE session SET seq = v.column3, state = v.column4, receipt = v.column5, cleanup_due = v.column6, "
+    "running = 0, lease = NULL, provisional = 0, finish_due = 0, stale_due = 0, closes = closes + 1, cleanup = NULL "
+    "FROM (VALUES "
+)
+_REOPEN = (
+    "UPDATE session SET state = 1, seq = v.column3, stale_due = v.column4, active_ms = v.column5, facts = v.column6, "
+    "receipt = NULL, cleanup = NULL, cleanup_due = 0 FROM (VALUES "
+)
+_STEP = (
+    "UPDATE session SET seq = v.column3, state = v.column4, last = v.column5, facts = v.column6, "
+    "cleanup = v.column7, cleanup_due = v.column8 FROM (VALUES "
+)
 
 # Each kind: (values a row, SQL around the list of placeholders). The WHERE of an update is the compare-and-set:
-# a row that does not have the expected seq is not changed, and the count of changed rows tells.
+# a row that does not have the expected seq is not changed, and the count of changed rows tells. The unary + keeps the
+# planner from the partial indexes: it is the uid that finds the row.
 _KINDS: dict[str, tuple[int, str, str]] = {
     "insert_session": (
-        20,
-        f"INSERT INTO session ({', '.join(_FIELDS[:_PREV])}, receipt) VALUES ",
+        24,
+        f"INSERT INTO session ({', '.join(_FIELDS[:_PREV])}, closes, cleanup_due) VALUES ",
         "",
-    ),
-    "keep_open": (
-        13,
-        f"UPDATE session SET {_SETS} FROM (VALUES ",
-        ") AS v WHERE session.uid = v.column1 AND session.seq = v.column13 AND session.state = v.column2",
     ),
     "update_session": (
         14,
-        f"UPDATE session SET state = v.column2, {_SETS}, receipt = coalesce(v.column14, receipt) FROM (VALUES ",
-        ") AS v WHERE session.uid = v.column1 AND session.seq = v.column13",
+        f"UPDATE session SET {_SETS} FROM (VALUES ",
+        ") AS v WHERE session.uid = v.column1 AND session.seq = v.column14 AND +session.state = 1",
     ),
     "close_session": (
-        5,
-        f"UPDATE session SET seq = v.column3, state = v.column4, receipt = v.column5, {_CLOSED} FROM (VALUES ",
-        ") AS v WHERE session.uid = v.column1 AND session.seq = v.column2",
+        6,
+        _CLOSE,
+        ") AS v WHERE session.uid = v.column1 AND session.seq = v.column2 AND +session.state = 1",
+    ),
+    "set_stale": (
+        2,
+        "UPDATE session SET stale_due = v.column2 FROM (VALUES ",
+        ") AS v WHERE session.uid = v.column1 AND +session.state = 1",
+    ),
+    "reopen_session": (
+        6,
+        _REOPEN,
+        ") AS v WHERE session.uid = v.column1 AND session.seq = v.column2 AND +session.state = 3",
+    ),
+    "cleanup_step": (
+        8,
+        _STEP,
+        ") AS v WHERE session.uid = v.column1 AND session.seq = v.column2 AND +session.state > 1",
+    ),
+    "forget_session": (
+        2,
+        "DELETE FROM session WHERE +state = 3 AND (uid, seq) IN (VALUES ",
+        ")",
+    ),
+    "purge_records": (
+        1,
+        "DELETE FROM record WHERE seq IN (VALUES ",
+        ")",
     ),
     "insert_record": (
         11,
@@ -102,6 +127,13 @@ _KINDS: dict[str, tuple[int, str, str]] = {
     ),
 }
 
+# Of these, how many rows change is not known before. Each binds a session's uid, or (uid, time).
+_PURGE_REWARDS = "DELETE FROM reward WHERE session = ?1"
+_PURGE_TRAJECTORIES = "DELETE FROM trajectory WHERE session = ?1"
+# A session that was kept for want of an acknowledgement is looked at again after each.
+_LOOK_AGAIN = "UPDATE session SET cleanup_due = ?2 WHERE uid = ?1 AND cleanup_due = -1"
+ANY_ROWS = -1
+
 
 class BadBatch(Exception):
     """The rows of a batch contradict each other: a bug of its maker, refused before anything is written."""
@@ -137,67 +169,65 @@ class Plan:
     """
 
     def __init__(self, batch: Batch) -> None:
-        close_rows = batch.closes()
-        closes = {row[0]: row for row in close_rows}
-        if len(closes) != len(close_rows):
+        closes = batch.closes()
+        ended = {row[0] for row in closes}
+        if len(ended) != len(closes):
             raise BadBatch("a session is closed twice")
+        # A row of a session that the batch also closes comes first, so that the close finds it; what is opened and
+        # closed in one batch is inserted, then closed.
         leaving: list[Row] = []
         staying: list[Row] = []
         opened: list[Row] = []
         for row in batch.sessions():
             if len(row) != len(_FIELDS):
                 raise BadBatch("a session row has the wrong number of values")
-            receipt = None
-            if closes:
-                close = closes.pop(row[0], None)
-                if close is not None:
-                    row, receipt = _closed(row, close)
+            if row[_STATE] != OPEN_STATE:
+                raise BadBatch("a session row is not OPEN")
             if row[_PREV] == 0:
-                opened.append((*row[:_PREV], receipt))
-            elif row[_STATE] == OPEN_STATE:
-                staying.append((row[0], *row[_STATE:]))
+                opened.append((*row[:_PREV], 0, 0))
             else:
-                leaving.append((row[0], *row[_STATE:], receipt))
+                (leaving if row[0] in ended else staying).append((row[0], *row[_STATE + 1 :]))
+        born = {row[0] for row in opened}
         self._leaving = leaving
-        self._closes = list(closes.values())
+        self._closes = [row for row in closes if row[0] not in born]
         self._staying = staying
         self._opened = opened
-        self._records = batch.records()
-        self._statuses = batch.statuses()
-        self._rewards = batch.rewards()
-        self._finished = [(*row, 0) for row in batch.finished()]
-        self._acks = batch.acks()
-        self._keys = batch.keys()
-        self._revoked_keys = batch.revoked_keys()
-        self.may_reopen = len(staying) > 0
+        self._stillborn = [row for row in closes if row[0] in born]
+        self._batch = batch
 
-    def statements(self, reopen: bool) -> Iterator[tuple[str, Row, int]]:
-        """All statements. With `reopen` a session that is OPEN after the batch need not have been so before it."""
+    def statements(self) -> Iterator[tuple[str, Row, int]]:
+        """All statements, with the number of rows that each must change."""
+        batch = self._batch
+        yield from chunks("set_stale", batch.stales())
         yield from chunks("update_session", self._leaving)
         yield from chunks("close_session", self._closes)
-        if reopen:
-            yield from chunks("update_session", [(*row, None) for row in self._staying])
-        else:
-            yield from chunks("keep_open", self._staying)
-        yield from chunks("insert_session", self._opened)
-        yield from chunks("insert_record", self._records)
-        yield from chunks("set_status", self._statuses)
-        yield from chunks("set_reward", self._rewards)
-        yield from chunks("insert_trajectory", self._finished)
-        yield from chunks("acknowledge", self._acks)
-        yield from chunks("insert_key", self._keys)
-        yield from chunks("revoke_key", self._revoked_keys)
+        yield from chunks("reopen_session", batch.reopens())
+        yield from chunks("update_session", self._staying)
+        yield from self._births()
+        yield from chunks("insert_record", batch.records())
+        yield from chunks("set_status", batch.statuses())
+        yield from chunks("set_reward", batch.rewards())
+        yield from chunks("insert_trajectory", [(*row, 0) for row in batch.finished()])
+        acks = batch.acks()
+        yield from chunks("acknowledge", acks)
+        for session, _, ack_ms in acks:
+            yield _LOOK_AGAIN, (session, ack_ms), ANY_ROWS
+        yield from chunks("purge_records", [(seq,) for seq in batch.purged_records()])
+        for session in batch.purged_sessions():
+            yield _PURGE_REWARDS, (session,), ANY_ROWS
+            yield _PURGE_TRAJECTORIES, (session,), ANY_ROWS
+        yield from chunks("cleanup_step", batch.steps())
+        yield from chunks("forget_session", batch.forgets())
+        yield from chunks("insert_key", batch.keys())
+        yield from chunks("revoke_key", batch.revoked_keys())
 
-
-def _closed(row: Row, close: Row) -> tuple[Row, bytes]:
-    """A session row with the close of the same batch folded in, and the receipt."""
-    if close[_CLOSE_PREV] != row[_SEQ]:
-        raise BadBatch("a close does not follow the session row of its batch")
-    values = list(row)
-    values[_STATE] = close[_CLOSE_STATE]
-    values[_RUNNING] = 0
-    values[_LEASE] = None
-    values[_PROVISIONAL] = 0
-    values[_FINISH_DUE] = 0
-    values[_SEQ] = close[_CLOSE_SEQ]
-    return tuple(values), close[_CLOSE_RECEIPT]
+    def _births(self) -> Iterator[tuple[str, Row, int]]:
+        """Sessions that are opened; those that the batch also closes one by one, for they may have had one path."""
+        closes = {row[0]: row for row in self._stillborn}
+        if not closes:
+            yield from chunks("insert_session", self._opened)
+            return
+        for row in self._opened:
+            yield from chunks("insert_session", [row])
+            if row[0] in closes:
+                yield from chunks("close_session", [closes[row[0]]])

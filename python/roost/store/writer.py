@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+from typing import NamedTuple
 
 import apsw
 
 from .base import Batch, Outcome, StoreFailed
 from .checkpoint import Checkpointer
+from .schema import pragma_int
 from .space import Reserve
-from .statements import BadBatch, Plan
+from .statements import ANY_ROWS, BadBatch, Plan
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +25,15 @@ _CONSTRAINT = (
     ValueError,
     OverflowError,
 )
+
+
+class Place(NamedTuple):
+    """Where an append goes, as the statement that checks the shard binds it."""
+
+    shard: int
+    epoch: int
+    last_seq: int
+    service_ms: int
 
 
 class Writer:
@@ -41,7 +52,7 @@ class Writer:
         """True once StoreFailed was raised: nothing may be written any more, not even by a checkpoint."""
         return self._failed is not None
 
-    def append(self, shard: int, epoch: int, first_seq: int, batch: Batch) -> Outcome:
+    def append(self, shard: int, epoch: int, first_seq: int, batch: Batch, service_ms: int = 0) -> Outcome:
         """See base.Store.append."""
         self._check()
         try:
@@ -53,10 +64,11 @@ class Writer:
         except _CONSTRAINT:
             log.exception("refused a batch from sequence %d", first_seq)
             return Outcome.REFUSED_CONSTRAINT
-        outcome = self._store(shard, epoch, batch.last_seq, plan)
+        here = Place(shard, epoch, batch.last_seq, service_ms)
+        outcome = self._transaction(here, plan)
         if outcome is Outcome.REFUSED_FULL and self._reserve.give_up():
             log.warning("the disk is full: the reserve file was given up")
-            outcome = self._store(shard, epoch, batch.last_seq, plan)
+            outcome = self._transaction(here, plan)
         if outcome is Outcome.STORED:
             try:
                 self._checkpointer.committed()
@@ -65,30 +77,22 @@ class Writer:
                 self._failed = f"checkpoint: {error}"
         return outcome
 
-    def _store(self, shard: int, epoch: int, last_seq: int, plan: Plan) -> Outcome:
-        outcome = self._transaction(shard, epoch, last_seq, plan, reopen=False)
-        if outcome is Outcome.REFUSED_CONSTRAINT and plan.may_reopen:
-            # A session that is OPEN again after it was closed is rare: only then is it worth a second try.
-            outcome = self._transaction(shard, epoch, last_seq, plan, reopen=True)
-        return outcome
-
-    def _transaction(self, shard: int, epoch: int, last_seq: int, plan: Plan, *, reopen: bool) -> Outcome:
+    def _transaction(self, here: Place, plan: Plan) -> Outcome:
         conn = self._conn
         try:
             conn.execute("BEGIN IMMEDIATE")
-            outcome = self._fence(shard, epoch, last_seq)
+            outcome = self._fence(here)
             if outcome is Outcome.STORED:
-                for sql, bindings, rows in plan.statements(reopen):
+                for sql, bindings, rows in plan.statements():
                     conn.execute(sql, bindings)
-                    if conn.changes() != rows:
+                    if rows not in (ANY_ROWS, conn.changes()):
                         raise BadBatch(f"{rows - conn.changes()} of {rows} rows were not as expected ({sql[:24]}...)")
                 conn.execute("COMMIT")
                 return Outcome.STORED
         except apsw.FullError:
             outcome = Outcome.REFUSED_FULL
         except _CONSTRAINT:
-            if reopen or not plan.may_reopen:
-                log.exception("refused a batch up to sequence %d", last_seq)
+            log.exception("refused a batch up to sequence %d", here.last_seq)
             outcome = Outcome.REFUSED_CONSTRAINT
         except Exception as error:
             raise self._fail("append", error) from error
@@ -100,18 +104,37 @@ class Writer:
             raise self._fail("rollback", error) from error
         return outcome
 
-    def _fence(self, shard: int, epoch: int, last_seq: int) -> Outcome:
-        """Check that we still own the shard, and note how far it is written."""
+    def _fence(self, here: Place) -> Outcome:
+        """Check that we still own the shard, and note how far it is written and for how long it has been served."""
         # max: the batches of Batch.split overlap in their sequences.
         self._conn.execute(
-            "UPDATE shard SET last_seq = max(last_seq, ?3) WHERE shard = ?1 AND epoch = ?2", (shard, epoch, last_seq)
+            "UPDATE shard SET last_seq = max(last_seq, ?3), service_ms = max(service_ms, ?4) "
+            "WHERE shard = ?1 AND epoch = ?2",
+            here,
         )
         return Outcome.STORED if self._conn.changes() == 1 else Outcome.REFUSED_FENCED
+
+    def keep_time(self, epoch: int, service_ms: int) -> None:
+        """See base.Store.keep_time. What it says is lost where there is no room: the next append says it again."""
+        self._check()
+        try:
+            self._fence(Place(0, epoch, 0, service_ms))
+        except apsw.FullError:
+            pass
+        except Exception as error:
+            raise self._fail("keep_time", error) from error
 
     def probe_space(self) -> str:
         """See base.Store.probe_space."""
         self._check()
         return self._reserve.probe()
+
+    def used_bytes(self) -> int:
+        """See base.Store.used_bytes."""
+        self._check()
+        conn = self._conn
+        pages = pragma_int(conn, "page_count") - pragma_int(conn, "freelist_count")
+        return pages * pragma_int(conn, "page_size")
 
     def idle(self) -> None:
         """See SqliteStore.idle."""

@@ -152,6 +152,22 @@ class CloseSessionResponse(_message.Message):
     receipt: _types_pb2.CloseReceipt
     def __init__(self, closed: bool = ..., receipt: _Optional[_Union[_types_pb2.CloseReceipt, _Mapping]] = ...) -> None: ...
 
+class ReopenSessionRequest(_message.Message):
+    __slots__ = ("session_id", "request_id")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    request_id: str
+    def __init__(self, session_id: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
+
+class ReopenSessionResponse(_message.Message):
+    __slots__ = ("session", "reopened")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    REOPENED_FIELD_NUMBER: _ClassVar[int]
+    session: _types_pb2.Session
+    reopened: int
+    def __init__(self, session: _Optional[_Union[_types_pb2.Session, _Mapping]] = ..., reopened: _Optional[int] = ...) -> None: ...
+
 class InterruptSessionRequest(_message.Message):
     __slots__ = ("session_id", "request_id", "force")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class SessionServiceStub(object):
-    """The life of sessions. A session ends only by CloseSession or by CommitTurn with `then: CLOSE`.
+    """The life of sessions. A session ends only by CloseSession, CommitTurn with `then: CLOSE`, BeginTurn with
+    `session_final`, or the sweep of its stale tree.
     """
 
     def __init__(self, channel):
@@ -65,6 +66,11 @@ class SessionServiceStub(object):
                 request_serializer=roost_dot_v1_dot_session__service__pb2.CloseSessionRequest.SerializeToString,
                 response_deserializer=roost_dot_v1_dot_session__service__pb2.CloseSessionResponse.FromString,
                 _registered_method=True)
+        self.ReopenSession = channel.unary_unary(
+                '/roost.v1.SessionService/ReopenSession',
+                request_serializer=roost_dot_v1_dot_session__service__pb2.ReopenSessionRequest.SerializeToString,
+                response_deserializer=roost_dot_v1_dot_session__service__pb2.ReopenSessionResponse.FromString,
+                _registered_method=True)
         self.InterruptSession = channel.unary_unary(
                 '/roost.v1.SessionService/InterruptSession',
                 request_serializer=roost_dot_v1_dot_session__service__pb2.InterruptSessionRequest.SerializeToString,
@@ -73,7 +79,8 @@ class SessionServiceStub(object):
 
 
 class SessionServiceServicer(object):
-    """The life of sessions. A session ends only by CloseSession or by CommitTurn with `then: CLOSE`.
+    """The life of sessions. A session ends only by CloseSession, CommitTurn with `then: CLOSE`, BeginTurn with
+    `session_final`, or the sweep of its stale tree.
     """
 
     def OpenSession(self, request, context):
@@ -121,6 +128,16 @@ class SessionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReopenSession(self, request, context):
+        """Makes a CLOSED session OPEN again, with its history and the descendants that the same close took down (not those
+        closed before it). An OPEN one is answered as it is. Errors: SESSION_NOT_FOUND, SESSION_SEALED (its clean-up, or a
+        descendant's, still runs: retry), SESSION_PURGED, SESSION_CLOSED (its parent has ended), PATH_COLLISION (an open
+        sibling has its name now), TREE_SESSIONS. Its keys have ended: OpenSession with mint_key gives one of the new life.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def InterruptSession(self, request, context):
         """Asks the running turn of one session to end, and ends its wait if it waits; never one of another session. The
         session stays open. A commit that arrives still wins. Errors: SESSION_NOT_FOUND, SESSION_CLOSED.
@@ -162,6 +179,11 @@ def add_SessionServiceServicer_to_server(servicer, server):
                     request_deserializer=roost_dot_v1_dot_session__service__pb2.CloseSessionRequest.FromString,
                     response_serializer=roost_dot_v1_dot_session__service__pb2.CloseSessionResponse.SerializeToString,
             ),
+            'ReopenSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReopenSession,
+                    request_deserializer=roost_dot_v1_dot_session__service__pb2.ReopenSessionRequest.FromString,
+                    response_serializer=roost_dot_v1_dot_session__service__pb2.ReopenSessionResponse.SerializeToString,
+            ),
             'InterruptSession': grpc.unary_unary_rpc_method_handler(
                     servicer.InterruptSession,
                     request_deserializer=roost_dot_v1_dot_session__service__pb2.InterruptSessionRequest.FromString,
@@ -176,7 +198,8 @@ def add_SessionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SessionService(object):
-    """The life of sessions. A session ends only by CloseSession or by CommitTurn with `then: CLOSE`.
+    """The life of sessions. A session ends only by CloseSession, CommitTurn with `then: CLOSE`, BeginTurn with
+    `session_final`, or the sweep of its stale tree.
     """
 
     @staticmethod
@@ -331,6 +354,33 @@ class SessionService(object):
             '/roost.v1.SessionService/CloseSession',
             roost_dot_v1_dot_session__service__pb2.CloseSessionRequest.SerializeToString,
             roost_dot_v1_dot_session__service__pb2.CloseSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReopenSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/roost.v1.SessionService/ReopenSession',
+            roost_dot_v1_dot_session__service__pb2.ReopenSessionRequest.SerializeToString,
+            roost_dot_v1_dot_session__service__pb2.ReopenSessionResponse.FromString,
             options,
             channel_credentials,
             insecure,

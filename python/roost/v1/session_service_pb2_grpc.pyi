@@ -27,7 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class SessionServiceStub:
-    """The life of sessions. A session ends only by CloseSession or by CommitTurn with `then: CLOSE`."""
+    """The life of sessions. A session ends only by CloseSession, CommitTurn with `then: CLOSE`, BeginTurn with
+    `session_final`, or the sweep of its stale tree.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -50,6 +52,12 @@ class SessionServiceStub:
     """Ends a session and its open descendants in one transaction; closing again returns the same receipt.
     Against a running commit there is one order: the commit is in the final history, or it gets SESSION_CLOSED.
     """
+    ReopenSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.ReopenSessionRequest, _session_service_pb2.ReopenSessionResponse]
+    """Makes a CLOSED session OPEN again, with its history and the descendants that the same close took down (not those
+    closed before it). An OPEN one is answered as it is. Errors: SESSION_NOT_FOUND, SESSION_SEALED (its clean-up, or a
+    descendant's, still runs: retry), SESSION_PURGED, SESSION_CLOSED (its parent has ended), PATH_COLLISION (an open
+    sibling has its name now), TREE_SESSIONS. Its keys have ended: OpenSession with mint_key gives one of the new life.
+    """
     InterruptSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.InterruptSessionRequest, _session_service_pb2.InterruptSessionResponse]
     """Asks the running turn of one session to end, and ends its wait if it waits; never one of another session. The
     session stays open. A commit that arrives still wins. Errors: SESSION_NOT_FOUND, SESSION_CLOSED.
@@ -57,7 +65,9 @@ class SessionServiceStub:
 
 @_typing.type_check_only
 class SessionServiceAsyncStub(SessionServiceStub):
-    """The life of sessions. A session ends only by CloseSession or by CommitTurn with `then: CLOSE`."""
+    """The life of sessions. A session ends only by CloseSession, CommitTurn with `then: CLOSE`, BeginTurn with
+    `session_final`, or the sweep of its stale tree.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     OpenSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.OpenSessionRequest, _session_service_pb2.OpenSessionResponse]  # type: ignore[assignment]
@@ -77,13 +87,21 @@ class SessionServiceAsyncStub(SessionServiceStub):
     """Ends a session and its open descendants in one transaction; closing again returns the same receipt.
     Against a running commit there is one order: the commit is in the final history, or it gets SESSION_CLOSED.
     """
+    ReopenSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.ReopenSessionRequest, _session_service_pb2.ReopenSessionResponse]  # type: ignore[assignment]
+    """Makes a CLOSED session OPEN again, with its history and the descendants that the same close took down (not those
+    closed before it). An OPEN one is answered as it is. Errors: SESSION_NOT_FOUND, SESSION_SEALED (its clean-up, or a
+    descendant's, still runs: retry), SESSION_PURGED, SESSION_CLOSED (its parent has ended), PATH_COLLISION (an open
+    sibling has its name now), TREE_SESSIONS. Its keys have ended: OpenSession with mint_key gives one of the new life.
+    """
     InterruptSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.InterruptSessionRequest, _session_service_pb2.InterruptSessionResponse]  # type: ignore[assignment]
     """Asks the running turn of one session to end, and ends its wait if it waits; never one of another session. The
     session stays open. A commit that arrives still wins. Errors: SESSION_NOT_FOUND, SESSION_CLOSED.
     """
 
 class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The life of sessions. A session ends only by CloseSession or by CommitTurn with `then: CLOSE`."""
+    """The life of sessions. A session ends only by CloseSession, CommitTurn with `then: CLOSE`, BeginTurn with
+    `session_final`, or the sweep of its stale tree.
+    """
 
     @_abc_1.abstractmethod
     def OpenSession(
@@ -136,6 +154,18 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_session_service_pb2.CloseSessionResponse, _abc.Awaitable[_session_service_pb2.CloseSessionResponse]]:
         """Ends a session and its open descendants in one transaction; closing again returns the same receipt.
         Against a running commit there is one order: the commit is in the final history, or it gets SESSION_CLOSED.
+        """
+
+    @_abc_1.abstractmethod
+    def ReopenSession(
+        self,
+        request: _session_service_pb2.ReopenSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_session_service_pb2.ReopenSessionResponse, _abc.Awaitable[_session_service_pb2.ReopenSessionResponse]]:
+        """Makes a CLOSED session OPEN again, with its history and the descendants that the same close took down (not those
+        closed before it). An OPEN one is answered as it is. Errors: SESSION_NOT_FOUND, SESSION_SEALED (its clean-up, or a
+        descendant's, still runs: retry), SESSION_PURGED, SESSION_CLOSED (its parent has ended), PATH_COLLISION (an open
+        sibling has its name now), TREE_SESSIONS. Its keys have ended: OpenSession with mint_key gives one of the new life.
         """
 
     @_abc_1.abstractmethod

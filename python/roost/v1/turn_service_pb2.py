@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from roost.v1 import types_pb2 as roost_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1broost/v1/turn_service.proto\x12\x08roost.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14roost/v1/types.proto\"_\n\nCheckpoint\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x11\n\ttoken_ids\x18\x02 \x01(\x0c\x12\x0e\n\x06length\x18\x03 \x01(\x04\x12\r\n\x05state\x18\x04 \x01(\x0c\x12\x0f\n\x07omitted\x18\x05 \x01(\x08\"\xbe\x02\n\x05Grant\x12\r\n\x05lease\x18\x01 \x01(\x0c\x12\x0c\n\x04turn\x18\x02 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\x14\n\x0chead_version\x18\x04 \x01(\x04\x12\r\n\x05\x66\x65nce\x18\x05 \x01(\x04\x12/\n\x0b\x65xpire_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x0elease_duration\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\ncheckpoint\x18\x08 \x01(\x0b\x32\x14.roost.v1.Checkpoint\x12-\n\nqueue_wait\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12%\n\x0bprovisional\x18\n \x01(\x0b\x32\x10.roost.v1.Record\"\xda\x03\n\x10\x42\x65ginTurnRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12#\n\x04open\x18\x03 \x01(\x0b\x32\x15.roost.v1.OpenOptions\x12\'\n\x04wait\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1a\n\rexpected_turn\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\"\n\x15\x65xpected_head_version\x18\x06 \x01(\x04H\x01\x88\x01\x01\x12\x1f\n\x12known_head_version\x18\x07 \x01(\x04H\x02\x88\x01\x01\x12\x31\n\x0elease_duration\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05owner\x18\t \x01(\t\x12\x10\n\x08priority\x18\n \x01(\x05\x12\x15\n\rvalidate_only\x18\x0b \x01(\x08\x12\'\n\nif_running\x18\x0c \x01(\x0e\x32\x13.roost.v1.IfRunning\x12\x18\n\x10want_provisional\x18\r \x01(\x08\x42\x10\n\x0e_expected_turnB\x18\n\x16_expected_head_versionB\x15\n\x13_known_head_version\"Q\n\x11\x42\x65ginTurnResponse\x12\x1e\n\x05grant\x18\x01 \x01(\x0b\x32\x0f.roost.v1.Grant\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x08\"<\n\x07Renewal\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05lease\x18\x02 \x01(\x0c\x12\x0e\n\x06tokens\x18\x03 \x01(\x04\"\x81\x01\n\rRenewalResult\x12\"\n\x07refusal\x18\x01 \x01(\x0b\x32\x11.roost.v1.Refusal\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1b\n\x13interrupt_requested\x18\x03 \x01(\x08\"8\n\x11RenewTurnsRequest\x12#\n\x08renewals\x18\x01 \x03(\x0b\x32\x11.roost.v1.Renewal\">\n\x12RenewTurnsResponse\x12(\n\x07results\x18\x01 \x03(\x0b\x32\x17.roost.v1.RenewalResult\"\xf8\x02\n\x11\x43ommitTurnRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05lease\x18\x02 \x01(\x0c\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12%\n\x06record\x18\x04 \x01(\x0b\x32\x15.roost.v1.RecordInput\x12\x12\n\x05state\x18\x05 \x01(\x0cH\x00\x88\x01\x01\x12\x10\n\x08max_trim\x18\x06 \x01(\x04\x12\x13\n\x0bnew_segment\x18\x07 \x01(\x08\x12\x1c\n\x04then\x18\x08 \x01(\x0e\x32\x0e.roost.v1.Then\x12\x11\n\tcompleted\x18\t \x01(\x08\x12\x16\n\tbase_turn\x18\n \x01(\rH\x01\x88\x01\x01\x12\x39\n\x07timings\x18\x0b \x03(\x0b\x32(.roost.v1.CommitTurnRequest.TimingsEntry\x1a.\n\x0cTimingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x08\n\x06_stateB\x0c\n\n_base_turn\"\xbb\x01\n\x12\x43ommitTurnResponse\x12\x0c\n\x04turn\x18\x01 \x01(\r\x12\x14\n\x0chead_version\x18\x02 \x01(\x04\x12\x1d\n\x04next\x18\x03 \x01(\x0b\x32\x0f.roost.v1.Grant\x12\'\n\x0cnext_refused\x18\x04 \x01(\x0b\x32\x11.roost.v1.Refusal\x12\'\n\x07receipt\x18\x05 \x01(\x0b\x32\x16.roost.v1.CloseReceipt\x12\x10\n\x08repeated\x18\x06 \x01(\x08\"\xe9\x01\n\x10\x41\x62ortTurnRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05lease\x18\x02 \x01(\x0c\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12%\n\x06record\x18\x04 \x01(\x0b\x32\x15.roost.v1.RecordInput\x12\r\n\x05\x66inal\x18\x05 \x01(\x08\x12\x38\n\x07timings\x18\x06 \x03(\x0b\x32\'.roost.v1.AbortTurnRequest.TimingsEntry\x1a.\n\x0cTimingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"l\n\x11\x41\x62ortTurnResponse\x12\x0c\n\x04turn\x18\x01 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12&\n\x06status\x18\x03 \x01(\x0e\x32\x16.roost.v1.RecordStatus\x12\x10\n\x08repeated\x18\x04 \x01(\x08\"\x9b\x01\n\x14GetCheckpointRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05lease\x18\x02 \x01(\x0c\x12\x1f\n\x12known_head_version\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x18\n\x0b\x66rom_offset\x18\x04 \x01(\x04H\x01\x88\x01\x01\x42\x15\n\x13_known_head_versionB\x0e\n\x0c_from_offset\"e\n\x15GetCheckpointResponse\x12(\n\ncheckpoint\x18\x01 \x01(\x0b\x32\x14.roost.v1.Checkpoint\x12\x14\n\x0chead_version\x18\x02 \x01(\x04\x12\x0c\n\x04last\x18\x03 \x01(\x08*W\n\tIfRunning\x12\x1a\n\x16IF_RUNNING_UNSPECIFIED\x10\x00\x12\x15\n\x11IF_RUNNING_REFUSE\x10\x01\x12\x17\n\x13IF_RUNNING_TAKEOVER\x10\x02*N\n\x04Then\x12\x14\n\x10THEN_UNSPECIFIED\x10\x00\x12\r\n\tTHEN_IDLE\x10\x01\x12\x11\n\rTHEN_CONTINUE\x10\x02\x12\x0e\n\nTHEN_CLOSE\x10\x03\x32\xff\x02\n\x0bTurnService\x12\x44\n\tBeginTurn\x12\x1a.roost.v1.BeginTurnRequest\x1a\x1b.roost.v1.BeginTurnResponse\x12G\n\nRenewTurns\x12\x1b.roost.v1.RenewTurnsRequest\x1a\x1c.roost.v1.RenewTurnsResponse\x12G\n\nCommitTurn\x12\x1b.roost.v1.CommitTurnRequest\x1a\x1c.roost.v1.CommitTurnResponse\x12\x44\n\tAbortTurn\x12\x1a.roost.v1.AbortTurnRequest\x1a\x1b.roost.v1.AbortTurnResponse\x12R\n\rGetCheckpoint\x12\x1e.roost.v1.GetCheckpointRequest\x1a\x1f.roost.v1.GetCheckpointResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1broost/v1/turn_service.proto\x12\x08roost.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14roost/v1/types.proto\"_\n\nCheckpoint\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x11\n\ttoken_ids\x18\x02 \x01(\x0c\x12\x0e\n\x06length\x18\x03 \x01(\x04\x12\r\n\x05state\x18\x04 \x01(\x0c\x12\x0f\n\x07omitted\x18\x05 \x01(\x08\"\xbe\x02\n\x05Grant\x12\r\n\x05lease\x18\x01 \x01(\x0c\x12\x0c\n\x04turn\x18\x02 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\x14\n\x0chead_version\x18\x04 \x01(\x04\x12\r\n\x05\x66\x65nce\x18\x05 \x01(\x04\x12/\n\x0b\x65xpire_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x0elease_duration\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\ncheckpoint\x18\x08 \x01(\x0b\x32\x14.roost.v1.Checkpoint\x12-\n\nqueue_wait\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12%\n\x0bprovisional\x18\n \x01(\x0b\x32\x10.roost.v1.Record\"\xf1\x03\n\x10\x42\x65ginTurnRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12#\n\x04open\x18\x03 \x01(\x0b\x32\x15.roost.v1.OpenOptions\x12\'\n\x04wait\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1a\n\rexpected_turn\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\"\n\x15\x65xpected_head_version\x18\x06 \x01(\x04H\x01\x88\x01\x01\x12\x1f\n\x12known_head_version\x18\x07 \x01(\x04H\x02\x88\x01\x01\x12\x31\n\x0elease_duration\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05owner\x18\t \x01(\t\x12\x10\n\x08priority\x18\n \x01(\x05\x12\x15\n\rvalidate_only\x18\x0b \x01(\x08\x12\'\n\nif_running\x18\x0c \x01(\x0e\x32\x13.roost.v1.IfRunning\x12\x18\n\x10want_provisional\x18\r \x01(\x08\x12\x15\n\rsession_final\x18\x0e \x01(\x08\x42\x10\n\x0e_expected_turnB\x18\n\x16_expected_head_versionB\x15\n\x13_known_head_version\"z\n\x11\x42\x65ginTurnResponse\x12\x1e\n\x05grant\x18\x01 \x01(\x0b\x32\x0f.roost.v1.Grant\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x08\x12\'\n\x07receipt\x18\x04 \x01(\x0b\x32\x16.roost.v1.CloseReceipt\"<\n\x07Renewal\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05lease\x18\x02 \x01(\x0c\x12\x0e\n\x06tokens\x18\x03 \x01(\x04\"\x81\x01\n\rRenewalResult\x12\"\n\x07refusal\x18\x01 \x01(\x0b\x32\x11.roost.v1.Refusal\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1b\n\x13interrupt_requested\x18\x03 \x01(\x08\"8\n\x11RenewTurnsRequest\x12#\n\x08renewals\x18\x01 \x03(\x0b\x32\x11.roost.v1.Renewal\">\n\x12RenewTurnsResponse\x12(\n\x07results\x18\x01 \x03(\x0b\x32\x17.roost.v1.RenewalResult\"\xf8\x02\n\x11\x43ommitTurnRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05lease\x18\x02 \x01(\x0c\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12%\n\x06record\x18\x04 \x01(\x0b\x32\x15.roost.v1.RecordInput\x12\x12\n\x05state\x18\x05 \x01(\x0cH\x00\x88\x01\x01\x12\x10\n\x08max_trim\x18\x06 \x01(\x04\x12\x13\n\x0bnew_segment\x18\x07 \x01(\x08\x12\x1c\n\x04then\x18\x08 \x01(\x0e\x32\x0e.roost.v1.Then\x12\x11\n\tcompleted\x18\t \x01(\x08\x12\x16\n\tbase_turn\x18\n \x01(\rH\x01\x88\x01\x01\x12\x39\n\x07timings\x18\x0b \x03(\x0b\x32(.roost.v1.CommitTurnRequest.TimingsEntry\x1a.\n\x0cTimingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x08\n\x06_stateB\x0c\n\n_base_turn\"\xbb\x01\n\x12\x43ommitTurnResponse\x12\x0c\n\x04turn\x18\x01 \x01(\r\x12\x14\n\x0chead_version\x18\x02 \x01(\x04\x12\x1d\n\x04next\x18\x03 \x01(\x0b\x32\x0f.roost.v1.Grant\x12\'\n\x0cnext_refused\x18\x04 \x01(\x0b\x32\x11.roost.v1.Refusal\x12\'\n\x07receipt\x18\x05 \x01(\x0b\x32\x16.roost.v1.CloseReceipt\x12\x10\n\x08repeated\x18\x06 \x01(\x08\"\xe9\x01\n\x10\x41\x62ortTurnRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05lease\x18\x02 \x01(\x0c\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12%\n\x06record\x18\x04 \x01(\x0b\x32\x15.roost.v1.RecordInput\x12\r\n\x05\x66inal\x18\x05 \x01(\x08\x12\x38\n\x07timings\x18\x06 \x03(\x0b\x32\'.roost.v1.AbortTurnRequest.TimingsEntry\x1a.\n\x0cTimingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"l\n\x11\x41\x62ortTurnResponse\x12\x0c\n\x04turn\x18\x01 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12&\n\x06status\x18\x03 \x01(\x0e\x32\x16.roost.v1.RecordStatus\x12\x10\n\x08repeated\x18\x04 \x01(\x08\"\x9b\x01\n\x14GetCheckpointRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05lease\x18\x02 \x01(\x0c\x12\x1f\n\x12known_head_version\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x18\n\x0b\x66rom_offset\x18\x04 \x01(\x04H\x01\x88\x01\x01\x42\x15\n\x13_known_head_versionB\x0e\n\x0c_from_offset\"e\n\x15GetCheckpointResponse\x12(\n\ncheckpoint\x18\x01 \x01(\x0b\x32\x14.roost.v1.Checkpoint\x12\x14\n\x0chead_version\x18\x02 \x01(\x04\x12\x0c\n\x04last\x18\x03 \x01(\x08*W\n\tIfRunning\x12\x1a\n\x16IF_RUNNING_UNSPECIFIED\x10\x00\x12\x15\n\x11IF_RUNNING_REFUSE\x10\x01\x12\x17\n\x13IF_RUNNING_TAKEOVER\x10\x02*N\n\x04Then\x12\x14\n\x10THEN_UNSPECIFIED\x10\x00\x12\r\n\tTHEN_IDLE\x10\x01\x12\x11\n\rTHEN_CONTINUE\x10\x02\x12\x0e\n\nTHEN_CLOSE\x10\x03\x32\xff\x02\n\x0bTurnService\x12\x44\n\tBeginTurn\x12\x1a.roost.v1.BeginTurnRequest\x1a\x1b.roost.v1.BeginTurnResponse\x12G\n\nRenewTurns\x12\x1b.roost.v1.RenewTurnsRequest\x1a\x1c.roost.v1.RenewTurnsResponse\x12G\n\nCommitTurn\x12\x1b.roost.v1.CommitTurnRequest\x1a\x1c.roost.v1.CommitTurnResponse\x12\x44\n\tAbortTurn\x12\x1a.roost.v1.AbortTurnRequest\x1a\x1b.roost.v1.AbortTurnResponse\x12R\n\rGetCheckpoint\x12\x1e.roost.v1.GetCheckpointRequest\x1a\x1f.roost.v1.GetCheckpointResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,42 +38,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMMITTURNREQUEST_TIMINGSENTRY']._serialized_options = b'8\001'
   _globals['_ABORTTURNREQUEST_TIMINGSENTRY']._loaded_options = None
   _globals['_ABORTTURNREQUEST_TIMINGSENTRY']._serialized_options = b'8\001'
-  _globals['_IFRUNNING']._serialized_start=2598
-  _globals['_IFRUNNING']._serialized_end=2685
-  _globals['_THEN']._serialized_start=2687
-  _globals['_THEN']._serialized_end=2765
+  _globals['_IFRUNNING']._serialized_start=2662
+  _globals['_IFRUNNING']._serialized_end=2749
+  _globals['_THEN']._serialized_start=2751
+  _globals['_THEN']._serialized_end=2829
   _globals['_CHECKPOINT']._serialized_start=128
   _globals['_CHECKPOINT']._serialized_end=223
   _globals['_GRANT']._serialized_start=226
   _globals['_GRANT']._serialized_end=544
   _globals['_BEGINTURNREQUEST']._serialized_start=547
-  _globals['_BEGINTURNREQUEST']._serialized_end=1021
-  _globals['_BEGINTURNRESPONSE']._serialized_start=1023
-  _globals['_BEGINTURNRESPONSE']._serialized_end=1104
-  _globals['_RENEWAL']._serialized_start=1106
-  _globals['_RENEWAL']._serialized_end=1166
-  _globals['_RENEWALRESULT']._serialized_start=1169
-  _globals['_RENEWALRESULT']._serialized_end=1298
-  _globals['_RENEWTURNSREQUEST']._serialized_start=1300
-  _globals['_RENEWTURNSREQUEST']._serialized_end=1356
-  _globals['_RENEWTURNSRESPONSE']._serialized_start=1358
-  _globals['_RENEWTURNSRESPONSE']._serialized_end=1420
-  _globals['_COMMITTURNREQUEST']._serialized_start=1423
-  _globals['_COMMITTURNREQUEST']._serialized_end=1799
-  _globals['_COMMITTURNREQUEST_TIMINGSENTRY']._serialized_start=1729
-  _globals['_COMMITTURNREQUEST_TIMINGSENTRY']._serialized_end=1775
-  _globals['_COMMITTURNRESPONSE']._serialized_start=1802
-  _globals['_COMMITTURNRESPONSE']._serialized_end=1989
-  _globals['_ABORTTURNREQUEST']._serialized_start=1992
-  _globals['_ABORTTURNREQUEST']._serialized_end=2225
-  _globals['_ABORTTURNREQUEST_TIMINGSENTRY']._serialized_start=1729
-  _globals['_ABORTTURNREQUEST_TIMINGSENTRY']._serialized_end=1775
-  _globals['_ABORTTURNRESPONSE']._serialized_start=2227
-  _globals['_ABORTTURNRESPONSE']._serialized_end=2335
-  _globals['_GETCHECKPOINTREQUEST']._serialized_start=2338
-  _globals['_GETCHECKPOINTREQUEST']._serialized_end=2493
-  _globals['_GETCHECKPOINTRESPONSE']._serialized_start=2495
-  _globals['_GETCHECKPOINTRESPONSE']._serialized_end=2596
-  _globals['_TURNSERVICE']._serialized_start=2768
-  _globals['_TURNSERVICE']._serialized_end=3151
+  _globals['_BEGINTURNREQUEST']._serialized_end=1044
+  _globals['_BEGINTURNRESPONSE']._serialized_start=1046
+  _globals['_BEGINTURNRESPONSE']._serialized_end=1168
+  _globals['_RENEWAL']._serialized_start=1170
+  _globals['_RENEWAL']._serialized_end=1230
+  _globals['_RENEWALRESULT']._serialized_start=1233
+  _globals['_RENEWALRESULT']._serialized_end=1362
+  _globals['_RENEWTURNSREQUEST']._serialized_start=1364
+  _globals['_RENEWTURNSREQUEST']._serialized_end=1420
+  _globals['_RENEWTURNSRESPONSE']._serialized_start=1422
+  _globals['_RENEWTURNSRESPONSE']._serialized_end=1484
+  _globals['_COMMITTURNREQUEST']._serialized_start=1487
+  _globals['_COMMITTURNREQUEST']._serialized_end=1863
+  _globals['_COMMITTURNREQUEST_TIMINGSENTRY']._serialized_start=1793
+  _globals['_COMMITTURNREQUEST_TIMINGSENTRY']._serialized_end=1839
+  _globals['_COMMITTURNRESPONSE']._serialized_start=1866
+  _globals['_COMMITTURNRESPONSE']._serialized_end=2053
+  _globals['_ABORTTURNREQUEST']._serialized_start=2056
+  _globals['_ABORTTURNREQUEST']._serialized_end=2289
+  _globals['_ABORTTURNREQUEST_TIMINGSENTRY']._serialized_start=1793
+  _globals['_ABORTTURNREQUEST_TIMINGSENTRY']._serialized_end=1839
+  _globals['_ABORTTURNRESPONSE']._serialized_start=2291
+  _globals['_ABORTTURNRESPONSE']._serialized_end=2399
+  _globals['_GETCHECKPOINTREQUEST']._serialized_start=2402
+  _globals['_GETCHECKPOINTREQUEST']._serialized_end=2557
+  _globals['_GETCHECKPOINTRESPONSE']._serialized_start=2559
+  _globals['_GETCHECKPOINTRESPONSE']._serialized_end=2660
+  _globals['_TURNSERVICE']._serialized_start=2832
+  _globals['_TURNSERVICE']._serialized_end=3215
 # @@protoc_insertion_point(module_scope)

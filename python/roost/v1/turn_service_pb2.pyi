@@ -69,7 +69,7 @@ class Grant(_message.Message):
     def __init__(self, lease: _Optional[bytes] = ..., turn: _Optional[int] = ..., attempt: _Optional[int] = ..., head_version: _Optional[int] = ..., fence: _Optional[int] = ..., expire_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., lease_duration: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ..., queue_wait: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., provisional: _Optional[_Union[_types_pb2.Record, _Mapping]] = ...) -> None: ...
 
 class BeginTurnRequest(_message.Message):
-    __slots__ = ("session_id", "request_id", "open", "wait", "expected_turn", "expected_head_version", "known_head_version", "lease_duration", "owner", "priority", "validate_only", "if_running", "want_provisional")
+    __slots__ = ("session_id", "request_id", "open", "wait", "expected_turn", "expected_head_version", "known_head_version", "lease_duration", "owner", "priority", "validate_only", "if_running", "want_provisional", "session_final")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
@@ -83,6 +83,7 @@ class BeginTurnRequest(_message.Message):
     VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
     IF_RUNNING_FIELD_NUMBER: _ClassVar[int]
     WANT_PROVISIONAL_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FINAL_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     request_id: str
     open: _types_pb2.OpenOptions
@@ -96,17 +97,20 @@ class BeginTurnRequest(_message.Message):
     validate_only: bool
     if_running: IfRunning
     want_provisional: bool
-    def __init__(self, session_id: _Optional[str] = ..., request_id: _Optional[str] = ..., open: _Optional[_Union[_types_pb2.OpenOptions, _Mapping]] = ..., wait: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., expected_turn: _Optional[int] = ..., expected_head_version: _Optional[int] = ..., known_head_version: _Optional[int] = ..., lease_duration: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., owner: _Optional[str] = ..., priority: _Optional[int] = ..., validate_only: bool = ..., if_running: _Optional[_Union[IfRunning, str]] = ..., want_provisional: bool = ...) -> None: ...
+    session_final: bool
+    def __init__(self, session_id: _Optional[str] = ..., request_id: _Optional[str] = ..., open: _Optional[_Union[_types_pb2.OpenOptions, _Mapping]] = ..., wait: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., expected_turn: _Optional[int] = ..., expected_head_version: _Optional[int] = ..., known_head_version: _Optional[int] = ..., lease_duration: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., owner: _Optional[str] = ..., priority: _Optional[int] = ..., validate_only: bool = ..., if_running: _Optional[_Union[IfRunning, str]] = ..., want_provisional: bool = ..., session_final: bool = ...) -> None: ...
 
 class BeginTurnResponse(_message.Message):
-    __slots__ = ("grant", "uid", "created")
+    __slots__ = ("grant", "uid", "created", "receipt")
     GRANT_FIELD_NUMBER: _ClassVar[int]
     UID_FIELD_NUMBER: _ClassVar[int]
     CREATED_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
     grant: Grant
     uid: str
     created: bool
-    def __init__(self, grant: _Optional[_Union[Grant, _Mapping]] = ..., uid: _Optional[str] = ..., created: bool = ...) -> None: ...
+    receipt: _types_pb2.CloseReceipt
+    def __init__(self, grant: _Optional[_Union[Grant, _Mapping]] = ..., uid: _Optional[str] = ..., created: bool = ..., receipt: _Optional[_Union[_types_pb2.CloseReceipt, _Mapping]] = ...) -> None: ...
 
 class Renewal(_message.Message):
     __slots__ = ("session_id", "lease", "tokens")

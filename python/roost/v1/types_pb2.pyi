@@ -217,7 +217,7 @@ class RunningTurn(_message.Message):
     def __init__(self, turn: _Optional[int] = ..., attempt: _Optional[int] = ..., owner: _Optional[str] = ..., begin_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., interrupt_requested: bool = ...) -> None: ...
 
 class CloseReceipt(_message.Message):
-    __slots__ = ("reason", "close_time", "slots_released", "children_closed", "turn_count", "close_number", "provisionals_aborted")
+    __slots__ = ("reason", "close_time", "slots_released", "children_closed", "turn_count", "close_number", "provisionals_aborted", "dump_name")
     REASON_FIELD_NUMBER: _ClassVar[int]
     CLOSE_TIME_FIELD_NUMBER: _ClassVar[int]
     SLOTS_RELEASED_FIELD_NUMBER: _ClassVar[int]
@@ -225,6 +225,7 @@ class CloseReceipt(_message.Message):
     TURN_COUNT_FIELD_NUMBER: _ClassVar[int]
     CLOSE_NUMBER_FIELD_NUMBER: _ClassVar[int]
     PROVISIONALS_ABORTED_FIELD_NUMBER: _ClassVar[int]
+    DUMP_NAME_FIELD_NUMBER: _ClassVar[int]
     reason: CloseReason
     close_time: _timestamp_pb2.Timestamp
     slots_released: int
@@ -232,10 +233,31 @@ class CloseReceipt(_message.Message):
     turn_count: int
     close_number: int
     provisionals_aborted: int
-    def __init__(self, reason: _Optional[_Union[CloseReason, str]] = ..., close_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., slots_released: _Optional[int] = ..., children_closed: _Optional[int] = ..., turn_count: _Optional[int] = ..., close_number: _Optional[int] = ..., provisionals_aborted: _Optional[int] = ...) -> None: ...
+    dump_name: str
+    def __init__(self, reason: _Optional[_Union[CloseReason, str]] = ..., close_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., slots_released: _Optional[int] = ..., children_closed: _Optional[int] = ..., turn_count: _Optional[int] = ..., close_number: _Optional[int] = ..., provisionals_aborted: _Optional[int] = ..., dump_name: _Optional[str] = ...) -> None: ...
+
+class Cleanup(_message.Message):
+    __slots__ = ("closed_time", "dump_time", "dump_bytes", "dump_sha256", "attempts", "error", "due_time", "purged_time")
+    CLOSED_TIME_FIELD_NUMBER: _ClassVar[int]
+    DUMP_TIME_FIELD_NUMBER: _ClassVar[int]
+    DUMP_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DUMP_SHA256_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    DUE_TIME_FIELD_NUMBER: _ClassVar[int]
+    PURGED_TIME_FIELD_NUMBER: _ClassVar[int]
+    closed_time: _timestamp_pb2.Timestamp
+    dump_time: _timestamp_pb2.Timestamp
+    dump_bytes: int
+    dump_sha256: bytes
+    attempts: int
+    error: str
+    due_time: _timestamp_pb2.Timestamp
+    purged_time: _timestamp_pb2.Timestamp
+    def __init__(self, closed_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., dump_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., dump_bytes: _Optional[int] = ..., dump_sha256: _Optional[bytes] = ..., attempts: _Optional[int] = ..., error: _Optional[str] = ..., due_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., purged_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class Session(_message.Message):
-    __slots__ = ("session_id", "uid", "parent_session_id", "root_session_id", "path", "state", "activity", "last_outcome", "residency", "turn_count", "head_version", "checkpoint_tokens", "labels", "stale_timeout", "create_time", "running", "receipt", "provisional_turn", "trajectory", "trajectory_first_turn", "finish_time")
+    __slots__ = ("session_id", "uid", "parent_session_id", "root_session_id", "path", "state", "activity", "last_outcome", "residency", "turn_count", "head_version", "checkpoint_tokens", "labels", "stale_timeout", "create_time", "running", "receipt", "provisional_turn", "trajectory", "trajectory_first_turn", "finish_time", "cleanup")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -264,6 +286,7 @@ class Session(_message.Message):
     TRAJECTORY_FIELD_NUMBER: _ClassVar[int]
     TRAJECTORY_FIRST_TURN_FIELD_NUMBER: _ClassVar[int]
     FINISH_TIME_FIELD_NUMBER: _ClassVar[int]
+    CLEANUP_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     uid: str
     parent_session_id: str
@@ -285,7 +308,8 @@ class Session(_message.Message):
     trajectory: int
     trajectory_first_turn: int
     finish_time: _timestamp_pb2.Timestamp
-    def __init__(self, session_id: _Optional[str] = ..., uid: _Optional[str] = ..., parent_session_id: _Optional[str] = ..., root_session_id: _Optional[str] = ..., path: _Optional[str] = ..., state: _Optional[_Union[SessionState, str]] = ..., activity: _Optional[_Union[Activity, str]] = ..., last_outcome: _Optional[_Union[TurnOutcome, str]] = ..., residency: _Optional[_Union[Residency, str]] = ..., turn_count: _Optional[int] = ..., head_version: _Optional[int] = ..., checkpoint_tokens: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., stale_timeout: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., create_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., running: _Optional[_Union[RunningTurn, _Mapping]] = ..., receipt: _Optional[_Union[CloseReceipt, _Mapping]] = ..., provisional_turn: _Optional[int] = ..., trajectory: _Optional[int] = ..., trajectory_first_turn: _Optional[int] = ..., finish_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    cleanup: Cleanup
+    def __init__(self, session_id: _Optional[str] = ..., uid: _Optional[str] = ..., parent_session_id: _Optional[str] = ..., root_session_id: _Optional[str] = ..., path: _Optional[str] = ..., state: _Optional[_Union[SessionState, str]] = ..., activity: _Optional[_Union[Activity, str]] = ..., last_outcome: _Optional[_Union[TurnOutcome, str]] = ..., residency: _Optional[_Union[Residency, str]] = ..., turn_count: _Optional[int] = ..., head_version: _Optional[int] = ..., checkpoint_tokens: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., stale_timeout: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., create_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., running: _Optional[_Union[RunningTurn, _Mapping]] = ..., receipt: _Optional[_Union[CloseReceipt, _Mapping]] = ..., provisional_turn: _Optional[int] = ..., trajectory: _Optional[int] = ..., trajectory_first_turn: _Optional[int] = ..., finish_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., cleanup: _Optional[_Union[Cleanup, _Mapping]] = ...) -> None: ...
 
 class OpenOptions(_message.Message):
     __slots__ = ("parent_session_id", "name", "labels", "stale_timeout")

@@ -73,6 +73,8 @@ reasons! {
     SessionExists "SESSION_EXISTS" AlreadyExists "A session of this id is open." "Use it, choose another id, or say if_exists RETURN.";
     PathCollision "PATH_COLLISION" AlreadyExists "An open sibling has this name." "Choose another name.";
     SessionClosed "SESSION_CLOSED" FailedPrecondition "The session has ended; it never comes back by itself." "Open another one.";
+    SessionSealed "SESSION_SEALED" FailedPrecondition "The session has ended and its clean-up, or that of a descendant which ended with it, still runs." "Retry after the delay; GetSession tells how far it is.";
+    SessionPurged "SESSION_PURGED" FailedPrecondition "The session has ended and its content is deleted, or is being deleted." "Restore it from its dump.";
     TurnInProgress "TURN_IN_PROGRESS" FailedPrecondition "A turn of this session runs or waits already." "Wait until it ends, or end it.";
     TurnMismatch "TURN_MISMATCH" FailedPrecondition "The session's head is not what the caller expected." "Read the session and decide again.";
     TurnEnded "TURN_ENDED" FailedPrecondition "The turn that this request_id began is over; `outcome` says how." "Begin a new turn with a new request_id.";
@@ -85,6 +87,7 @@ reasons! {
     TreeTurns "TREE_TURNS" ResourceExhausted "The tree runs as many turns as it may." "Wait for a slot (`wait`), or end a turn that the details name.";
     TenantTurns "TENANT_TURNS" ResourceExhausted "The tenant runs as many turns as it may." "Wait for a slot (`wait`), or end a running turn (list them by activity RUNNING).";
     TreeSessions "TREE_SESSIONS" ResourceExhausted "The tree has as many open sessions as it may." "Close sessions of the tree.";
+    StoreBytes "STORE_BYTES" ResourceExhausted "The store is as large as it may be; no session is made." "Close and acknowledge sessions, shorten the retention, or raise max_store_bytes.";
     TreeDepth "TREE_DEPTH" ResourceExhausted "The tree is as deep as it may be." "Open the session higher up.";
     QueueFull "QUEUE_FULL" ResourceExhausted "As many calls wait as may, on this connection or in all." "Wait less, or spread waiting calls over connections.";
     JournalBehind "JOURNAL_BEHIND" ResourceExhausted "The disk is behind; new work is held off." "Retry after the delay.";

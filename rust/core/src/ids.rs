@@ -210,9 +210,34 @@ pub fn derived_session_id(tenant: &str, request_id: &str) -> String {
     format!("s-{}", &hasher.finalize().to_hex()[..32])
 }
 
+/// What stands for a tenant in names of files and objects: 32 hex characters that tell nothing of its name (I25).
+pub fn tenant_uid(tenant: &str) -> String {
+    let mut hasher = blake3::Hasher::new_derive_key("roost 2026 tenant uid of dumps");
+    hasher.update(tenant.as_bytes()).finalize().to_hex()[..32].to_owned()
+}
+
+/// The name of the dump of one close of a session: `<tenant uid>/<uid>-<close number>`. Nothing in it was chosen by a client.
+pub fn dump_name(tenant: &str, uid: Uid, close_number: u32) -> String {
+    format!("{}/{uid}-{close_number}", tenant_uid(tenant))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_dump_name_is_made_of_hex_and_numbers_whatever_the_tenant_is_called() {
+        let names: Vec<String> =
+            ["default", "Default", "../../x", "a\0b", ""].iter().map(|t| dump_name(t, Uid(7), 2)).collect();
+        for name in &names {
+            let (tenant, rest) = name.split_once('/').unwrap();
+            assert!(tenant.len() == 32 && tenant.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')), "{name}");
+            assert_eq!(rest, "00000000-0000-0000-0000-000000000007-2");
+        }
+        assert_eq!(names.iter().collect::<std::collections::BTreeSet<_>>().len(), names.len());
+        // Dumps are found by it: it never changes.
+        assert_eq!(tenant_uid("default"), "bedbfa66a4839fbb3c6911e1a058a34c");
+    }
 
     #[test]
     fn uuid_v7_has_version_variant_and_time() {

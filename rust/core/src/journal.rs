@@ -40,6 +40,12 @@ pub struct Row {
     pub facts: Vec<u8>,
     /// Wall-clock milliseconds from which on the active trajectory finishes by itself; 0: never.
     pub finish_due_ms: i64,
+    /// Of a root: idle time after which its tree is stale; 0: never.
+    pub stale_ms: i64,
+    /// Service time of the last activity in its tree.
+    pub active_ms: u64,
+    /// Of a root: service time before which its tree is not stale, 0: never. Written by the insert only.
+    pub stale_due: u64,
     pub seq: Seq,
     pub prev: Seq,
 }
@@ -84,6 +90,38 @@ pub struct Close {
     pub seq: Seq,
     pub state: i32,
     pub receipt: Receipt,
+    /// Wall-clock milliseconds of the next step of its clean-up.
+    pub cleanup_due: i64,
+}
+
+/// A CLOSED session that is OPEN again.
+#[derive(Debug, Clone)]
+pub struct Reopen {
+    pub uid: Uid,
+    pub prev: Seq,
+    pub seq: Seq,
+    pub stale_due: u64,
+    pub active_ms: u64,
+    pub facts: Vec<u8>,
+}
+
+/// A step of an ended session's clean-up.
+#[derive(Debug, Clone)]
+pub struct Step {
+    pub uid: Uid,
+    pub prev: Seq,
+    pub seq: Seq,
+    pub state: i32,
+    /// The newest record that is left.
+    pub last: Seq,
+    pub facts: Vec<u8>,
+    pub cleanup: Vec<u8>,
+    /// Wall-clock milliseconds of the next one; -1: when all of it is acknowledged.
+    pub cleanup_due: i64,
+    /// Records to delete with it.
+    pub purge: Vec<Seq>,
+    /// Whether those are the last: rewards and trajectories go too.
+    pub purged: bool,
 }
 
 /// The key of a tenant, without the key.
@@ -122,6 +160,18 @@ pub enum Op {
         number: u32,
         ack_ms: i64,
     },
+    /// Before this service time the tree of this open root is not stale.
+    Stale {
+        root: Uid,
+        due: u64,
+    },
+    Reopen(Box<Reopen>),
+    Step(Box<Step>),
+    /// The row of a session whose content is purged is deleted.
+    Forget {
+        uid: Uid,
+        prev: Seq,
+    },
     Key(Box<KeyRow>),
     /// A key was revoked, at this wall-clock millisecond.
     RevokeKey {
@@ -136,8 +186,16 @@ impl Op {
         let variable = match self {
             Op::Upsert(r) => r.facts.len() + len(&r.lease) + r.session_id.len() + r.path.len(),
             Op::Append(r) => r.meta.len() + len(&r.tokens) + len(&r.state) + len(&r.arrays) + len(&r.content),
-            Op::Status { .. } | Op::Reward { .. } | Op::Finish(_) | Op::Ack { .. } | Op::RevokeKey { .. } => 0,
+            Op::Status { .. }
+            | Op::Reward { .. }
+            | Op::Finish(_)
+            | Op::Ack { .. }
+            | Op::Stale { .. }
+            | Op::Forget { .. }
+            | Op::RevokeKey { .. } => 0,
             Op::Close(c) => c.receipt.encoded_len(),
+            Op::Reopen(r) => r.facts.len(),
+            Op::Step(s) => s.facts.len() + s.cleanup.len() + s.purge.len() * 8,
             Op::Key(k) => k.tenant.len() + k.request.as_ref().map_or(0, Message::encoded_len),
         };
         (variable + 256) as u64
@@ -149,6 +207,14 @@ struct Entry {
     sent: Sent,
     ops: Vec<Op>,
     seqs: u64,
+}
+
+impl Entry {
+    /// Whether it must be alone in its batch: a session that is open again may take the path of one that the same batch
+    /// closes, or be closed in it again, and no one order of statements suits both.
+    fn alone(&self) -> bool {
+        matches!(self.ops.first(), Some(Op::Reopen(_)))
+    }
 }
 
 /// What the journal keeps of an entry while it is in flight.
@@ -168,6 +234,8 @@ pub(crate) enum Held {
     Effect(u64, Option<Uid>),
     /// Lines of a tree that are closed and can go.
     Cleanup(Arc<Tree>, Vec<u32>),
+    /// An ended session may be changed again: the entry that did so is stored, or lost.
+    Claim(Arc<Tree>, Arc<str>),
     /// Something to log, which did not happen before.
     Event(Box<Event>),
     /// A trajectory of this tree is READY: who follows an export is told.
@@ -190,6 +258,10 @@ pub struct Batch {
     pub rewards: Vec<(u32, Uid, Seq, f64)>,
     pub finished: Vec<(u32, Finished)>,
     pub acks: Vec<(u32, Uid, u32, i64)>,
+    pub stales: Vec<(u32, Uid, u64)>,
+    pub reopens: Vec<(u32, Reopen)>,
+    pub steps: Vec<(u32, Step)>,
+    pub forgets: Vec<(u32, Uid, Seq)>,
     pub keys: Vec<(u32, KeyRow)>,
     pub revoked_keys: Vec<(u32, Uid, i64)>,
 }
@@ -199,6 +271,8 @@ pub struct Batch {
 struct Folded {
     /// Place of a session's row.
     rows: HashMap<Uid, usize>,
+    /// Place of what is said of a tree's staleness.
+    stales: HashMap<Uid, usize>,
     acks: HashSet<(Uid, u32)>,
 }
 
@@ -209,8 +283,8 @@ impl Batch {
                 // Only the last image of a row is stored; what it must replace, and what only an insert writes, stays.
                 Some(&i) => {
                     let old = &mut self.sessions[i].1;
-                    let (prev, path) = (old.prev, std::mem::take(&mut old.path));
-                    *old = Row { prev, path, ..*row };
+                    let (prev, path, stale_due) = (old.prev, std::mem::take(&mut old.path), old.stale_due);
+                    *old = Row { prev, path, stale_due, ..*row };
                 }
                 None => {
                     folded.rows.insert(row.uid, self.sessions.len());
@@ -230,6 +304,20 @@ impl Batch {
                     self.acks.push((root, session, number, ack_ms));
                 }
             }
+            Op::Stale { root: uid, due } => {
+                let inserted = folded.rows.get(&uid).map(|i| &mut self.sessions[*i].1).filter(|row| row.prev == 0);
+                if let Some(row) = inserted {
+                    row.stale_due = due;
+                } else if let Some(&i) = folded.stales.get(&uid) {
+                    self.stales[i].2 = due;
+                } else {
+                    folded.stales.insert(uid, self.stales.len());
+                    self.stales.push((root, uid, due));
+                }
+            }
+            Op::Reopen(reopen) => self.reopens.push((root, *reopen)),
+            Op::Step(step) => self.steps.push((root, *step)),
+            Op::Forget { uid, prev } => self.forgets.push((root, uid, prev)),
         }
     }
 
@@ -247,6 +335,10 @@ impl Batch {
                 rewards: self.rewards.iter().filter(|r| r.0 == n).map(|r| (0, r.1, r.2, r.3)).collect(),
                 finished: self.finished.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),
                 acks: self.acks.iter().filter(|r| r.0 == n).map(|r| (0, r.1, r.2, r.3)).collect(),
+                stales: self.stales.iter().filter(|r| r.0 == n).map(|r| (0, r.1, r.2)).collect(),
+                reopens: self.reopens.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),
+                steps: self.steps.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),
+                forgets: self.forgets.iter().filter(|r| r.0 == n).map(|r| (0, r.1, r.2)).collect(),
                 keys: self.keys.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),
                 revoked_keys: self.revoked_keys.iter().filter(|r| r.0 == n).map(|r| (0, r.1, r.2)).collect(),
             })
@@ -392,7 +484,9 @@ impl Journal {
         }
         let mut batch = Batch { first_seq: inner.queued, ..Batch::default() };
         let (mut folded, mut roots, mut bytes, mut count) = (Folded::default(), HashMap::new(), 0, 0);
-        while let Some(entry) = inner.queue.pop_front() {
+        while inner.queue.front().is_some_and(|entry| count == 0 || !entry.alone()) {
+            let Some(entry) = inner.queue.pop_front() else { break };
+            let alone = entry.alone();
             bytes += entry.sent.bytes;
             count += 1;
             inner.queued += entry.seqs;
@@ -404,7 +498,7 @@ impl Journal {
                 batch.add(root, op, &mut folded);
             }
             inner.flight.push(entry.sent);
-            if count >= max_entries || bytes >= MAX_BYTES {
+            if alone || count >= max_entries || bytes >= MAX_BYTES {
                 break;
             }
         }
@@ -436,7 +530,7 @@ impl Journal {
                 let (gone, kept): (Vec<_>, Vec<_>) = held.1.into_iter().partition(|h| match h {
                     // One of several trees (RenewTurns) may tell of one that was lost.
                     Held::Answer(a) => a.root.is_none_or(|r| quarantine.contains(&r)),
-                    Held::Cleanup(t, _) => lost(t),
+                    Held::Cleanup(t, _) | Held::Claim(t, _) => lost(t),
                     // Where it is not known which tree it is of, what it is for is decided again.
                     Held::Effect(_, root) => root.is_none_or(|r| quarantine.contains(&r)),
                     Held::Event(e) => quarantine.contains(&e.root),

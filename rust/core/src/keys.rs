@@ -155,7 +155,7 @@ pub fn admin_key_hash(configured: &str) -> Result<KeyHash, &'static str> {
     Ok(KeyHash::of(&key))
 }
 
-/// The session that a session key is for, and which of its lives: a session that was closed and reopened takes another.
+/// The session that a session key is for, and which of its lives, counted from 1: each ReopenSession begins another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionRef {
     pub tenant: String,

@@ -56,6 +56,16 @@ limits! {
     max_wait_ms: 300_000, 0, 3_600_000;
     /// Staleness of a tree that asks for none; 0 = never.
     default_stale_ms: 3_600_000, 0, 1 << 50;
+    /// How often trees that may be stale are looked at; 0 = never.
+    sweep_interval_ms: 60_000, 0, 86_400_000;
+    /// How long the content of a CLOSED session is kept.
+    retention_ms: 7 * 86_400_000, 0, 1 << 50;
+    /// How long a session whose content is purged is known after that.
+    tombstone_retention_ms: 30 * 86_400_000, 0, 1 << 50;
+    /// Whether content goes that was neither dumped nor acknowledged: 1 = yes.
+    purge_without_dump: 0, 0, 1;
+    /// Bytes of the store from which on no session is made; 0 = no limit.
+    max_store_bytes: 0, 0, 1 << 50;
     /// Inline payload of one turn: content and token arrays together.
     max_turn_bytes: 1 << 20, 1, 64 << 20;
     /// The client's own state in a checkpoint.

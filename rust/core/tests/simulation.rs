@@ -79,6 +79,11 @@ fn random_worlds_keep_every_invariant() {
     }
     // A simulation in which something never happens says nothing of it.
     for what in [
+        "sessions_reopened",
+        "sessions_dumped",
+        "sessions_purged",
+        "trees_swept",
+        "step changed",
         "turns_aborted",
         "turns_expired",
         "turns_interrupted",

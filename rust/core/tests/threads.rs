@@ -12,7 +12,7 @@ mod store;
 
 use prost::Message;
 use rng::Rng;
-use roost_core::engine::{Appended, Caller, Effect, Engine, Method, Moment, Outcome};
+use roost_core::engine::{Appended, Caller, Engine, Method, Moment, Outcome};
 use roost_core::error::{Reason, Refusal};
 use roost_core::limits::Limits;
 use roost_core::proto::v1;
@@ -98,37 +98,9 @@ impl World {
         while !self.stop.load(Ordering::Acquire) || self.engine.has_effects() {
             for effect in self.engine.effects() {
                 let now = self.now();
-                match effect {
-                    Effect::Find { id, tenant, session_id } => {
-                        let found = self.store.lock().unwrap().find(&tenant, &session_id);
-                        self.engine.found(id, found, now);
-                    }
-                    Effect::Header { id, root } => {
-                        let known = self.store.lock().unwrap().sessions.contains_key(&root);
-                        let (tenant, rows) = if known {
-                            self.store.lock().unwrap().header(root)
-                        } else {
-                            (TENANT.to_owned(), Vec::new())
-                        };
-                        self.engine.header_loaded(id, root, &tenant, &rows, now);
-                    }
-                    Effect::Session { id, uid, wanted } => {
-                        let loaded = self.store.lock().unwrap().load(uid, wanted);
-                        self.engine.session_loaded(id, loaded, now);
-                    }
-                    Effect::Trajectories { id, wanted } => {
-                        let found = self.store.lock().unwrap().found_trajectories(&wanted);
-                        self.engine.trajectories_found(id, found, now);
-                    }
-                    Effect::Due { id, until_ms, after, limit } => {
-                        let (due, next) = self.store.lock().unwrap().due(until_ms, after.as_ref(), limit);
-                        self.engine.due_found(id, due, next, now);
-                    }
-                    Effect::Read { id, tenant, session_id } => {
-                        let row = self.store.lock().unwrap().read(&tenant, &session_id);
-                        self.engine.session_read(id, row, now);
-                    }
-                }
+                // The store is free again before the engine is told.
+                let answer = self.store.lock().unwrap().answer(effect);
+                answer(&self.engine, now);
             }
             self.collect();
             thread::yield_now();
@@ -290,23 +262,9 @@ fn threads_keep_what_one_thread_keeps() {
         world.clock.fetch_add(50_000, Ordering::Relaxed);
         world.engine.tick(world.now());
         for effect in world.engine.effects() {
-            let store = world.store.lock().unwrap();
-            match effect {
-                Effect::Session { id, uid, wanted } => {
-                    let loaded = store.load(uid, wanted);
-                    world.engine.session_loaded(id, loaded, world.now());
-                }
-                Effect::Due { id, until_ms, after, limit } => {
-                    let (due, next) = store.due(until_ms, after.as_ref(), limit);
-                    world.engine.due_found(id, due, next, world.now());
-                }
-                // A trajectory that comes due, of a session that has left memory.
-                Effect::Find { id, tenant, session_id } => {
-                    let found = store.find(&tenant, &session_id);
-                    world.engine.found(id, found, world.now());
-                }
-                other => panic!("nobody calls, and the engine asks for {other:?}"),
-            }
+            // Trajectories come due and trees grow stale: of sessions that have left memory, too.
+            let answer = world.store.lock().unwrap().answer(effect);
+            answer(&world.engine, world.now());
         }
         if let Some(batch) = world.engine.take_batch() {
             world.store.lock().unwrap().apply(&batch).unwrap();

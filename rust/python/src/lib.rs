@@ -3,6 +3,8 @@
 //! Thin on purpose: it brings clock and entropy, turns rows into tuples and back, and lets the writer and the reader
 //! thread sleep with the GIL released until there is something for them.
 
+mod dump;
+mod failpoint;
 mod rows;
 
 use parking_lot::{Condvar, Mutex};
@@ -56,12 +58,14 @@ struct Engine {
     company: AtomicU64,
     /// By how much the clocks were moved forward. Unit: milliseconds.
     skipped: AtomicU64,
+    /// For how long the store had been served before. Unit: milliseconds.
+    served: u64,
 }
 
 impl Engine {
     fn now(&self) -> Moment {
         let skipped = self.skipped.load(Ordering::Relaxed);
-        let mono_ms = self.started.elapsed().as_millis() as u64 + skipped;
+        let mono_ms = self.served + self.started.elapsed().as_millis() as u64 + skipped;
         let wall_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64) + skipped as i64;
         let mut entropy = [0; 32];
         getrandom::fill(&mut entropy).expect("the operating system gives random bytes");
@@ -94,6 +98,14 @@ fn method(number: u32) -> PyResult<Method> {
     entry.map(|(_, m)| *m).ok_or_else(|| PyValueError::new_err(format!("no method has number {number}")))
 }
 
+fn outcome_object<'py>(py: Python<'py>, outcome: Outcome) -> PyResult<Bound<'py, PyAny>> {
+    Ok(match outcome {
+        Outcome::Reply(reply) => PyBytes::new(py, &reply).into_any(),
+        Outcome::Ticket(ticket) => ticket.into_pyobject(py)?.into_any(),
+        Outcome::Refused(refusal) => refusal_tuple(py, &refusal)?.into_any(),
+    })
+}
+
 fn corrupt(refusal: Refusal) -> PyErr {
     PyValueError::new_err(refusal.message)
 }
@@ -101,10 +113,11 @@ fn corrupt(refusal: Refusal) -> PyErr {
 #[pymethods]
 impl Engine {
     #[new]
-    #[pyo3(signature = (limits, last_seq, secret=None, admin_key=None, api_keys=None))]
+    #[pyo3(signature = (limits, last_seq, served_ms = 0, secret = None, admin_key = None, api_keys = None))]
     fn new(
         limits: &Bound<'_, PyDict>,
         last_seq: u64,
+        served_ms: u64,
         secret: Option<&[u8]>,
         admin_key: Option<&str>,
         api_keys: Option<Vec<Bound<'_, PyTuple>>>,
@@ -133,6 +146,7 @@ impl Engine {
             reader: Signal::default(),
             company: AtomicU64::new(0),
             skipped: AtomicU64::new(0),
+            served: served_ms,
         })
     }
 
@@ -153,11 +167,49 @@ impl Engine {
             outcome
         };
         let outcome = if request.len() >= LARGE { py.detach(run) } else { run() };
-        Ok(match outcome {
-            Outcome::Reply(reply) => PyBytes::new(py, &reply).into_any(),
-            Outcome::Ticket(ticket) => ticket.into_pyobject(py)?.into_any(),
-            Outcome::Refused(refusal) => refusal_tuple(py, &refusal)?.into_any(),
-        })
+        outcome_object(py, outcome)
+    }
+
+    fn cleanup_step<'py>(
+        &self,
+        py: Python<'py>,
+        tenant: &str,
+        session_id: &str,
+        uid: [u8; 16],
+        prev: u64,
+        step: &Bound<'py, PyTuple>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let (uid, step) = (Uid(u128::from_be_bytes(uid)), rows::cleanup_step(step)?);
+        let outcome = py.detach(|| {
+            let outcome = self.engine.cleanup_step(tenant, session_id, uid, prev, step, self.now());
+            self.stir();
+            outcome
+        });
+        outcome_object(py, outcome)
+    }
+
+    fn ended_count(&self) -> u64 {
+        self.engine.ended_count()
+    }
+
+    fn sweep_now(&self) {
+        self.engine.sweep_now();
+    }
+
+    fn set_dumps(&self, on: bool) {
+        self.engine.set_dumps(on);
+    }
+
+    fn set_store_bytes(&self, bytes: u64) {
+        self.engine.set_store_bytes(bytes);
+    }
+
+    fn service_ms(&self) -> u64 {
+        self.now().mono_ms
+    }
+
+    fn wall_ms(&self) -> i64 {
+        self.now().wall_ms
     }
 
     fn completed<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
@@ -201,7 +253,7 @@ impl Engine {
             Err(refusal) => Ok(refusal_tuple(py, &refusal)?.into_any()),
             Ok(granted) => {
                 let session = granted.session.as_deref();
-                let session = session.map(|s| (s.session_id.as_str(), PyBytes::new(py, &s.uid.bytes())));
+                let session = session.map(|s| (s.session_id.as_str(), PyBytes::new(py, &s.uid.bytes()), s.life));
                 Ok((&*granted.tenant, session).into_pyobject(py)?.into_any())
             }
         }
@@ -374,6 +426,11 @@ impl Engine {
                     let after = after.map(|a| (a.due_ms, PyBytes::new(py, &a.uid.bytes())));
                     list.append(("due", id, until_ms, after, limit))?;
                 }
+                Effect::Stale { id, until_ms, after, limit } => {
+                    let after = after.map(|a| (a.due_ms, PyBytes::new(py, &a.root.bytes())));
+                    list.append(("stale", id, until_ms, after, limit))?;
+                }
+                Effect::Family { id, uid } => list.append(("family", id, PyBytes::new(py, &uid.bytes())))?,
                 Effect::Read { id, tenant, session_id } => list.append(("read", id, &*tenant, &*session_id))?,
             }
         }
@@ -446,6 +503,29 @@ impl Engine {
         let found = found.iter().map(rows::due).collect::<PyResult<Vec<_>>>()?;
         Ok(py.detach(|| {
             self.engine.due_found(effect, found, next_ms, self.now());
+            self.stirred()
+        }))
+    }
+
+    #[pyo3(signature = (effect, found, next_ms))]
+    fn stale_found(
+        &self,
+        py: Python<'_>,
+        effect: u64,
+        found: Vec<Bound<'_, PyTuple>>,
+        next_ms: Option<u64>,
+    ) -> PyResult<bool> {
+        let found = found.iter().map(rows::stale).collect::<PyResult<Vec<_>>>()?;
+        Ok(py.detach(|| {
+            self.engine.stale_found(effect, found, next_ms, self.now());
+            self.stirred()
+        }))
+    }
+
+    fn family_read(&self, py: Python<'_>, effect: u64, found: Vec<Bound<'_, PyTuple>>) -> PyResult<bool> {
+        let found = found.iter().map(rows::session_row).collect::<PyResult<Vec<_>>>()?;
+        Ok(py.detach(|| {
+            self.engine.family_read(effect, found, self.now());
             self.stirred()
         }))
     }
@@ -531,6 +611,31 @@ impl Batch {
         acks.map(|(_, session, number, ms)| (PyBytes::new(py, &session.bytes()), *number, *ms)).collect()
     }
 
+    fn stales<'py>(&self, py: Python<'py>) -> Vec<(Bound<'py, PyBytes>, u64)> {
+        self.batch.stales.iter().map(|(_, root, due)| (PyBytes::new(py, &root.bytes()), *due)).collect()
+    }
+
+    fn reopens<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyTuple>>> {
+        self.batch.reopens.iter().map(|(_, reopen)| rows::reopen(py, reopen)).collect()
+    }
+
+    fn steps<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyTuple>>> {
+        self.batch.steps.iter().map(|(_, step)| rows::step(py, step)).collect()
+    }
+
+    fn purged_records(&self) -> Vec<u64> {
+        self.batch.steps.iter().flat_map(|(_, step)| step.purge.iter().copied()).collect()
+    }
+
+    fn purged_sessions<'py>(&self, py: Python<'py>) -> Vec<Bound<'py, PyBytes>> {
+        let purged = self.batch.steps.iter().filter(|(_, step)| step.purged);
+        purged.map(|(_, step)| PyBytes::new(py, &step.uid.bytes())).collect()
+    }
+
+    fn forgets<'py>(&self, py: Python<'py>) -> Vec<(Bound<'py, PyBytes>, u64)> {
+        self.batch.forgets.iter().map(|(_, uid, prev)| (PyBytes::new(py, &uid.bytes()), *prev)).collect()
+    }
+
     fn keys<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyTuple>>> {
         self.batch.keys.iter().map(|(_, key)| rows::key_row(py, key)).collect()
     }
@@ -613,6 +718,10 @@ fn new_admin_key() -> String {
 #[pymodule(gil_used = false)]
 mod _core {
     #[pymodule_export]
+    use super::dump::{DumpDecoder, DumpEncoder, dump_name, tenant_uid};
+    #[pymodule_export]
+    use super::failpoint::failpoint;
+    #[pymodule_export]
     use super::{Batch, Engine, Rows, admin_key_fault, new_admin_key};
     use super::{Limits, Method, Reason, Rule};
     use pyo3::prelude::*;
@@ -632,6 +741,7 @@ mod _core {
             Reason::ALL.iter().map(|r| (r.name(), r.code() as i32, r.meaning(), r.advice())).collect();
         module.add("REASONS", reasons)?;
         module.add("LIMITS", Limits::TABLE.to_vec())?;
+        module.add("DUMP_SCHEMA", roost_dump::SCHEMA)?;
         module.add("VERSION", env!("CARGO_PKG_VERSION"))
     }
 }

@@ -3,9 +3,12 @@
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyTuple};
 use roost_core::chain::Line;
-use roost_core::engine::{DueSession, FoundSession, FoundTrajectory, HeaderRow, LoadedSession, RecordRow, SessionRow};
+use roost_core::engine::{
+    CleanupStep, DueSession, DumpMade, FoundSession, FoundTrajectory, HeaderRow, LoadedSession, RecordRow, SessionRow,
+    StaleTree,
+};
 use roost_core::ids::Uid;
-use roost_core::journal::{Close, Finished, KeyRow, Record, Row};
+use roost_core::journal::{Close, Finished, KeyRow, Record, Reopen, Row, Step};
 use roost_core::keys::KeyHash;
 
 /// A tuple of what each expression becomes in Python.
@@ -14,12 +17,13 @@ macro_rules! tuple {
         PyTuple::new($py, [$($value.into_pyobject($py).map_err(PyErr::from)?.into_any(),)*])
     };
 }
+pub(crate) use tuple;
 
-fn bytes<'py>(py: Python<'py>, value: &[u8]) -> Bound<'py, PyBytes> {
+pub(crate) fn bytes<'py>(py: Python<'py>, value: &[u8]) -> Bound<'py, PyBytes> {
     PyBytes::new(py, value)
 }
 
-fn maybe<'py>(py: Python<'py>, value: &Option<Vec<u8>>) -> Option<Bound<'py, PyBytes>> {
+pub(crate) fn maybe<'py>(py: Python<'py>, value: &Option<Vec<u8>>) -> Option<Bound<'py, PyBytes>> {
     value.as_ref().map(|v| PyBytes::new(py, v))
 }
 
@@ -41,6 +45,7 @@ pub(crate) fn upsert<'py>(py: Python<'py>, row: &Row) -> PyResult<Bound<'py, PyT
         row.path.as_str(),
         row.depth,
         row.create_ms,
+        row.stale_due,
         OPEN,
         row.head,
         row.head_version,
@@ -51,6 +56,8 @@ pub(crate) fn upsert<'py>(py: Python<'py>, row: &Row) -> PyResult<Bound<'py, PyT
         maybe(py, &row.lease),
         bytes(py, &row.facts),
         row.finish_due_ms,
+        row.stale_ms,
+        row.active_ms,
         row.seq,
         row.prev,
     )
@@ -90,7 +97,57 @@ pub(crate) fn insert<'py>(py: Python<'py>, record: &Record) -> PyResult<Bound<'p
 
 pub(crate) fn close<'py>(py: Python<'py>, close: &Close) -> PyResult<Bound<'py, PyTuple>> {
     let receipt = roost_core::engine::encode(&close.receipt);
-    tuple!(py, bytes(py, &close.uid.bytes()), close.prev, close.seq, close.state, bytes(py, &receipt))
+    tuple!(
+        py,
+        bytes(py, &close.uid.bytes()),
+        close.prev,
+        close.seq,
+        close.state,
+        bytes(py, &receipt),
+        close.cleanup_due
+    )
+}
+
+pub(crate) fn reopen<'py>(py: Python<'py>, reopen: &Reopen) -> PyResult<Bound<'py, PyTuple>> {
+    tuple!(
+        py,
+        bytes(py, &reopen.uid.bytes()),
+        reopen.prev,
+        reopen.seq,
+        reopen.stale_due,
+        reopen.active_ms,
+        bytes(py, &reopen.facts),
+    )
+}
+
+pub(crate) fn step<'py>(py: Python<'py>, step: &Step) -> PyResult<Bound<'py, PyTuple>> {
+    tuple!(
+        py,
+        bytes(py, &step.uid.bytes()),
+        step.prev,
+        step.seq,
+        step.state,
+        step.last,
+        bytes(py, &step.facts),
+        bytes(py, &step.cleanup),
+        step.cleanup_due,
+    )
+}
+
+/// A step of clean-up as `_core.pyi` describes it.
+pub(crate) fn cleanup_step(step: &Bound<'_, PyTuple>) -> PyResult<CleanupStep> {
+    let kind: String = column(step, 0)?;
+    Ok(match kind.as_str() {
+        "cleaned" => CleanupStep::Cleaned { dump: None },
+        "dumped" => CleanupStep::Cleaned { dump: Some(DumpMade { bytes: column(step, 1)?, sha256: column(step, 2)? }) },
+        "failed" => CleanupStep::Failed { error: column(step, 1)? },
+        "purge" => {
+            CleanupStep::Purge { records: column(step, 1)?, last: column(step, 2)?, acknowledged: column(step, 3)? }
+        }
+        "keep" => CleanupStep::Keep,
+        "forget" => CleanupStep::Forget,
+        other => return Err(pyo3::exceptions::PyValueError::new_err(format!("no step is called {other:?}"))),
+    })
 }
 
 pub(crate) fn key_row<'py>(py: Python<'py>, key: &KeyRow) -> PyResult<Bound<'py, PyTuple>> {
@@ -115,23 +172,23 @@ pub(crate) fn key(row: &Bound<'_, PyTuple>) -> PyResult<KeyRow> {
 }
 
 /// Column `i` of a row.
-fn column<'py, T: for<'a> FromPyObject<'a, 'py>>(row: &Bound<'py, PyTuple>, i: usize) -> PyResult<T> {
+pub(crate) fn column<'py, T: for<'a> FromPyObject<'a, 'py>>(row: &Bound<'py, PyTuple>, i: usize) -> PyResult<T> {
     row.get_item(i)?.extract().map_err(Into::into)
 }
 
-fn uid(row: &Bound<'_, PyTuple>, i: usize) -> PyResult<Uid> {
+pub(crate) fn uid(row: &Bound<'_, PyTuple>, i: usize) -> PyResult<Uid> {
     maybe_uid(row, i)?.ok_or_else(|| pyo3::exceptions::PyValueError::new_err("a uid has 16 bytes"))
 }
 
-fn maybe_uid(row: &Bound<'_, PyTuple>, i: usize) -> PyResult<Option<Uid>> {
+pub(crate) fn maybe_uid(row: &Bound<'_, PyTuple>, i: usize) -> PyResult<Option<Uid>> {
     Ok(Uid::from_bytes(row.get_item(i)?.cast::<PyBytes>()?.as_bytes()))
 }
 
-fn blob(row: &Bound<'_, PyTuple>, i: usize) -> PyResult<Vec<u8>> {
+pub(crate) fn blob(row: &Bound<'_, PyTuple>, i: usize) -> PyResult<Vec<u8>> {
     Ok(row.get_item(i)?.cast::<PyBytes>()?.as_bytes().to_vec())
 }
 
-fn maybe_blob(row: &Bound<'_, PyTuple>, i: usize) -> PyResult<Option<Vec<u8>>> {
+pub(crate) fn maybe_blob(row: &Bound<'_, PyTuple>, i: usize) -> PyResult<Option<Vec<u8>>> {
     let item = row.get_item(i)?;
     if item.is_none() { Ok(None) } else { Ok(Some(item.cast::<PyBytes>()?.as_bytes().to_vec())) }
 }
@@ -151,8 +208,12 @@ pub(crate) fn header_row(row: &Bound<'_, PyTuple>) -> PyResult<HeaderRow> {
         running: column::<i64>(row, 10)? != 0,
         lease: maybe_blob(row, 11)?,
         finish_due_ms: column(row, 12)?,
-        facts: maybe_blob(row, 13)?,
-        seq: column(row, 14)?,
+        closes: column(row, 13)?,
+        stale_ms: column(row, 14)?,
+        active_ms: column(row, 15)?,
+        stale_due: column(row, 16)?,
+        facts: maybe_blob(row, 17)?,
+        seq: column(row, 18)?,
     })
 }
 
@@ -163,6 +224,7 @@ pub(crate) fn found(row: &Bound<'_, PyTuple>) -> PyResult<FoundSession> {
         root: uid(row, 1)?,
         parent: maybe_uid(row, 4)?,
         state: column(row, 2)?,
+        cleanup: maybe_blob(row, 5)?,
         rows: rows.iter().map(header_row).collect::<PyResult<_>>()?,
     })
 }
@@ -175,10 +237,12 @@ pub(crate) fn session_row(row: &Bound<'_, PyTuple>) -> PyResult<SessionRow> {
         parent_session_id: column(row, 5)?,
         root_session_id: column(row, 6)?,
         path: column(row, 7)?,
+        depth: column(row, 8)?,
         create_ms: column(row, 9)?,
         state: column(row, 10)?,
         head: column(row, 11)?,
         head_version: column(row, 12)?,
+        fence: column(row, 13)?,
         provisional: column(row, 14)?,
         last: column(row, 15)?,
         running: column::<i64>(row, 16)? != 0,
@@ -186,7 +250,10 @@ pub(crate) fn session_row(row: &Bound<'_, PyTuple>) -> PyResult<SessionRow> {
         facts: blob(row, 18)?,
         receipt: maybe_blob(row, 19)?,
         finish_due_ms: column(row, 20)?,
-        seq: column(row, 21)?,
+        closes: column(row, 21)?,
+        cleanup_due: column(row, 22)?,
+        cleanup: maybe_blob(row, 23)?,
+        seq: column(row, 24)?,
     })
 }
 
@@ -226,6 +293,10 @@ pub(crate) fn trajectory(row: &Bound<'_, PyTuple>) -> PyResult<FoundTrajectory> 
 
 pub(crate) fn due(row: &Bound<'_, PyTuple>) -> PyResult<DueSession> {
     Ok(DueSession { due_ms: column(row, 0)?, uid: uid(row, 1)?, tenant: column(row, 2)?, session_id: column(row, 3)? })
+}
+
+pub(crate) fn stale(row: &Bound<'_, PyTuple>) -> PyResult<StaleTree> {
+    Ok(StaleTree { due_ms: column(row, 0)?, root: uid(row, 1)?, tenant: column(row, 2)?, session_id: column(row, 3)? })
 }
 
 pub(crate) fn record_row(row: &Bound<'_, PyTuple>) -> PyResult<RecordRow> {

@@ -46,6 +46,12 @@ class FakeEngine:
     def wake_writer(self) -> None:
         pass
 
+    def service_ms(self) -> int:
+        return 5_000
+
+    def set_store_bytes(self, size: int) -> None:
+        assert size == 4_096
+
 
 class FakeStore:
     epoch = 1
@@ -55,7 +61,8 @@ class FakeStore:
         self.space = space
         self.tried: list[list[bytes]] = []
 
-    def append(self, shard: int, epoch: int, first_seq: int, batch: FakeBatch) -> Outcome:
+    def append(self, shard: int, epoch: int, first_seq: int, batch: FakeBatch, service_ms: int) -> Outcome:
+        assert service_ms == 5_000
         self.tried.append(batch.roots)
         return self.append_roots(batch.roots)
 
@@ -64,6 +71,9 @@ class FakeStore:
 
     def idle(self) -> None:
         pass
+
+    def used_bytes(self) -> int:
+        return 4_096
 
 
 def run(engine: FakeEngine, store: FakeStore) -> tuple[int, list[str]]:

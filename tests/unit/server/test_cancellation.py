@@ -62,7 +62,7 @@ class House:
         limits = {name: default for name, default, _, _ in LIMITS}
         # Whatever another session does evicts the one under test; half the turns of a tenant are what a test takes.
         limits |= {"max_resident_sessions": 1, "max_turns_per_tenant": 2, "max_inline_checkpoint_bytes": 0}
-        self.engine = Engine(limits, self.store.last_seq, self.store.secret, ADMIN_KEY)
+        self.engine = Engine(limits, self.store.last_seq, secret=self.store.secret, admin_key=ADMIN_KEY)
         self.transport = Transport(self.engine, self.store, 1 << 22, About({}, 0.0), self.fail)
         self._loop = asyncio.get_running_loop()
         self._writer = JournalWriter(self.engine, self.store, self._wake, self.fail)
@@ -465,6 +465,13 @@ async def follow(h: House) -> dict[str, Any]:
     await finished(h)
     h.meanwhile(one_more())
     return {"follow": True, "limit": 1, "after_sequence": h.engine.ready_sequence()}
+
+
+@scenario("ReopenSession")
+async def reopen(h: House) -> dict[str, Any]:
+    name = await h.opened(1)
+    await h.call("CloseSession", session_id=name)
+    return {"session_id": name}
 
 
 @scenario("GetStats")

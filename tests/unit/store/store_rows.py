@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,12 @@ import apsw
 
 from roost.store.base import (
     FINISHED,
+    CleanupStep,
+    Outcome,
     RecordInsert,
     RewardUpsert,
     SessionClose,
+    SessionReopen,
     SessionUpsert,
     StatusUpdate,
     TrajectoryAck,
@@ -40,6 +44,12 @@ class FakeBatch:
     reward_rows: list[tuple[Any, ...]] = field(default_factory=list)
     finished_rows: list[tuple[Any, ...]] = field(default_factory=list)
     ack_rows: list[tuple[Any, ...]] = field(default_factory=list)
+    stale_rows: list[tuple[Any, ...]] = field(default_factory=list)
+    reopen_rows: list[tuple[Any, ...]] = field(default_factory=list)
+    step_rows: list[tuple[Any, ...]] = field(default_factory=list)
+    purged: list[int] = field(default_factory=list)
+    purged_whole: list[bytes] = field(default_factory=list)
+    forget_rows: list[tuple[Any, ...]] = field(default_factory=list)
     key_rows: list[tuple[Any, ...]] = field(default_factory=list)
     revoked_key_rows: list[tuple[Any, ...]] = field(default_factory=list)
 
@@ -63,6 +73,24 @@ class FakeBatch:
 
     def acks(self) -> list[tuple[Any, ...]]:
         return self.ack_rows
+
+    def stales(self) -> list[tuple[Any, ...]]:
+        return self.stale_rows
+
+    def reopens(self) -> list[tuple[Any, ...]]:
+        return self.reopen_rows
+
+    def steps(self) -> list[tuple[Any, ...]]:
+        return self.step_rows
+
+    def purged_records(self) -> list[int]:
+        return self.purged
+
+    def purged_sessions(self) -> list[bytes]:
+        return self.purged_whole
+
+    def forgets(self) -> list[tuple[Any, ...]]:
+        return self.forget_rows
 
     def keys(self) -> list[tuple[Any, ...]]:
         return self.key_rows
@@ -137,6 +165,7 @@ class Maker:
             path=path,
             depth=above.depth + 1 if above else 0,
             create_ms=1000 + n,
+            stale_due=0 if above else 5000 + n,
             state=OPEN,
             head=0,
             head_version=0,
@@ -147,6 +176,8 @@ class Maker:
             lease=None,
             facts=facts_with(0),
             finish_due=0,
+            stale_ms=0 if above else 5000,
+            active_ms=n,
             seq=self._seq(),
             prev=0,
         )
@@ -221,20 +252,46 @@ class Maker:
             )
         )
 
-    def state(self, n: int, state: int) -> None:
-        """A session leaves OPEN or comes back, with its facts in memory."""
-        values = {"running": 0, "lease": None, "provisional": 0, "finish_due": 0} if state != OPEN else {}
-        self._set(uid_of(n), state=state, seq=self._seq(), **values)
-
-    def close(self, n: int, state: int = CLOSED, receipt: bytes = b"receipt") -> SessionClose:
-        """The row that ends a session whose facts are not in memory. Not part of `batch`: add it there."""
+    def close(self, n: int, state: int = CLOSED, receipt: bytes = b"receipt", cleanup_due: int = 7000) -> SessionClose:
+        """The row that ends a session. Not part of `batch`: add it there."""
         row = self.rows[uid_of(n)]
         prev = row.seq
         seq = self._seq()
         self.rows[row.uid] = row._replace(state=state, running=0, lease=None, provisional=0, finish_due=0, seq=seq)
         if row.uid not in self.changed:
             self.stored[row.uid] = seq
-        return SessionClose(row.uid, prev, seq, state, receipt)
+        return SessionClose(row.uid, prev, seq, state, receipt, cleanup_due)
+
+    def reopen(self, n: int, facts: bytes | None = None) -> FakeBatch:
+        """A batch of its own in which a CLOSED session is OPEN again."""
+        row = self.rows[uid_of(n)]
+        seq = self._seq()
+        again = SessionReopen(row.uid, row.seq, seq, 6000 if row.depth == 0 else 0, 77, facts or row.facts)
+        self.rows[row.uid] = row._replace(state=OPEN, seq=seq)
+        self.stored[row.uid] = seq
+        return FakeBatch(seq, seq, roots=[row.root], reopen_rows=[tuple(again)])
+
+    def step(
+        self,
+        n: int,
+        state: int = CLOSED,
+        *,
+        due: int = 8000,
+        purge: tuple[int, ...] = (),
+        last: int | None = None,
+        whole: bool = False,
+    ) -> FakeBatch:
+        """A batch of its own with one step of a clean-up."""
+        row = self.rows[uid_of(n)]
+        seq = self._seq()
+        last = row.last if last is None else last
+        step = CleanupStep(row.uid, row.seq, seq, state, last, row.facts, b"cleanup%d" % seq, due)
+        self.rows[row.uid] = row._replace(state=state, last=last, seq=seq)
+        self.stored[row.uid] = seq
+        batch = FakeBatch(seq, seq, roots=[row.root], step_rows=[tuple(step)], purged=list(purge))
+        if whole:
+            batch.purged_whole.append(row.uid)
+        return batch
 
     def batch(self, *closes: SessionClose) -> FakeBatch:
         """What changed since the last `taken`."""
@@ -269,6 +326,12 @@ class Maker:
         self.finished.clear()
         self.acks.clear()
         self.first = self.next_seq
+
+
+def take(put: Callable[[FakeBatch], Any], maker: Maker, *closes: SessionClose) -> None:
+    """Store what changed; it must be taken."""
+    assert put(maker.batch(*closes)) is Outcome.STORED
+    maker.taken()
 
 
 def _end(seq: int) -> dict[str, Any]:

@@ -202,7 +202,10 @@ def _schema(path: Path) -> dict[str, str]:
     return {name: " ".join(sql.split()) for name, sql in plain.items()}
 
 
-def test_a_store_from_before_trajectories_keeps_every_row(open_store: Open, directory: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_store_of_an_earlier_version_keeps_every_row(
+    open_store: Open, directory: Path, tmp_path: Path, version: int
+) -> None:
     store = open_store()
     maker = Maker()
     for n in (1, 2, 3, 4):
@@ -217,20 +220,23 @@ def test_a_store_from_before_trajectories_keeps_every_row(open_store: Open, dire
     ended = maker.batch(maker.close(4))
     assert store.append(0, store.epoch, ended.first_seq, ended) is Outcome.STORED
     store.close()
-    now = dump(store._path)
+    store_path = store._path
+    now = dump(store_path)
 
     old = tmp_path / "old"
     old.mkdir(mode=0o700)
     with contextlib.closing(apsw.Connection(str(old / "roost.db"))) as conn:
         conn.pragma("application_id", schema.APPLICATION_ID)
-        conn.execute(schema.migrations()[0][1])
+        for _, script in schema.migrations()[:version]:
+            conn.execute(script)
         conn.execute("ATTACH ? AS now; DELETE FROM shard", (str(store._path),))
         for table in ("meta", "shard", "session", "record"):
             names = ", ".join(
                 str(row[0]) for row in conn.execute("SELECT name FROM main.pragma_table_info(?)", (table,))
             )
             conn.execute(f"INSERT INTO main.{table} ({names}) SELECT {names} FROM now.{table}")
-        conn.pragma("user_version", 1)
+        columns = ", ".join(str(row[0]) for row in conn.execute("SELECT name FROM main.pragma_table_info('session')"))
+        conn.pragma("user_version", version)
     (old / "roost.db").chmod(0o600)
 
     before = (old / "roost.db").read_bytes()
@@ -247,7 +253,7 @@ def test_a_store_from_before_trajectories_keeps_every_row(open_store: Open, dire
         assert "newer version" in refused(open_store, "DISK_FULL", old, reserve_bytes=4096)
     assert (old / "roost.db").read_bytes()[100:] == before[100:]
     store = open_store(old)
-    assert (store.epoch, store.last_seq) == (2, ended.last_seq)
+    assert (store.epoch, store.last_seq, store.service_ms) == (2, ended.last_seq, 0)
     assert sorted(store.running_roots()) == [uid_of(2)]
     maker.taken()
     maker.reward(1, maker.rows[uid_of(1)].last, 0.5)
@@ -260,7 +266,13 @@ def test_a_store_from_before_trajectories_keeps_every_row(open_store: Open, dire
     after = dump(old / "roost.db")
     assert after["meta"] == now["meta"]
     assert after["record"][:-1] == now["record"]
-    assert after["session"][1:] == now["session"][1:]
+    with contextlib.closing(apsw.Connection(str(old / "roost.db"))) as conn:
+        conn.execute("ATTACH ? AS now", (str(store_path),))
+        rows = f"SELECT {columns} FROM {{}}session WHERE session_id <> 's1' ORDER BY uid"
+        assert conn.execute(rows.format("main.")).fetchall() == conn.execute(rows.format("now.")).fetchall()
+        # Roots are looked at once, for their facts say when they are stale; who has ended gets its first step.
+        fresh = "SELECT session_id, closes, stale_ms, stale_due, cleanup_due FROM session WHERE session_id <> 's1'"
+        assert conn.execute(fresh).fetchall() == [("s2", 0, -1, 1, 0), ("s3", 0, -1, 1, 0), ("s4", 1, -1, 0, 1)]
     assert _schema(old / "roost.db") == _schema(store_of_today(open_store, tmp_path))
 
 

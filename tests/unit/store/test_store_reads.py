@@ -245,6 +245,10 @@ def test_no_statement_scans_a_table(store: SqliteStore) -> None:
         reader_module._LAST_READY,
         reader_module._REWARDS,
         reader_module._DUE,
+        reader_module._STALE,
+        reader_module._CLEANUPS,
+        reader_module._KEPT,
+        reader_module._FAMILY,
         *(reader_module.ready_sql(where)[0] for where in READY_FILTERS),
         *(sql(kind, 8) for kind in _KINDS),
         "SELECT max(seq) FROM record",
@@ -268,11 +272,19 @@ def test_no_statement_scans_a_table(store: SqliteStore) -> None:
 
 
 def _nulls(statement: str) -> Any:
-    names = dict.fromkeys(("tenant", "after", "limit", "root", "state", "path", "below", "past", "s0", "s1"))
-    if ":tenant" in statement:
+    names = dict.fromkeys(("tenant", "after", "limit", "root", "state", "path", "below", "past", "s0", "s1", "uid"))
+    if ":tenant" in statement or ":root" in statement:
         return names
     return (None,) * (
-        3 if "?3" in statement else 2 if "?2" in statement else 1 if "?1" in statement else statement.count("?")
+        4
+        if "?4" in statement
+        else 3
+        if "?3" in statement
+        else 2
+        if "?2" in statement
+        else 1
+        if "?1" in statement
+        else statement.count("?")
     )
 
 

@@ -7,17 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from store_rows import CLOSED, COMMITTED, SEALED, FakeBatch, Maker, dump, uid_of
+from store_rows import CLOSED, COMMITTED, SEALED, FakeBatch, Maker, dump, take, uid_of
 
 from roost.store import Outcome, SqliteStore
 from roost.store.base import FINISHED, ReadyFilter, RewardUpsert, TrajectoryAck, TrajectoryInsert
 
 Put = Callable[[FakeBatch], Outcome]
-
-
-def take(put: Put, maker: Maker, *closes: Any) -> None:
-    assert put(maker.batch(*closes)) is Outcome.STORED
-    maker.taken()
 
 
 def turn(maker: Maker, n: int, **values: Any) -> int:
@@ -173,8 +168,7 @@ def test_due_finishes_come_in_order_of_time(store: SqliteStore, put: Put, maker:
     assert [(row.tenant, row.session_id) for row in rows] == [("t", "s2"), ("t", "s3"), ("u", "s4")]
     # One that was finished, and one that has left OPEN, are due no more.
     maker.finish(2)
-    maker.state(3, SEALED)
-    take(put, maker, maker.close(4))
+    take(put, maker, maker.close(3, state=SEALED), maker.close(4))
     assert all_until(1000) == ([1], None)
     closed = store.read_session("u", "s4")
     assert closed is not None

@@ -25,7 +25,7 @@ ENDED_BY_INTERRUPT: EndedBy
 ENDED_BY_FINISH: EndedBy
 
 class SessionFacts(_message.Message):
-    __slots__ = ("create_ms", "labels", "stale_timeout_ms", "last_outcome", "chain", "checkpoint_tokens", "state_seq", "open_request", "update_request", "attempts", "head_seq", "trajectories", "trajectory_turns", "trajectory_seq", "reward_request", "reward_turn", "reward_trajectory", "interrupt_request", "interrupt_activity", "interrupt_turn", "reward_value", "reward_request_turn", "reward_request_trajectory", "attempts_ahead")
+    __slots__ = ("create_ms", "labels", "stale_timeout_ms", "last_outcome", "chain", "checkpoint_tokens", "state_seq", "open_request", "update_request", "attempts", "head_seq", "trajectories", "trajectory_turns", "trajectory_seq", "reward_request", "reward_turn", "reward_trajectory", "interrupt_request", "interrupt_activity", "interrupt_turn", "reward_value", "reward_request_turn", "reward_request_trajectory", "attempts_ahead", "last_receipt", "reopen_request")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -57,6 +57,8 @@ class SessionFacts(_message.Message):
     REWARD_REQUEST_TURN_FIELD_NUMBER: _ClassVar[int]
     REWARD_REQUEST_TRAJECTORY_FIELD_NUMBER: _ClassVar[int]
     ATTEMPTS_AHEAD_FIELD_NUMBER: _ClassVar[int]
+    LAST_RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    REOPEN_REQUEST_FIELD_NUMBER: _ClassVar[int]
     create_ms: int
     labels: _containers.ScalarMap[str, str]
     stale_timeout_ms: int
@@ -81,7 +83,9 @@ class SessionFacts(_message.Message):
     reward_request_turn: int
     reward_request_trajectory: int
     attempts_ahead: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, create_ms: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., stale_timeout_ms: _Optional[int] = ..., last_outcome: _Optional[int] = ..., chain: _Optional[bytes] = ..., checkpoint_tokens: _Optional[int] = ..., state_seq: _Optional[int] = ..., open_request: _Optional[_Union[RequestMark, _Mapping]] = ..., update_request: _Optional[_Union[RequestMark, _Mapping]] = ..., attempts: _Optional[int] = ..., head_seq: _Optional[int] = ..., trajectories: _Optional[int] = ..., trajectory_turns: _Optional[int] = ..., trajectory_seq: _Optional[int] = ..., reward_request: _Optional[_Union[RequestMark, _Mapping]] = ..., reward_turn: _Optional[int] = ..., reward_trajectory: _Optional[int] = ..., interrupt_request: _Optional[_Union[RequestMark, _Mapping]] = ..., interrupt_activity: _Optional[int] = ..., interrupt_turn: _Optional[int] = ..., reward_value: _Optional[float] = ..., reward_request_turn: _Optional[int] = ..., reward_request_trajectory: _Optional[int] = ..., attempts_ahead: _Optional[_Iterable[int]] = ...) -> None: ...
+    last_receipt: Receipt
+    reopen_request: RequestMark
+    def __init__(self, create_ms: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., stale_timeout_ms: _Optional[int] = ..., last_outcome: _Optional[int] = ..., chain: _Optional[bytes] = ..., checkpoint_tokens: _Optional[int] = ..., state_seq: _Optional[int] = ..., open_request: _Optional[_Union[RequestMark, _Mapping]] = ..., update_request: _Optional[_Union[RequestMark, _Mapping]] = ..., attempts: _Optional[int] = ..., head_seq: _Optional[int] = ..., trajectories: _Optional[int] = ..., trajectory_turns: _Optional[int] = ..., trajectory_seq: _Optional[int] = ..., reward_request: _Optional[_Union[RequestMark, _Mapping]] = ..., reward_turn: _Optional[int] = ..., reward_trajectory: _Optional[int] = ..., interrupt_request: _Optional[_Union[RequestMark, _Mapping]] = ..., interrupt_activity: _Optional[int] = ..., interrupt_turn: _Optional[int] = ..., reward_value: _Optional[float] = ..., reward_request_turn: _Optional[int] = ..., reward_request_trajectory: _Optional[int] = ..., attempts_ahead: _Optional[_Iterable[int]] = ..., last_receipt: _Optional[_Union[Receipt, _Mapping]] = ..., reopen_request: _Optional[_Union[RequestMark, _Mapping]] = ...) -> None: ...
 
 class RequestMark(_message.Message):
     __slots__ = ("request_id", "hash")
@@ -116,7 +120,7 @@ class RunningGrant(_message.Message):
     def __init__(self, fence: _Optional[int] = ..., nonce: _Optional[bytes] = ..., turn: _Optional[int] = ..., attempt: _Optional[int] = ..., owner: _Optional[str] = ..., lease_ms: _Optional[int] = ..., begin_ms: _Optional[int] = ..., request: _Optional[_Union[RequestMark, _Mapping]] = ..., expired: bool = ..., interrupted: bool = ...) -> None: ...
 
 class Receipt(_message.Message):
-    __slots__ = ("reason", "close_ms", "slots_released", "children_closed", "turn_count", "close_number", "provisionals_aborted", "request")
+    __slots__ = ("reason", "close_ms", "slots_released", "children_closed", "turn_count", "close_number", "provisionals_aborted", "request", "close_seq", "dump_name")
     REASON_FIELD_NUMBER: _ClassVar[int]
     CLOSE_MS_FIELD_NUMBER: _ClassVar[int]
     SLOTS_RELEASED_FIELD_NUMBER: _ClassVar[int]
@@ -125,6 +129,8 @@ class Receipt(_message.Message):
     CLOSE_NUMBER_FIELD_NUMBER: _ClassVar[int]
     PROVISIONALS_ABORTED_FIELD_NUMBER: _ClassVar[int]
     REQUEST_FIELD_NUMBER: _ClassVar[int]
+    CLOSE_SEQ_FIELD_NUMBER: _ClassVar[int]
+    DUMP_NAME_FIELD_NUMBER: _ClassVar[int]
     reason: int
     close_ms: int
     slots_released: int
@@ -133,7 +139,29 @@ class Receipt(_message.Message):
     close_number: int
     provisionals_aborted: int
     request: RequestMark
-    def __init__(self, reason: _Optional[int] = ..., close_ms: _Optional[int] = ..., slots_released: _Optional[int] = ..., children_closed: _Optional[int] = ..., turn_count: _Optional[int] = ..., close_number: _Optional[int] = ..., provisionals_aborted: _Optional[int] = ..., request: _Optional[_Union[RequestMark, _Mapping]] = ...) -> None: ...
+    close_seq: int
+    dump_name: str
+    def __init__(self, reason: _Optional[int] = ..., close_ms: _Optional[int] = ..., slots_released: _Optional[int] = ..., children_closed: _Optional[int] = ..., turn_count: _Optional[int] = ..., close_number: _Optional[int] = ..., provisionals_aborted: _Optional[int] = ..., request: _Optional[_Union[RequestMark, _Mapping]] = ..., close_seq: _Optional[int] = ..., dump_name: _Optional[str] = ...) -> None: ...
+
+class Cleanup(_message.Message):
+    __slots__ = ("closed_ms", "dump_bytes", "dump_sha256", "dump_ms", "attempts", "error", "purging", "purged_ms")
+    CLOSED_MS_FIELD_NUMBER: _ClassVar[int]
+    DUMP_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DUMP_SHA256_FIELD_NUMBER: _ClassVar[int]
+    DUMP_MS_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    PURGING_FIELD_NUMBER: _ClassVar[int]
+    PURGED_MS_FIELD_NUMBER: _ClassVar[int]
+    closed_ms: int
+    dump_bytes: int
+    dump_sha256: bytes
+    dump_ms: int
+    attempts: int
+    error: str
+    purging: bool
+    purged_ms: int
+    def __init__(self, closed_ms: _Optional[int] = ..., dump_bytes: _Optional[int] = ..., dump_sha256: _Optional[bytes] = ..., dump_ms: _Optional[int] = ..., attempts: _Optional[int] = ..., error: _Optional[str] = ..., purging: bool = ..., purged_ms: _Optional[int] = ...) -> None: ...
 
 class Attachment(_message.Message):
     __slots__ = ("name", "dtype", "shape", "uri", "sha256", "size_bytes")

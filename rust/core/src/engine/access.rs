@@ -41,6 +41,7 @@ impl Rule {
         ("/roost.v1.SessionService/UpdateSession", Rule::Inside),
         ("/roost.v1.SessionService/ReadHistory", Rule::Inside),
         ("/roost.v1.SessionService/CloseSession", Rule::Inside),
+        ("/roost.v1.SessionService/ReopenSession", Rule::Inside),
         ("/roost.v1.SessionService/InterruptSession", Rule::Inside),
         ("/roost.v1.TurnService/BeginTurn", Rule::Make),
         ("/roost.v1.TurnService/RenewTurns", Rule::Each),
@@ -109,6 +110,12 @@ impl Who {
         self.session.as_ref().is_some_and(|own| own.session_id != id)
     }
 
+    /// The life that the caller's key is of, if this is its session and that life is over.
+    pub(crate) fn past_life(&self, row: &SessionRow) -> Option<u32> {
+        let own = self.session.as_ref().filter(|own| own.uid == row.uid && own.life <= row.closes);
+        own.map(|own| own.life)
+    }
+
     /// Whether a call may reach the line at `index`.
     pub(crate) fn reaches(&self, state: &TreeState, index: u32) -> bool {
         self.session.as_ref().is_none_or(|own| state.descends(index, own.uid))
@@ -146,16 +153,18 @@ impl Engine {
     /// Lets a call pass that may reach what it addresses. Answers or parks it otherwise.
     pub(crate) fn within(&self, call: Pending, work: &mut Work) -> Option<Pending> {
         if let Err(refusal) = self.keys.still_valid(&call.who) {
-            self.refuse_whole(call.ticket, refusal, 0, work);
+            self.refuse_whole(call, refusal, 0, work);
             return None;
         }
         let Some(own) = call.who.session.clone() else { return Some(call) };
         let (call, tree, index) = match self.locate(call, &own.session_id, work) {
             Located::Gone => return None,
-            Located::Ended(call, uid, _) if uid == own.uid => return self.after_its_end(call, &own, 0, work),
+            Located::Ended(call, past) if past.uid == own.uid && !past.purging => {
+                return self.after_its_end(call, &own, 0, work);
+            }
             // Purged, or another session has the id by now.
-            Located::Absent(call) | Located::Ended(call, ..) => {
-                self.refuse_whole(call.ticket, invalid(), 0, work);
+            Located::Absent(call) | Located::Ended(call, _) => {
+                self.refuse_whole(call, invalid(), 0, work);
                 return None;
             }
             Located::At(call, tree, index) => (call, tree, index),
@@ -166,10 +175,12 @@ impl Engine {
         };
         let line = state.line(index).filter(|l| l.born && l.uid == own.uid);
         let after = state.last_seq;
-        let ended = line.map(|l| l.closed.is_some());
+        // A later life has other keys. One that has not come yet is of a store that was set back.
+        let line = line.filter(|l| own.life <= l.life());
+        let ended = line.map(|l| l.closed.is_some() || own.life < l.life());
         drop(state);
         match ended {
-            None => self.refuse_whole(call.ticket, invalid(), after, work),
+            None => self.refuse_whole(call, invalid(), after, work),
             Some(true) => return self.after_its_end(call, &own, after, work),
             Some(false) => return self.within_tree(call, &own, &tree, work),
         }
@@ -184,7 +195,7 @@ impl Engine {
             let what = if interrupt.force { Some("use force") } else { None };
             let what = what.or_else(|| (target == own.session_id).then_some("interrupt its own session"));
             if let Some(what) = what {
-                self.refuse_whole(call.ticket, beyond(Kind::Session, what), 0, work);
+                self.refuse_whole(call, beyond(Kind::Session, what), 0, work);
                 return None;
             }
         }
@@ -216,7 +227,7 @@ impl Engine {
             }
         };
         // It tells what stands where by now, in whatever tree: not before that is durable (I6).
-        self.refuse_whole(call.ticket, refusal, self.journal.last_seq(), work);
+        self.refuse_whole(call, refusal, self.journal.last_seq(), work);
         None
     }
 
@@ -232,14 +243,14 @@ impl Engine {
         match self.locate(call, id, work) {
             Located::Gone => None,
             Located::Absent(call) => Some((call.knowing(id, Known::Absent), Standing::Absent)),
-            Located::Ended(call, uid, parent) => {
+            Located::Ended(call, past) => {
                 let state = tree.state.lock();
-                let standing = match parent.and_then(|p| state.of_uid(p)) {
+                let standing = match past.parent.and_then(|p| state.of_uid(p)) {
                     Some(above) if state.descends(above, own.uid) => Standing::Inside,
                     Some(_) => Standing::Outline,
                     None => Standing::Elsewhere,
                 };
-                Some((call.knowing(id, Known::Ended(uid, parent)), standing))
+                Some((call.knowing(id, Known::Ended(past)), standing))
             }
             Located::At(call, there, index) => {
                 let Some(state) = Self::still_at(&there, index, id) else {
@@ -261,18 +272,21 @@ impl Engine {
         }
     }
 
-    /// A call whose own session has ended: it learns that, and its CloseSession the receipt.
+    /// A call whose own session has ended, in the life that its key is of: it learns that, and its CloseSession the
+    /// receipt.
     fn after_its_end(&self, call: Pending, own: &SessionRef, after: Seq, work: &mut Work) -> Option<Pending> {
         if matches!(&call.call, Call::Close(close) if close.session_id == own.session_id) {
             self.ask_row(call, &own.session_id, after);
         } else {
-            self.refuse_whole(call.ticket, closed(&own.session_id), after, work);
+            self.refuse_whole(call, closed(&own.session_id), after, work);
         }
         None
     }
 
-    fn refuse_whole(&self, ticket: u64, refusal: Refusal, after: Seq, work: &mut Work) {
-        work.answers.push(Answer { ticket, result: Err(refusal), after, root: None });
+    /// Refuses a call, whatever it holds already: what it may reach is asked again whenever it runs again.
+    fn refuse_whole(&self, mut call: Pending, refusal: Refusal, after: Seq, work: &mut Work) {
+        self.unclaim_call(&mut call, work);
+        work.answers.push(Answer { ticket: call.ticket, result: Err(refusal), after, root: None });
     }
 
     /// Whether a call may reach a session that the store holds and memory does not: one that ended, below one that is

@@ -2,7 +2,7 @@
 
 use super::end::{Left, leave};
 use super::events::{Ended, Times, outcome_name};
-use super::reload::{Located, Wanted};
+use super::reload::{Located, Wanted, Why};
 use super::requests::{Begin, Payload};
 use super::tree::{Lease, Line, Resident, Tree, TreeState, gate_refusal};
 use super::{
@@ -93,7 +93,9 @@ impl Engine {
                 {
                     return match &line.resident {
                         None => self.load(call, tree, state, index, Wanted::default()),
-                        Some(resident) if seen(resident) => self.ask_records(call, uid, false, after),
+                        Some(resident) if seen(resident) => {
+                            self.ask_records(call, uid, Why::Repeat { ended: false }, after);
+                        }
                         Some(_) => {
                             self.log_begin_conflict(tree.root, line, &call, begin, &refusal, now);
                             self.reply(call.ticket, Err(refusal), tree, state, work);
@@ -101,9 +103,7 @@ impl Engine {
                     };
                 }
                 Err(refusal) => {
-                    if matches!(refusal.reason, Reason::TurnMismatch | Reason::TurnInProgress) {
-                        self.log_begin_conflict(tree.root, line, &call, begin, &refusal, now);
-                    }
+                    self.log_begin_conflict(tree.root, line, &call, begin, &refusal, now);
                     return self.reply(call.ticket, Err(refusal), tree, state, work);
                 }
                 Ok(Standing::New) => {}
@@ -115,7 +115,7 @@ impl Engine {
                 return self.load(call, tree, state, index, wanted);
             };
             if !is_new && seen(resident) {
-                return self.ask_records(call, uid, false, after);
+                return self.ask_records(call, uid, Why::Repeat { ended: false }, after);
             }
             if !call.holds_answer(begin, line, resident) {
                 let wanted = Wanted::of(begin, line);
@@ -228,9 +228,7 @@ impl Engine {
                 self.return_slots(tree, state, index, work);
                 return match other {
                     Err(refusal) => {
-                        if let (Call::Begin(begin), Some(line)) = (&call.call, state.line(index))
-                            && matches!(refusal.reason, Reason::TurnMismatch | Reason::TurnInProgress)
-                        {
+                        if let (Call::Begin(begin), Some(line)) = (&call.call, state.line(index)) {
                             self.log_begin_conflict(tree.root, line, &call, begin, &refusal, now);
                         }
                         self.reply(call.ticket, Err(refusal), tree, state, work);
@@ -264,7 +262,8 @@ impl Engine {
             return;
         };
         grant.provisional = live_provisional(line, found.as_ref());
-        let reply = v1::BeginTurnResponse { grant: Some(grant), uid: line.uid.to_string(), created: unborn };
+        let reply =
+            v1::BeginTurnResponse { grant: Some(grant), uid: line.uid.to_string(), created: unborn, receipt: None };
         self.granted(ticket, tree, index, fence, work);
         self.reply(ticket, Ok(reply.encode_to_vec()), tree, state, work);
         work.evict = true;
@@ -311,6 +310,7 @@ impl Engine {
             ..Lease::begun(begin, now)
         };
         line.lease = Some(Box::new(lease));
+        state.touch(now);
         self.append(tree, state, index, now, |_, _, _| ());
         self.running.fetch_add(1, Ordering::Relaxed);
         count(&self.counters.turns_begun);
@@ -344,6 +344,7 @@ impl Engine {
         let fence = old.fence + 1;
         let timer = self.timer(now.mono_ms + begin.lease_ms, Timer::Lease(tree.clone(), index, fence));
         let (mut trajectory, mut ready) = (0, None);
+        state.touch(now);
         self.append(tree, state, index, now, |appending, line, ops| {
             let left = Left::new(outcome, EndedBy::Takeover);
             trajectory = line.resident.as_ref().map_or(0, |r| r.trajectories + 1);
@@ -381,7 +382,8 @@ impl Engine {
         if begin.want_provisional && line.provisional != 0 {
             grant.provisional = Some(v1::Record { trajectory, ..old.left_empty(outcome, now) });
         }
-        let reply = v1::BeginTurnResponse { grant: Some(grant), uid: line.uid.to_string(), created: false };
+        let reply =
+            v1::BeginTurnResponse { grant: Some(grant), uid: line.uid.to_string(), created: false, receipt: None };
         self.granted(ticket, tree, index, fence, work);
         self.reply(ticket, Ok(reply.encode_to_vec()), tree, state, work);
     }
@@ -453,7 +455,7 @@ impl Engine {
                     ..v1::Grant::default()
                 };
                 let uid = if line.born { line.uid.to_string() } else { String::new() };
-                Ok(v1::BeginTurnResponse { grant: Some(grant), uid, created: false }.encode_to_vec())
+                Ok(v1::BeginTurnResponse { grant: Some(grant), uid, created: false, receipt: None }.encode_to_vec())
             }
         };
         self.reply(call.ticket, result, tree, state, work);
@@ -499,7 +501,7 @@ impl Engine {
         if let Some(grant) = &mut grant {
             grant.provisional = live_provisional(line, call.found.as_ref());
         }
-        let reply = v1::BeginTurnResponse { grant, uid: line.uid.to_string(), created: false };
+        let reply = v1::BeginTurnResponse { grant, uid: line.uid.to_string(), created: false, receipt: None };
         if let Some(lease) = state.line_mut(index).and_then(|l| l.lease.as_mut()) {
             // Its first caller may be gone and not noticed yet: that one's end must not take it from this one.
             lease.answers += 1;
@@ -641,7 +643,9 @@ fn renew_one(
             // That it is asked to end may not be durable yet.
             *after = (*after).max(last_seq);
         }
-        return Ok((lease.deadline_ms, lease.interrupted));
+        let renewed = (lease.deadline_ms, lease.interrupted);
+        state.touch(now);
+        return Ok(renewed);
     }
     // A refusal tells of a change, and waits until it is durable.
     *after = (*after).max(last_seq);

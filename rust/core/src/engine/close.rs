@@ -1,19 +1,22 @@
 //! CloseSession: one transaction that ends a session and its open descendants, and its receipt.
 //!
-//! Everything is decided from the tree's header: no session is loaded, and all of it is one entry. With nothing to dump and no resource to
-//! release, clean-up has no step of its own, and SEALED is passed inside the transaction: CLOSED is what is stored.
+//! Everything is decided from the tree's header: no session is loaded, and all of it is one entry. Without a dump target
+//! clean-up has no step of its own, and SEALED is passed inside the transaction: CLOSED is what is stored. What follows
+//! a close is in `ended.rs`.
 
 use super::events::Ended;
 use super::reload::Located;
+use super::requests::CloseCall;
 use super::tree::{Lease, Tree, TreeState};
-use super::{Answer, Call, Engine, Moment, Pending, Work, count, not_found};
+use super::{Answer, Call, Engine, Moment, Pending, Work, closed, count, not_found};
 use crate::gen_store::{EndedBy, Receipt, RequestMark, SessionFacts};
 use crate::gen_v1 as v1;
-use crate::ids::{Uid, repeats};
+use crate::ids::{Uid, dump_name, repeats};
 use crate::journal::{Appending, Close, Held, Op, Seq};
 use prost::Message;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// A close that is in the journal, and what is still to be freed.
 pub(crate) struct Ending {
@@ -67,7 +70,9 @@ impl Engine {
         now: &mut Moment,
     ) {
         let (Call::Close(close), Some(line)) = (&call.call, state.line(index)) else { return };
-        if line.closed.is_some() {
+        // One that was closed before may be asked again about that close: its facts know.
+        let again = line.closes > 0 && close.mark.is_some() && call.new_since.is_none();
+        if line.closed.is_some() || again {
             let after = state.last_seq;
             return self.ask_row(call, id, after);
         }
@@ -78,23 +83,39 @@ impl Engine {
             let reply = v1::CloseSessionResponse { closed: false, receipt: None };
             return self.reply(call.ticket, Ok(reply.encode_to_vec()), tree, state, work);
         }
-        let reason = match close.reason {
-            v1::CloseReason::Unspecified => v1::CloseReason::Quit,
-            reason => reason,
+        let (reason, last_turn) = match close.reason {
+            v1::CloseReason::Unspecified => (v1::CloseReason::Quit, false),
+            reason => (reason, close.last_turn),
         };
+        let mark = close.mark.clone();
+        let receipt = self.close_tree(tree, state, index, reason, mark, last_turn, work, now);
+        self.reply(call.ticket, Ok(closed_reply(Some(&receipt), last_turn)), tree, state, work);
+    }
+
+    /// Closes an open session and its open descendants. The tree is locked.
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn close_tree(
+        &self,
+        tree: &Arc<Tree>,
+        state: &mut TreeState,
+        index: u32,
+        reason: v1::CloseReason,
+        mark: Option<RequestMark>,
+        last_turn: bool,
+        work: &mut Work,
+        now: &Moment,
+    ) -> Receipt {
         // The journal is everybody's: what takes time is done before it is locked.
         let all = state.subtree(index);
         let to_finish = Self::to_finish(state, &all);
-        let mark = close.mark.clone();
         let mut appending = self.journal.append();
         let mut ops = Vec::new();
         let ending = self.seal(tree, state, &all, to_finish, reason, mark, &mut appending, &mut ops, now);
         state.last_seq = appending.seq;
         appending.push(tree, ops, Vec::new(), now.mono_ms);
-        let receipt = Some(super::read::receipt(&ending.receipt));
-        self.sealed(ending, false, tree, state, work, now);
-        let reply = v1::CloseSessionResponse { closed: true, receipt };
-        self.reply(call.ticket, Ok(reply.encode_to_vec()), tree, state, work);
+        let receipt = ending.receipt.clone();
+        self.sealed(ending, last_turn, tree, state, work, now);
+        receipt
     }
 
     /// Writes the end of a session and its open descendants (`all`, as [`TreeState::subtree`] gives them) into an entry,
@@ -129,7 +150,7 @@ impl Engine {
             sums.insert(i, below);
         }
         let mut lines = Vec::with_capacity(all.len());
-        let mut own_receipt = Receipt::default();
+        let dumps = self.dumps.load(Ordering::Relaxed);
         for &i in all {
             let (Some(line), Some(below)) = (state.line(i), sums.get(&i)) else { continue };
             let receipt = Receipt {
@@ -138,13 +159,13 @@ impl Engine {
                 slots_released: below.slots,
                 children_closed: below.children,
                 turn_count: line.head,
-                close_number: 1,
+                close_number: line.closes + 1,
                 provisionals_aborted: below.provisionals,
                 request: request.clone().filter(|_| i == index),
+                // Known once what is to finish has its sequences.
+                close_seq: 0,
+                dump_name: if dumps { dump_name(&tree.tenant.name, line.uid, line.closes + 1) } else { String::new() },
             };
-            if i == index {
-                own_receipt = receipt.clone();
-            }
             lines.push((i, line.running().map(|_| line.depth), receipt));
         }
         let finish = |(i, facts)| self.finish_closing(appending, tree, state, i, facts, ops, now);
@@ -152,21 +173,25 @@ impl Engine {
         let seq = if ready.is_empty() { appending.seq } else { appending.another() };
         let mut ended = Vec::with_capacity(lines.len());
         let mut turns = Vec::new();
-        for (i, depth, receipt) in lines {
+        let mut own_receipt = Receipt::default();
+        let (next, cleanup_due) = if dumps {
+            (v1::SessionState::Sealed as i32, now.wall_ms)
+        } else {
+            (v1::SessionState::Closed as i32, now.wall_ms.saturating_add(self.limits.retention_ms as i64))
+        };
+        for (i, depth, mut receipt) in lines {
+            receipt.close_seq = seq as i64;
+            if i == index {
+                own_receipt = receipt.clone();
+            }
             let Some(line) = state.line_mut(i) else { continue };
             if line.born {
                 if line.provisional != 0 {
                     ops.push(Op::Status { seq: line.provisional, status: v1::RecordStatus::Aborted as i32 });
                 }
                 let prev = std::mem::replace(&mut line.seq, seq);
-                let closed = v1::SessionState::Closed as i32;
-                ops.push(Op::Close(Box::new(Close {
-                    uid: line.uid,
-                    prev,
-                    seq,
-                    state: closed,
-                    receipt: receipt.clone(),
-                })));
+                let (uid, receipt) = (line.uid, receipt.clone());
+                ops.push(Op::Close(Box::new(Close { uid, prev, seq, state: next, receipt, cleanup_due })));
                 line.provisional = 0;
                 line.finish_due_ms = 0;
                 if let Some(lease) = line.lease.take() {
@@ -182,6 +207,10 @@ impl Engine {
                 line.closed = Some(Box::new(receipt));
             }
             ended.push((i, depth));
+        }
+        if all[0] != 0 && state.stale_ms > 0 {
+            // What those who leave have done counts after they are gone.
+            ops.push(Op::Stale { root: tree.root, due: state.stale_due() });
         }
         let uid = state.line(index).map_or(Uid(0), |l| l.uid);
         Ending { uid, receipt: own_receipt, lines: ended, turns, ready }
@@ -237,14 +266,34 @@ impl Engine {
     }
 
     /// The row of a session that ended or is not in memory was read: for its receipt, or for GetSession.
-    pub(crate) fn row_read(&self, call: Pending, row: Option<super::SessionRow>, work: &mut Work) {
-        if let Call::Renew(_) = &call.call {
-            return self.renew_row_read(call, row, work);
+    pub(crate) fn row_read(
+        &self,
+        mut call: Pending,
+        row: Option<super::SessionRow>,
+        work: &mut Work,
+        now: &mut Moment,
+    ) {
+        match &call.call {
+            Call::Renew(_) => return self.renew_row_read(call, row, work),
+            Call::Step(_) => return self.cleanup_row_read(call, row, work, now),
+            _ => {}
         }
         let id = call.call.session_id().to_owned();
         let result = match (&call.call, row) {
             (_, None) => Err(not_found(&id)),
-            (Call::Close(close), Some(row)) => close_again(close.mark.as_ref(), &row),
+            (Call::Close(close), Some(row)) => match close_again(close, call.who.past_life(&row), &row) {
+                Ok(None) => {
+                    // No close of before: it is to be closed now.
+                    call.new_since = Some(row.last);
+                    return work.calls.push_back(call);
+                }
+                Ok(Some(reply)) => Ok(reply),
+                Err(refusal) => Err(refusal),
+            },
+            (Call::Reopen(reopen), Some(row)) => self.row_view(&call.tenant, &row).map(|view| {
+                let (session, reopened) = (Some(view.to_proto()), reopen.done.unwrap_or(0));
+                v1::ReopenSessionResponse { session, reopened }.encode_to_vec()
+            }),
             (_, Some(row)) => self
                 .row_view(&call.tenant, &row)
                 .map(|view| v1::GetSessionResponse { session: Some(view.shown(call.outline)) }.encode_to_vec()),
@@ -253,9 +302,37 @@ impl Engine {
     }
 }
 
-fn close_again(mark: Option<&RequestMark>, row: &super::SessionRow) -> Result<Vec<u8>, crate::error::Refusal> {
+/// What became of the close of an earlier call; `None` if the session is open and none of its closes was this one. A key
+/// of a life that is over (`past_life`) gets the receipt of its end, while that is known, and nothing of what came after.
+fn close_again(
+    close: &CloseCall,
+    past_life: Option<u32>,
+    row: &super::SessionRow,
+) -> Result<Option<Vec<u8>>, crate::error::Refusal> {
+    let before = || SessionFacts::decode(&row.facts[..]).ok().and_then(|facts| facts.last_receipt);
     let stored = row.receipt.as_deref().and_then(|bytes| Receipt::decode(bytes).ok());
-    repeats(stored.as_ref().and_then(|r| r.request.as_ref()), mark)?;
-    let receipt = stored.as_ref().map(super::read::receipt);
-    Ok(v1::CloseSessionResponse { closed: true, receipt }.encode_to_vec())
+    let stored = if let Some(life) = past_life {
+        let mut known = stored.into_iter().chain(before());
+        let receipt = known.find(|r| r.close_number == life).ok_or_else(|| closed(&row.session_id))?;
+        repeats(receipt.request.as_ref(), close.mark.as_ref())?;
+        Some(receipt)
+    } else if row.state == v1::SessionState::Open as i32 {
+        match before().filter(|r| r.request.is_some()) {
+            Some(receipt) if repeats(receipt.request.as_ref(), close.mark.as_ref())? => Some(receipt),
+            _ => return Ok(None),
+        }
+    } else {
+        repeats(stored.as_ref().and_then(|r| r.request.as_ref()), close.mark.as_ref())?;
+        stored
+    };
+    Ok(Some(closed_reply(stored.as_ref(), close.last_turn)))
+}
+
+/// The answer to a close, or to the BeginTurn that was one.
+fn closed_reply(receipt: Option<&Receipt>, last_turn: bool) -> Vec<u8> {
+    let receipt = receipt.map(super::read::receipt);
+    if last_turn {
+        return v1::BeginTurnResponse { receipt, ..Default::default() }.encode_to_vec();
+    }
+    v1::CloseSessionResponse { closed: true, receipt }.encode_to_vec()
 }

@@ -4,7 +4,7 @@ use super::begin::{lease_lost, turn_ended};
 use super::close::Ending;
 use super::events::{Ended, Times, outcome_name};
 use super::interrupt::interrupted;
-use super::reload::{LoadedSession, Located, Purpose, Wanted, Why};
+use super::reload::{LoadedSession, Located, Wanted, Why};
 use super::requests::{Begin, CommitOptions, End, Payload, TurnEnd};
 use super::rewind::Base;
 use super::trajectory::{found_turn, repeated_finish};
@@ -56,7 +56,7 @@ impl Engine {
             Located::Gone => {}
             Located::Absent(call) => self.refuse(call.ticket, not_found(&id), work),
             // It may be the repeat of the commit that ended it.
-            Located::Ended(call, uid, _) => self.ask_repeat(call, uid, true, 0, work),
+            Located::Ended(call, past) => self.ask_repeat(call, past.uid, true, 0, work),
             Located::At(call, tree, index) => match Self::still_at(&tree, index, &id) {
                 Some(mut state) => self.end_at(call, &tree, &mut state, index, work, now),
                 None => work.calls.push_back(call),
@@ -71,7 +71,7 @@ impl Engine {
             let why = "it belongs to another session";
             return self.refuse(call.ticket, lease_lost(&end.session_id, why), work);
         }
-        self.ask_records(call, uid, ended, after);
+        self.ask_records(call, uid, Why::Repeat { ended }, after);
     }
 
     fn end_at(
@@ -126,8 +126,7 @@ impl Engine {
             && call.new_since != Some(line.last)
             && resident.has_seen(Asked::End, end.mark.as_ref())
         {
-            let purpose = Purpose::Records { call: Box::new(call), why: Why::Used };
-            return self.ask_session(last_seq, purpose, uid, Wanted::default());
+            return self.ask_records(call, uid, Why::Used, last_seq);
         }
         let mut rewinds = false;
         if let Call::End(end) = &call.call
@@ -216,6 +215,7 @@ impl Engine {
         now: &Moment,
     ) {
         let (outcome, by) = (left.outcome, left.by);
+        state.touch(now);
         self.append(tree, state, index, now, |appending, line, ops| {
             leave(appending.seq, line, ops, lease, payload, left, now);
         });
@@ -266,6 +266,7 @@ impl Engine {
         };
         ended.base_turn = base.as_ref().map(|b| b.turn);
         let (mut ending, mut ready): (Option<Ending>, _) = (None, None);
+        state.touch(now);
         let committed = self.append_with(
             tree,
             state,
@@ -443,6 +444,9 @@ impl Engine {
     ) {
         let id = call.call.session_id().to_owned();
         let loaded = loaded.ok_or_else(|| not_found(&id)).and_then(|loaded| {
+            if super::ended::is_purging(loaded.row.cleanup.as_deref()) {
+                return Err(closed(&id));
+            }
             let facts = SessionFacts::decode(&loaded.row.facts[..])
                 .map_err(|_| Refusal::new(Reason::SessionCorrupt, "its facts do not decode"))?;
             let metas = chain::verify(&loaded.lines, loaded.row.last, &facts.chain)?;
@@ -496,7 +500,7 @@ impl Engine {
             },
             Call::End(end) => match self.repeated_end(end, &call, ended, &loaded, &metas, now) {
                 Ok(repeated) if repeated.outdated => {
-                    return self.ask_records(call, loaded.row.uid, ended, repeated.after);
+                    return self.ask_records(call, loaded.row.uid, Why::Repeat { ended }, repeated.after);
                 }
                 repeated => repeated.map(|repeated| {
                     (after, grant) = (repeated.after, repeated.grant);
@@ -572,7 +576,7 @@ impl Engine {
             ..Default::default()
         };
         if meta.then == v1::Then::Close as i32 {
-            reply.receipt = loaded.row.receipt.as_deref().and_then(super::read::decode_receipt);
+            reply.receipt = super::ended::receipt_since(&loaded.row, line.seq).as_ref().map(super::read::receipt);
         } else if meta.then == v1::Then::Continue as i32 {
             reply.next = self.next_of(call, loaded, meta, &mut repeated, now);
             if reply.next.is_none() {

@@ -7,7 +7,7 @@
 use super::requests::{Begin, Payload};
 use super::tree::{Lease, Line};
 use super::{Engine, Moment, Pending};
-use crate::error::Refusal;
+use crate::error::{Reason, Refusal};
 use crate::gen_store::{EndedBy, Receipt, RequestMark};
 use crate::gen_v1 as v1;
 use crate::ids::Uid;
@@ -242,7 +242,7 @@ impl Engine {
         self.note("turn_done", fields, root, lease.times.asked, after, now);
     }
 
-    /// A BeginTurn met a turn that runs or waits, or another head than it expected.
+    /// A BeginTurn was refused: a conflict if it met a turn that runs or waits, or another head than it expected.
     pub(crate) fn log_begin_conflict(
         &self,
         root: Uid,
@@ -252,7 +252,7 @@ impl Engine {
         refusal: &Refusal,
         now: &Moment,
     ) {
-        if !self.logs() {
+        if !self.logs() || !matches!(refusal.reason, Reason::TurnMismatch | Reason::TurnInProgress) {
             return;
         }
         let mut fields = Fields::of(line).text("rpc", "BeginTurn").text("reason", refusal.reason.name());
@@ -314,6 +314,17 @@ impl Engine {
             .request("request_id", receipt.request.as_ref())
             .int("running", self.running_now());
         self.note("session_closed", fields, root, now.mono_ms as i64, after, now);
+    }
+}
+
+impl Engine {
+    /// A session came back, and `sessions` with it, itself counted.
+    pub(crate) fn log_reopened(&self, root: Uid, line: &Line, sessions: usize, after: Seq, now: &Moment) {
+        if !self.logs() {
+            return;
+        }
+        let fields = Fields::of(line).int("turns", line.head).int("closes", line.closes).int("sessions", sessions);
+        self.note("session_reopened", fields, root, now.mono_ms as i64, after, now);
     }
 }
 

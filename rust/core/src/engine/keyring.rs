@@ -3,7 +3,7 @@
 //!
 //! Tenants' keys are all in memory, by id, with the hash that the store holds. What is changed takes effect when its
 //! entry is durable, with the answer: until then a new key is not accepted, and one being revoked is. Session keys are
-//! verified from themselves; whether their session still runs is seen at the session ([`super::access`]).
+//! verified from themselves; whether their session still runs, and in that life, is seen at it ([`super::access`]).
 
 use super::tree::{Line, Tree};
 use super::{Answer, Call, Engine, Moment, Pending, Work, timestamp};
@@ -24,8 +24,6 @@ use std::sync::Arc;
 pub const DEFAULT_TENANT: &str = "default";
 /// Active keys of one tenant: one, and one to replace it.
 pub const MAX_TENANT_KEYS: u64 = 2;
-/// The life that every session has; one that could be reopened would take another with each.
-pub(crate) const FIRST_LIFE: u32 = 1;
 /// What entries about keys name as their tree: no session has this uid.
 pub(crate) const KEYS_ROOT: Uid = Uid(0);
 
@@ -218,7 +216,7 @@ impl Keyring {
             }
             Kind::Session => {
                 let made = self.maker.as_ref().and_then(|maker| maker.verify_session(&key));
-                let session = made.filter(|s| s.life == FIRST_LIFE).ok_or_else(invalid)?;
+                let session = made.ok_or_else(invalid)?;
                 let tenant = session.tenant.as_str().into();
                 (tenant, Who { kind: Kind::Session, key: None, session: Some(Arc::new(session)) })
             }
@@ -373,7 +371,7 @@ impl Engine {
         Ok(())
     }
 
-    /// The key of an open session, if it is asked for.
+    /// The key of an open session in its present life, if it is asked for.
     pub(crate) fn minted(&self, asked: bool, tree: &Tree, line: &Line) -> Result<String, Refusal> {
         self.may_mint(asked)?;
         let maker = self.keys.maker.as_ref().filter(|_| asked);
@@ -382,7 +380,7 @@ impl Engine {
                 tenant: tree.tenant.name.to_string(),
                 session_id: line.session_id.to_string(),
                 uid: line.uid,
-                life: FIRST_LIFE,
+                life: line.life(),
             })
         }))
     }

@@ -14,6 +14,7 @@ mod close;
 mod directory;
 mod due;
 mod end;
+mod ended;
 mod events;
 mod interrupt;
 mod keyring;
@@ -24,6 +25,7 @@ mod reload;
 mod requests;
 mod resident;
 mod rewind;
+mod stale;
 mod trajectory;
 mod tree;
 mod wait;
@@ -47,12 +49,15 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
 use tree::{Gate, Line, Place, Queue, Tenant, Tenants, TreeState};
 
 pub use access::{Granted, Rule};
+pub use ended::{CleanupStep, DumpMade};
 pub use events::{Event, Value};
 pub use keyring::{Caller, DEFAULT_TENANT, Keys, MAX_TENANT_KEYS, maker};
 pub(crate) use keyring::{KEYS_ROOT, KeyChange};
 pub use read::{Dress, RecordRow, SessionView, verify_history};
 pub use recover::Appended;
-pub use reload::{DueSession, Effect, FoundSession, FoundTrajectory, HeaderRow, LoadedSession, SessionRow, Wanted};
+pub use reload::{
+    DueSession, Effect, FoundSession, FoundTrajectory, HeaderRow, LoadedSession, SessionRow, StaleTree, Wanted,
+};
 pub(crate) use requests::Call;
 pub use requests::Method;
 pub(crate) use tree::Tree;
@@ -118,9 +123,18 @@ pub(crate) struct Pending {
     pub(crate) outline: bool,
     /// What was read for it alone.
     pub(crate) found: Option<Found>,
+    /// It is the one call that may change its session, which has ended; it runs to its end whoever waits for it.
+    pub(crate) claimed: bool,
     /// When it was last run, and for how long it has been parked for reads before that. Unit: milliseconds.
     pub(crate) ran_ms: u64,
     pub(crate) reload_ms: u64,
+}
+
+impl Pending {
+    /// Whether it runs to its end though nobody waits for its answer any more.
+    fn outlives_its_caller(&self) -> bool {
+        self.claimed || matches!(self.call, Call::Close(_))
+    }
 }
 
 /// What was read of a session for one call alone, never kept in memory.
@@ -132,13 +146,25 @@ pub(crate) enum Found {
     Base(Arc<rewind::Base>),
     /// At this head_version, the turn of this number is the record with this sequence.
     Turn { head_version: u64, turn: u32, seq: Seq },
+    /// A session that ended, and those below it that the same close took down.
+    Family(Arc<Vec<SessionRow>>),
+}
+
+/// A session that is not open, as the store tells it to who looks its id up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Past {
+    pub(crate) uid: Uid,
+    /// Unless it is a root.
+    pub(crate) parent: Option<Uid>,
+    /// Its content is deleted, in part or whole.
+    pub(crate) purging: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Known {
     Absent,
-    /// Known, and not open. Its parent, unless it is a root.
-    Ended(Uid, Option<Uid>),
+    /// Known, and not open.
+    Ended(Past),
     /// Its tree is set aside.
     Quarantined,
 }
@@ -218,7 +244,8 @@ macro_rules! counters {
 
 counters! {
     turns_begun, turns_committed, turns_rewound, turns_aborted, turns_expired, turns_taken_over, turns_interrupted,
-    turns_released, trajectories_finished, trajectories_acknowledged, sessions_opened, sessions_closed,
+    turns_released, trajectories_finished, trajectories_acknowledged, sessions_opened, sessions_closed, sessions_reopened,
+    sessions_dumped, sessions_purged, trees_swept, cleanup_failures,
     evictions, header_evictions, reloads, header_loads, load_failures, refusals, batches_stored, entries_stored, batches_refused,
 }
 
@@ -263,6 +290,13 @@ pub struct Engine {
     logging: AtomicBool,
     due: Mutex<due::Due>,
     keys: Keyring,
+    stale: Mutex<stale::Sweeper>,
+    /// Whether there is a dump target: ended sessions are SEALED until they are dumped.
+    dumps: AtomicBool,
+    /// Grows with every close that is durable: whoever cleans up looks again.
+    ended: AtomicU64,
+    /// Bytes of the store in use, as its handler finds them.
+    store_bytes: AtomicU64,
 }
 
 impl fmt::Debug for Engine {
@@ -309,20 +343,17 @@ impl Engine {
             logging: AtomicBool::new(false),
             due: Mutex::default(),
             keys: Keyring::new(Keys::default()),
+            stale: Mutex::default(),
+            dumps: AtomicBool::new(false),
+            ended: AtomicU64::new(0),
+            store_bytes: AtomicU64::new(0),
             limits,
             hash_seed,
         }
     }
 
     /// Runs one RPC. `connection` tells connections apart; only waiting calls are counted by it.
-    pub fn call(
-        &self,
-        method: Method,
-        request: &[u8],
-        caller: &Caller<'_>,
-        connection: u64,
-        mut now: Moment,
-    ) -> Outcome {
+    pub fn call(&self, method: Method, request: &[u8], caller: &Caller<'_>, connection: u64, now: Moment) -> Outcome {
         let accepted = self.keys.authenticate(caller).and_then(|(tenant, who)| {
             Rule::admits(method.rule(), who.kind)?;
             let call = Call::parse(method, request, &tenant, who.session.as_deref(), &self.limits)?;
@@ -335,11 +366,16 @@ impl Engine {
                 return Outcome::Refused(refusal);
             }
         };
+        self.start(call, &tenant, who, connection, now)
+    }
+
+    /// Runs a call that was accepted, or one of the server's own.
+    fn start(&self, call: Call, tenant: &str, who: Who, connection: u64, mut now: Moment) -> Outcome {
         let _going = self.world.read();
         let ticket = self.next_ticket.fetch_add(1, Ordering::Relaxed);
         self.tickets.lock().insert(ticket, TicketState::Open);
         let mut work = Work { direct: Some(ticket), ..Work::default() };
-        let pending = Pending { who, ..self.pending(ticket, self.tenant(&tenant), connection, call, &now) };
+        let pending = Pending { who, ..self.pending(ticket, self.tenant(tenant), connection, call, &now) };
         work.calls.push_back(pending);
         self.finish(&mut work, &mut now);
         match work.direct_result {
@@ -430,6 +466,7 @@ impl Engine {
         }
         self.resume_waits(&mut work);
         self.look_for_due(&now);
+        self.look_for_stale(&now);
         self.residents.maintain(256, now.tick());
         self.headers.maintain(256, now.tick());
         self.finish(&mut work, &mut now);
@@ -468,6 +505,16 @@ impl Engine {
             1 => Space::Low,
             _ => Space::Full,
         }
+    }
+
+    /// How many bytes of the store are in use, as its handler finds them.
+    pub fn set_store_bytes(&self, bytes: u64) {
+        self.store_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Whether there is a dump target.
+    pub fn set_dumps(&self, on: bool) {
+        self.dumps.store(on, Ordering::Relaxed);
     }
 
     /// From now on turns are not begun and waits end; what runs may end.
@@ -522,6 +569,7 @@ impl Engine {
             arrival: None,
             outline: false,
             found: None,
+            claimed: false,
             ran_ms: now.mono_ms,
             reload_ms: 0,
         }
@@ -539,6 +587,7 @@ impl Engine {
                 slots: Padded::new(SlotNode::new(self.limits.max_turns_per_tenant as u32)),
                 queue: Queue::default(),
                 directory: Directory::new(self.hash_seed),
+                claims: ended::Claims::default(),
             })
         };
         tenants.entry(name.clone()).or_insert_with(new).clone()
@@ -550,7 +599,7 @@ impl Engine {
             if let Some(answer) = work.answers.pop() {
                 self.answer(answer, work);
             } else if let Some(call) = work.calls.pop_front() {
-                if call.ticket == 0 || self.tickets.lock().contains_key(&call.ticket) {
+                if call.ticket == 0 || call.outlives_its_caller() || self.tickets.lock().contains_key(&call.ticket) {
                     self.run(call, work, now);
                 }
             } else if let Some((tree, gate)) = work.gates.pop() {
@@ -581,7 +630,7 @@ impl Engine {
             _ => {}
         }
         if let Err(refusal) = self.admit(&call.call) {
-            return self.refuse(call.ticket, refusal, work);
+            return self.refuse_call(call, refusal, work);
         }
         match &call.call {
             Call::Open(_) => self.open_session(call, work, now),
@@ -596,6 +645,9 @@ impl Engine {
             Call::Ack(_) => self.ack_trajectories(call, work),
             Call::CreateKey(_) => self.create_key(call, work, now),
             Call::RevokeKey(_) => self.revoke_key(call, work, now),
+            Call::Reopen(_) => self.reopen_session(call, work, now),
+            Call::Step(_) => self.cleanup(call, work),
+            Call::Sweep(_) => self.sweep(call, work, now),
             Call::Get(_) | Call::Renew(_) | Call::Checkpoint(_) | Call::ListKeys(_) => {}
         }
     }
@@ -603,7 +655,7 @@ impl Engine {
     /// Whether a call may go on at all.
     fn admit(&self, call: &Call) -> Result<(), Refusal> {
         match call {
-            Call::Open(_) | Call::Begin(_) => self.admit_begin(),
+            Call::Open(_) | Call::Begin(_) | Call::Reopen(_) => self.admit_begin(),
             _ => self.admit_change(),
         }
     }

@@ -1,6 +1,6 @@
 //! Making sessions: OpenSession, and the unborn line that a BeginTurn with `open` waits on.
 
-use super::reload::{Located, Wanted};
+use super::reload::{Located, Wanted, Why};
 use super::requests::{Begin, Open, OpenOptions, Update};
 use super::tree::{Line, Resident, Tree, TreeState};
 use super::{Call, Engine, Moment, Pending, Work, closed, count, not_found};
@@ -8,6 +8,7 @@ use crate::error::{Quota, Reason, Refusal};
 use crate::gen_store::RequestMark;
 use crate::gen_v1 as v1;
 use crate::ids::{self, Uid};
+use crate::journal::Op;
 use parking_lot::MutexGuard;
 use prost::Message;
 use std::sync::Arc;
@@ -199,6 +200,7 @@ impl Engine {
 
     /// Whether a session may be born below `parent`. The caller holds the tree's lock.
     pub(crate) fn check_birth(&self, state: &TreeState, parent: Option<u32>, name: &str) -> Result<(), Refusal> {
+        self.check_store_bytes()?;
         let Some(parent_index) = parent else { return Ok(()) };
         let Some(parent) = state.line(parent_index).filter(|l| l.is_open()) else {
             return Err(Refusal::new(Reason::SessionClosed, "the parent session has ended"));
@@ -278,6 +280,10 @@ impl Engine {
             line.name = if parent.is_none() { "".into() } else { name.into() };
         }
         state.open += 1;
+        state.touch(now);
+        if parent.is_none() {
+            state.stale_ms = options.stale_timeout_ms;
+        }
         self.charge_header(tree, state, now);
         let make = |handle| Resident {
             labels: options.labels,
@@ -325,7 +331,22 @@ impl Engine {
                     resident.labels = labels;
                     resident.stale_timeout_ms = update.stale_timeout_ms.unwrap_or(resident.stale_timeout_ms);
                     resident.update_request = update.mark.map(Box::new).or(resident.update_request.take());
-                    self.append(&tree, &mut state, index, now, |_, _, _| ());
+                    state.touch(now);
+                    let root = state.line(index).filter(|l| l.depth == 0).map(|l| l.uid);
+                    if let Some((_, stale_ms)) = root.zip(update.stale_timeout_ms) {
+                        state.stale_ms = stale_ms;
+                    }
+                    let due = root.zip(update.stale_timeout_ms).map(|(root, _)| (root, state.stale_due()));
+                    self.append_with(
+                        &tree,
+                        &mut state,
+                        index,
+                        now,
+                        |_, _, _| (),
+                        |_, _, ops| {
+                            ops.extend(due.map(|(root, due)| Op::Stale { root, due }));
+                        },
+                    );
                 }
                 let session = Some(self.line_view(&state, index).to_proto());
                 let reply = v1::UpdateSessionResponse { session }.encode_to_vec();
@@ -340,9 +361,9 @@ impl Engine {
         let (call, refusal) = match self.locate(call, &id, work) {
             Located::Gone => return None,
             Located::Absent(call) => (call, not_found(&id)),
-            Located::Ended(call, uid, _) => {
+            Located::Ended(call, past) => {
                 if call.may_repeat_finish() {
-                    self.ask_records(call, uid, true, 0);
+                    self.ask_records(call, past.uid, Why::Repeat { ended: true }, 0);
                     return None;
                 }
                 (call, closed(&id))
@@ -355,7 +376,7 @@ impl Engine {
                 let refusal = match state.line(index) {
                     Some(line) if line.closed.is_some() => {
                         if call.may_repeat_finish() {
-                            self.ask_records(call, line.uid, true, state.last_seq);
+                            self.ask_records(call, line.uid, Why::Repeat { ended: true }, state.last_seq);
                             return None;
                         }
                         closed(&id)

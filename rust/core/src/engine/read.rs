@@ -39,6 +39,7 @@ pub struct SessionView {
     trajectories: u32,
     trajectory_turns: u32,
     finish_due_ms: i64,
+    cleanup: Option<v1::Cleanup>,
 }
 
 impl SessionView {
@@ -83,12 +84,13 @@ impl SessionView {
             stale_timeout: Some(duration(self.stale_timeout_ms as u64)),
             create_time: Some(timestamp(self.create_ms)),
             running: self.running.clone(),
-            receipt: self.receipt,
+            receipt: self.receipt.clone(),
             // A provisional always stands at the number after the head (I8).
             provisional_turn: if self.has_provisional { self.turn_count + 1 } else { 0 },
             trajectory: self.trajectories + 1,
             trajectory_first_turn: self.trajectory_turns + 1,
             finish_time: (self.finish_due_ms != 0).then(|| timestamp(self.finish_due_ms)),
+            cleanup: self.cleanup.clone(),
         }
     }
 }
@@ -107,6 +109,7 @@ pub(crate) fn receipt(r: &Receipt) -> v1::CloseReceipt {
         turn_count: r.turn_count,
         close_number: r.close_number,
         provisionals_aborted: r.provisionals_aborted,
+        dump_name: r.dump_name.clone(),
     }
 }
 
@@ -214,6 +217,7 @@ impl Engine {
             trajectories: resident.trajectories,
             trajectory_turns: resident.trajectory_turns,
             finish_due_ms: line.finish_due_ms,
+            cleanup: None,
         }
     }
 
@@ -262,6 +266,7 @@ impl Engine {
             trajectories: facts.trajectories,
             trajectory_turns: facts.trajectory_turns,
             finish_due_ms: row.finish_due_ms,
+            cleanup: super::ended::view(row),
         })
     }
 

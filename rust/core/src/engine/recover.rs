@@ -102,6 +102,7 @@ impl Engine {
                 Held::Answer(answer) => self.deliver(answer.ticket, Err(not_stored()), work),
                 Held::Effect(id, _) => self.lost_effect(id, work),
                 Held::Key(change) => self.keys.lost(change),
+                Held::Claim(tree, id) => self.unclaim(&tree.tenant, &id, work),
                 Held::Cleanup(..) | Held::Event(_) | Held::Ready(..) => {}
             }
         }
@@ -110,6 +111,7 @@ impl Engine {
                 Held::Answer(answer) => self.deliver(answer.ticket, answer.result, work),
                 Held::Effect(id, _) => self.start_effect(id),
                 Held::Cleanup(tree, closed) => self.clean_up(&tree, closed, now),
+                Held::Claim(tree, id) => self.unclaim(&tree.tenant, &id, work),
                 Held::Event(event) => self.emit(*event, now),
                 Held::Ready(_, seq) => self.ready(seq),
                 Held::Key(change) => self.keys.happened(change),
@@ -164,6 +166,7 @@ impl Engine {
 
     /// A close is durable: its lines leave memory, the store answers for them from now on.
     pub(crate) fn clean_up(&self, tree: &Arc<super::Tree>, closed: Vec<u32>, now: &Moment) {
+        count(&self.ended);
         let mut state = tree.state.lock();
         if state.dropped {
             return;

@@ -4,8 +4,9 @@
 //! starts when all entries of its tree are durable. Calls that waited run again from their start: whatever happened
 //! meanwhile, they see it.
 
+use super::ended::is_purging;
 use super::tree::{Lease, Line, Loading, Resident, Tenant, Tree, TreeState};
-use super::{Engine, Found, Known, Moment, Pending, RecordRow, Timer, Work, count};
+use super::{Engine, Found, Known, Moment, Past, Pending, RecordRow, Timer, Work, count};
 use crate::chain;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Reason, Refusal};
@@ -35,6 +36,26 @@ pub enum Effect {
     Trajectories { id: u64, wanted: Vec<TrajectoryId> },
     /// At most `limit` open sessions whose trajectory is due by `until_ms`, in order of (time, uid), behind `after`.
     Due { id: u64, until_ms: i64, after: Option<DueSession>, limit: usize },
+    /// At most `limit` trees that may be stale by this service time, in order of (time, uid), behind `after`.
+    Stale { id: u64, until_ms: u64, after: Option<StaleTree>, limit: usize },
+    /// Read a session, whatever its state, and those below it that are not open, parents before children.
+    Family { id: u64, uid: Uid },
+}
+
+impl Effect {
+    /// What its answer names.
+    pub fn id(&self) -> u64 {
+        match self {
+            Effect::Find { id, .. }
+            | Effect::Header { id, .. }
+            | Effect::Session { id, .. }
+            | Effect::Read { id, .. }
+            | Effect::Trajectories { id, .. }
+            | Effect::Due { id, .. }
+            | Effect::Stale { id, .. }
+            | Effect::Family { id, .. } => *id,
+        }
+    }
 }
 
 /// What a read of a session brings beside its row and its records.
@@ -53,6 +74,15 @@ pub struct Wanted {
 pub struct DueSession {
     pub due_ms: i64,
     pub uid: Uid,
+    pub tenant: String,
+    pub session_id: String,
+}
+
+/// The root of a tree that may be stale.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StaleTree {
+    pub due_ms: u64,
+    pub root: Uid,
     pub tenant: String,
     pub session_id: String,
 }
@@ -82,6 +112,10 @@ pub struct HeaderRow {
     pub running: bool,
     pub lease: Option<Vec<u8>>,
     pub finish_due_ms: i64,
+    pub closes: u32,
+    pub stale_ms: i64,
+    pub active_ms: u64,
+    pub stale_due: u64,
     /// If `finish_due_ms` is not 0.
     pub facts: Option<Vec<u8>>,
     pub seq: Seq,
@@ -95,6 +129,8 @@ pub struct FoundSession {
     /// `None` for a root.
     pub parent: Option<Uid>,
     pub state: i32,
+    /// Of one that is not open.
+    pub cleanup: Option<Vec<u8>>,
     pub rows: Vec<HeaderRow>,
 }
 
@@ -107,10 +143,12 @@ pub struct SessionRow {
     pub parent_session_id: String,
     pub root_session_id: String,
     pub path: String,
+    pub depth: u32,
     pub create_ms: i64,
     pub state: i32,
     pub head: u32,
     pub head_version: u64,
+    pub fence: u64,
     pub provisional: Seq,
     pub last: Seq,
     pub running: bool,
@@ -118,6 +156,9 @@ pub struct SessionRow {
     pub facts: Vec<u8>,
     pub receipt: Option<Vec<u8>>,
     pub finish_due_ms: i64,
+    pub closes: u32,
+    pub cleanup_due: i64,
+    pub cleanup: Option<Vec<u8>>,
     pub seq: Seq,
 }
 
@@ -159,6 +200,11 @@ pub(crate) enum Purpose {
         call: Box<Pending>,
     },
     Due,
+    Stale,
+    /// An ended session with its descendants, for the one call that may change it.
+    Family {
+        call: Box<Pending>,
+    },
 }
 
 /// What a call wants of a session's records.
@@ -184,8 +230,7 @@ pub(crate) struct Effects {
 pub(crate) enum Located {
     At(Pending, Arc<Tree>, u32),
     Absent(Pending),
-    /// Its parent, unless it is a root.
-    Ended(Pending, Uid, Option<Uid>),
+    Ended(Pending, Past),
     /// Parked, or refused.
     Gone,
 }
@@ -201,9 +246,11 @@ impl Engine {
         if let Some(at) = call.known.iter().position(|(known, _)| &**known == id) {
             return match call.known.swap_remove(at).1 {
                 Known::Absent => Located::Absent(call),
-                Known::Ended(uid, parent) => Located::Ended(call, uid, parent),
+                Known::Ended(past) => Located::Ended(call, past),
                 // Its own tree it would have met first.
-                Known::Quarantined if call.who.is_beyond(id) => Located::Ended(call, Uid(0), None),
+                Known::Quarantined if call.who.is_beyond(id) => {
+                    Located::Ended(call, Past { uid: Uid(0), parent: None, purging: false })
+                }
                 Known::Quarantined => {
                     self.refuse_part(call, super::quarantined(id), work);
                     Located::Gone
@@ -235,7 +282,8 @@ impl Engine {
 
     /// A session of the call cannot be looked up: the call is refused; of a RenewTurns, which answers each lease by
     /// itself, only the lease that it stands at.
-    fn refuse_part(&self, mut call: Pending, refusal: Refusal, work: &mut Work) {
+    pub(crate) fn refuse_part(&self, mut call: Pending, refusal: Refusal, work: &mut Work) {
+        self.unclaim_call(&mut call, work);
         if let super::Call::Renew(renew) = &mut call.call {
             let refusal = Some(refusal.to_proto());
             renew.results.push(v1::RenewalResult { refusal, ..Default::default() });
@@ -281,20 +329,23 @@ impl Engine {
     /// What an effect had to wait for did not happen. What its call made of it is not so: it is decided again.
     pub(crate) fn lost_effect(&self, id: u64, work: &mut Work) {
         let mut effects = self.effects.lock();
-        let decides = |p: &Purpose| matches!(p, Purpose::Records { .. } | Purpose::Read { .. } | Purpose::Ack { .. });
-        if effects.open.get(&id).is_some_and(|(_, purpose)| decides(purpose)) {
-            let open = effects.open.remove(&id);
-            if let Some((_, Purpose::Records { call, .. } | Purpose::Read { call } | Purpose::Ack { call })) = open {
-                work.calls.push_back(*call);
+        match effects.open.remove(&id) {
+            Some((
+                _,
+                Purpose::Records { call, .. }
+                | Purpose::Read { call }
+                | Purpose::Ack { call }
+                | Purpose::Family { call },
+            )) => work.calls.push_back(*call),
+            Some((_, Purpose::Due)) => self.look_again(),
+            Some((_, Purpose::Stale)) => self.look_for_stale_again(),
+            Some(other) => {
+                effects.open.insert(id, other);
+                drop(effects);
+                self.start_effect(id);
             }
-            return;
+            None => {}
         }
-        if matches!(effects.open.get(&id), Some((_, Purpose::Due))) {
-            effects.open.remove(&id);
-            return self.look_again();
-        }
-        drop(effects);
-        self.start_effect(id);
     }
 
     fn ask_find(&self, tenant: Arc<Tenant>, session_id: Arc<str>, departures: u64) {
@@ -383,15 +434,9 @@ impl Engine {
         work.calls.extend(calls);
     }
 
-    /// Has the records of a session read, to answer a repeat from.
-    pub(crate) fn ask_records(&self, call: Pending, uid: Uid, ended: bool, after: Seq) {
-        let purpose = Purpose::Records { call: Box::new(call), why: Why::Repeat { ended } };
-        self.ask_session(after, purpose, uid, Wanted::default());
-    }
-
-    /// Has the record of a turn looked up; the call runs again with it.
-    pub(crate) fn ask_turn(&self, call: Pending, uid: Uid, turn: u32, after: Seq) {
-        let purpose = Purpose::Records { call: Box::new(call), why: Why::Turn(turn) };
+    /// Has the records of a session read, for this call alone.
+    pub(crate) fn ask_records(&self, call: Pending, uid: Uid, why: Why, after: Seq) {
+        let purpose = Purpose::Records { call: Box::new(call), why };
         self.ask_session(after, purpose, uid, Wanted::default());
     }
 
@@ -428,7 +473,9 @@ impl Engine {
         let mut work = Work::default();
         let known = match found {
             None => Some(Known::Absent),
-            Some(f) if f.state != v1::SessionState::Open as i32 => Some(Known::Ended(f.uid, f.parent)),
+            Some(f) if f.state != v1::SessionState::Open as i32 => {
+                Some(Known::Ended(Past { uid: f.uid, parent: f.parent, purging: is_purging(f.cleanup.as_deref()) }))
+            }
             Some(f) if self.recovery.lock().quarantined.contains(&f.root) => Some(Known::Quarantined),
             Some(f) => {
                 count(&self.counters.header_loads);
@@ -508,7 +555,14 @@ impl Engine {
             line.provisional = row.provisional;
             line.last = row.last;
             line.finish_due_ms = row.finish_due_ms;
+            line.closes = row.closes;
             line.seq = row.seq;
+            state.active_ms = state.active_ms.max(row.active_ms);
+            if row.parent.is_none() {
+                state.stale_ms = row.stale_ms;
+                // Sessions that have ended were active too: what they moved is the time before which it is not stale.
+                state.active_ms = state.active_ms.max(row.stale_due.saturating_sub(row.stale_ms.max(0) as u64));
+            }
             if let Some(bytes) = &row.lease {
                 let lease = Lease::decode(bytes, row.running, now);
                 line.lease = Some(Box::new(lease.ok_or_else(|| corrupt(row, "its grant does not decode"))?));
@@ -657,7 +711,7 @@ impl Engine {
         let _going = self.world.read();
         let Some(Purpose::Read { call }) = self.purpose(id) else { return };
         let mut work = Work::default();
-        self.row_read(*call, row, &mut work);
+        self.row_read(*call, row, &mut work, &mut now);
         self.finish(&mut work, &mut now);
     }
 
@@ -684,10 +738,16 @@ impl Engine {
                     self.release_header(&tree, &mut state, &now);
                 }
             }
-            Some(Purpose::Records { call, .. } | Purpose::Read { call } | Purpose::Ack { call }) => {
+            Some(
+                Purpose::Records { call, .. }
+                | Purpose::Read { call }
+                | Purpose::Ack { call }
+                | Purpose::Family { call },
+            ) => {
                 self.refuse_part(*call, refusal, &mut work);
             }
             Some(Purpose::Due) => self.due_failed(&now),
+            Some(Purpose::Stale) => self.stale_failed(&now),
             // Until it is re-read nothing is admitted: it is asked for again.
             Some(Purpose::Recover { root }) => {
                 let again = self.recovery.lock().failed(root);

@@ -33,6 +33,7 @@ pub enum Method {
     FinishTrajectory,
     AckTrajectories,
     GetCheckpoint,
+    ReopenSession,
     CreateApiKey,
     RevokeApiKey,
     ListApiKeys,
@@ -55,6 +56,7 @@ impl Method {
         ("/roost.v1.TrajectoryService/AckTrajectories", Method::AckTrajectories),
         // One part of its stream a call; the transport asks for the next.
         ("/roost.v1.TurnService/GetCheckpoint", Method::GetCheckpoint),
+        ("/roost.v1.SessionService/ReopenSession", Method::ReopenSession),
         ("/roost.v1.AdminService/CreateApiKey", Method::CreateApiKey),
         ("/roost.v1.AdminService/RevokeApiKey", Method::RevokeApiKey),
         ("/roost.v1.AdminService/ListApiKeys", Method::ListApiKeys),
@@ -99,6 +101,16 @@ pub(crate) struct CloseCall {
     pub(crate) session_id: String,
     pub(crate) mark: Option<RequestMark>,
     pub(crate) reason: v1::CloseReason,
+    /// It came as a BeginTurn with `session_final`.
+    pub(crate) last_turn: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct ReopenCall {
+    pub(crate) session_id: String,
+    pub(crate) mark: Option<RequestMark>,
+    /// How many sessions it has opened.
+    pub(crate) done: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -238,6 +250,11 @@ pub(crate) enum Call {
     Finish(Finish),
     Ack(Ack),
     Checkpoint(Checkpoint),
+    Reopen(ReopenCall),
+    /// A step of an ended session's clean-up.
+    Step(Box<super::ended::StepCall>),
+    /// The engine's own: close the tree of this root if it is stale.
+    Sweep(String),
     CreateKey(CreateKey),
     RevokeKey(Uid),
     ListKeys(ListKeys),
@@ -470,7 +487,9 @@ impl Call {
     pub(crate) fn session_id(&self) -> &str {
         match self {
             Call::Open(c) => &c.session_id,
-            Call::Get(id) | Call::FinishDue(id) => id,
+            Call::Get(id) | Call::FinishDue(id) | Call::Sweep(id) => id,
+            Call::Reopen(c) => &c.session_id,
+            Call::Step(c) => &c.session_id,
             Call::Update(c) => &c.session_id,
             Call::Close(c) => &c.session_id,
             Call::Begin(c) => &c.session_id,
@@ -549,9 +568,18 @@ impl Call {
                     return Err(Refusal::field("reason", "only the server closes for this reason"));
                 }
                 let mark = mark(&mut r, |r| &mut r.request_id)?;
-                Call::Close(CloseCall { session_id: r.session_id, mark, reason })
+                Call::Close(CloseCall { session_id: r.session_id, mark, reason, last_turn: false })
             }
-            Method::BeginTurn => Call::Begin(begin(message(bytes)?, limits)?),
+            Method::ReopenSession => {
+                let mut r: v1::ReopenSessionRequest = message(bytes)?;
+                ids::check_session_id("session_id", &r.session_id)?;
+                let mark = mark(&mut r, |r| &mut r.request_id)?;
+                Call::Reopen(ReopenCall { session_id: r.session_id, mark, done: None })
+            }
+            Method::BeginTurn => {
+                let r: v1::BeginTurnRequest = message(bytes)?;
+                if r.session_final { last_turn(r)? } else { Call::Begin(begin(r, limits)?) }
+            }
             Method::RenewTurns => {
                 let r: v1::RenewTurnsRequest = message(bytes)?;
                 let count = r.renewals.len();
@@ -643,6 +671,13 @@ impl Call {
             Method::ListApiKeys => Call::ListKeys(ListKeys::of(message(bytes)?)?),
         })
     }
+}
+
+/// A BeginTurn that says that the session quits is its CloseSession.
+fn last_turn(mut r: v1::BeginTurnRequest) -> Result<Call, Refusal> {
+    ids::check_session_id("session_id", &r.session_id)?;
+    let mark = mark(&mut r, |r| &mut r.request_id)?;
+    Ok(Call::Close(CloseCall { session_id: r.session_id, mark, reason: v1::CloseReason::Quit, last_turn: true }))
 }
 
 fn begin(mut r: v1::BeginTurnRequest, limits: &Limits) -> Result<Begin, Refusal> {

@@ -53,7 +53,7 @@ impl Engine {
                     }
                     _ => {
                         let (uid, after) = (line.uid, state.last_seq);
-                        return self.ask_turn(call, uid, turn, after);
+                        return self.ask_records(call, uid, Why::Turn(turn), after);
                     }
                 };
                 let Pending { ticket, call: Call::Reward(reward), .. } = call else { return };
@@ -117,8 +117,7 @@ impl Engine {
         };
         if call.new_since != Some(line.last) && resident.has_seen(Asked::Finish, finish.mark.as_ref()) {
             let (uid, after) = (line.uid, state.last_seq);
-            let purpose = Purpose::Records { call: Box::new(call), why: Why::Repeat { ended: false } };
-            return self.ask_session(after, purpose, uid, Wanted::default());
+            return self.ask_records(call, uid, Why::Repeat { ended: false }, after);
         }
         if let Err(refusal) = check_finish(line, resident, finish, now) {
             return self.reply(call.ticket, Err(refusal), &tree, &state, work);

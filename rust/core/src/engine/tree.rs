@@ -29,6 +29,8 @@ pub(crate) struct Tenant {
     pub(crate) queue: Queue,
     /// Where each session in memory is.
     pub(crate) directory: super::directory::Directory,
+    /// Who changes ended sessions, one call for each at a time.
+    pub(crate) claims: super::ended::Claims,
 }
 
 /// One root session and its open descendants, as the header holds them.
@@ -63,6 +65,10 @@ pub(crate) struct TreeState {
     pub(crate) header_bytes: u64,
     /// Of that, the facts that lines keep.
     pub(crate) facts_bytes: u64,
+    /// Service time of the last activity of any of its sessions. Unit: milliseconds.
+    pub(crate) active_ms: u64,
+    /// Idle time after which it is stale, as its root says; 0: never; -1: the root's facts tell.
+    pub(crate) stale_ms: i64,
 }
 
 /// One open session in its tree's header; about 200 bytes. A closed one stays until its close is durable.
@@ -87,6 +93,8 @@ pub(crate) struct Line {
     pub(crate) finish_due_ms: i64,
     /// Sequence of the entry that last wrote its row.
     pub(crate) seq: Seq,
+    /// How often it was closed before.
+    pub(crate) closes: u32,
     pub(crate) lease: Option<Box<Lease>>,
     pub(crate) waiter: Option<Box<Waiter>>,
     pub(crate) resident: Option<Box<Resident>>,
@@ -252,6 +260,8 @@ pub(crate) struct Resident {
     /// The latest reward, and the latest InterruptSession with its answer.
     pub(crate) reward: Option<Box<LatestReward>>,
     pub(crate) interrupt_request: Option<Box<InterruptMark>>,
+    /// If it was closed and opened again: the receipt of that close, and the request that opened it.
+    pub(crate) reopened: Option<Box<Reopened>>,
     /// Fingerprints of the request_ids of all its records (what began and what ended their turns) and of its
     /// FinishTrajectory ones: a repeat is told from a new call without a read.
     pub(crate) requests: Vec<u64>,
@@ -274,6 +284,13 @@ pub(crate) struct LatestReward {
     pub(crate) of: RewardedTurn,
     pub(crate) value: f64,
     pub(crate) request: Option<(RequestMark, RewardedTurn)>,
+}
+
+/// What a session keeps of the close that it came back from.
+#[derive(Debug, Clone)]
+pub(crate) struct Reopened {
+    pub(crate) receipt: Option<Receipt>,
+    pub(crate) request: Option<RequestMark>,
 }
 
 /// An InterruptSession request, and what the session did and ran then.
@@ -301,6 +318,12 @@ impl Resident {
                 .interrupt_request
                 .as_ref()
                 .map_or(0, |m| size_of::<InterruptMark>() + m.mark.request_id.len() + m.mark.hash.len())
+            + self.reopened.as_ref().map_or(0, |r| {
+                let marks = [r.request.as_ref(), r.receipt.as_ref().and_then(|r| r.request.as_ref())];
+                size_of::<Reopened>()
+                    + marks.into_iter().flatten().map(|m| m.request_id.len() + 64).sum::<usize>()
+                    + 128
+            })
             + self.requests.capacity() * 8
             + self.attempts_ahead.capacity() * 4
             + self.state.as_ref().map_or(0, |s| s.len())
@@ -343,6 +366,8 @@ impl Resident {
             interrupt_request: self.interrupt_request.as_ref().map(|m| m.mark.clone()),
             interrupt_activity: self.interrupt_request.as_ref().map_or(0, |m| m.activity as i32),
             interrupt_turn: self.interrupt_request.as_ref().map_or(0, |m| m.turn),
+            last_receipt: self.reopened.as_ref().and_then(|r| r.receipt.clone()),
+            reopen_request: self.reopened.as_ref().and_then(|r| r.request.clone()),
         }
     }
 
@@ -367,6 +392,7 @@ impl Resident {
             trajectory_seq: 0,
             reward: None,
             interrupt_request: None,
+            reopened: None,
             requests: Vec::new(),
             state: None,
             checkpoint: None,
@@ -385,6 +411,8 @@ impl Resident {
         });
         let interrupt_activity = v1::Activity::try_from(facts.interrupt_activity).unwrap_or(v1::Activity::Idle);
         let interrupt_turn = facts.interrupt_turn;
+        let reopened = (facts.last_receipt.is_some() || facts.reopen_request.is_some())
+            .then(|| Box::new(Reopened { receipt: facts.last_receipt, request: facts.reopen_request }));
         Resident {
             labels: facts.labels,
             stale_timeout_ms: facts.stale_timeout_ms,
@@ -401,6 +429,7 @@ impl Resident {
             trajectory_turns: facts.trajectory_turns,
             trajectory_seq: facts.trajectory_seq as u64,
             reward,
+            reopened,
             interrupt_request: facts
                 .interrupt_request
                 .map(|mark| Box::new(InterruptMark { mark, activity: interrupt_activity, turn: interrupt_turn })),
@@ -436,6 +465,7 @@ impl Line {
             last: 0,
             finish_due_ms: 0,
             seq: 0,
+            closes: 0,
             lease: None,
             waiter: None,
             resident: None,
@@ -450,6 +480,11 @@ impl Line {
 
     pub(crate) fn is_open(&self) -> bool {
         self.born && self.closed.is_none()
+    }
+
+    /// Which of its lives this is, counted from 1: each ReopenSession begins another. One that has ended is still that.
+    pub(crate) fn life(&self) -> u32 {
+        self.closes + 1
     }
 
     /// A waiter whose caller is still there.
@@ -583,9 +618,22 @@ impl TreeState {
             lease: line.lease.as_ref().map(|l| l.encode()),
             facts: facts.encode_to_vec(),
             finish_due_ms: line.finish_due_ms,
+            stale_ms: if line.depth == 0 { self.stale_ms } else { 0 },
+            active_ms: self.active_ms,
+            stale_due: if line.depth == 0 { self.stale_due() } else { 0 },
             seq: line.seq,
             prev,
         })
+    }
+
+    /// A session of it did something.
+    pub(crate) fn touch(&mut self, now: &Moment) {
+        self.active_ms = self.active_ms.max(now.mono_ms);
+    }
+
+    /// Service time before which it is not stale, as far as is known now; 0: never.
+    pub(crate) fn stale_due(&self) -> u64 {
+        if self.stale_ms > 0 { (self.active_ms + self.stale_ms as u64).max(1) } else { 0 }
     }
 
     /// Who holds slots of this tree, longest first, at most eight.

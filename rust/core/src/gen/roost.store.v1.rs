@@ -77,6 +77,12 @@ pub struct SessionFacts {
     /// Tries at the turns after that, which a rewind took back, in their order: their numbers' next tries count on.
     #[prost(uint32, repeated, tag = "24")]
     pub attempts_ahead: ::prost::alloc::vec::Vec<u32>,
+    /// The receipt of the last close, if the session was reopened since.
+    #[prost(message, optional, tag = "25")]
+    pub last_receipt: ::core::option::Option<Receipt>,
+    /// The latest ReopenSession request.
+    #[prost(message, optional, tag = "26")]
+    pub reopen_request: ::core::option::Option<RequestMark>,
 }
 /// A request_id and the hash of the request that bore it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -149,6 +155,40 @@ pub struct Receipt {
     /// The CloseSession request.
     #[prost(message, optional, tag = "8")]
     pub request: ::core::option::Option<RequestMark>,
+    /// Journal sequence of the close: the sessions of one close bear the same.
+    #[prost(int64, tag = "9")]
+    pub close_seq: i64,
+    /// The name under which it is dumped; empty: it is not.
+    #[prost(string, tag = "10")]
+    pub dump_name: ::prost::alloc::string::String,
+}
+/// The column session.cleanup: what became of an ended session after its close. NULL while nothing has.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Cleanup {
+    /// Wall-clock milliseconds at which it became CLOSED; 0 while it is SEALED.
+    #[prost(int64, tag = "1")]
+    pub closed_ms: i64,
+    /// Size of its verified dump in bytes; 0 if there is none.
+    #[prost(uint64, tag = "2")]
+    pub dump_bytes: u64,
+    /// SHA-256 over the dump, 32 bytes; empty if there is none.
+    #[prost(bytes = "vec", tag = "3")]
+    pub dump_sha256: ::prost::alloc::vec::Vec<u8>,
+    /// Wall-clock milliseconds at which the dump was verified; 0 if there is none.
+    #[prost(int64, tag = "4")]
+    pub dump_ms: i64,
+    /// Tries of the step under way that failed.
+    #[prost(uint32, tag = "5")]
+    pub attempts: u32,
+    /// Why the last of them did, as a stable word and a sentence.
+    #[prost(string, tag = "6")]
+    pub error: ::prost::alloc::string::String,
+    /// True once the first of its content was deleted.
+    #[prost(bool, tag = "7")]
+    pub purging: bool,
+    /// Wall-clock milliseconds at which the last of it was; 0 before.
+    #[prost(int64, tag = "8")]
+    pub purged_ms: i64,
 }
 /// roost.v1.Attachment.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

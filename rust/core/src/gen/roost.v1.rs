@@ -23,7 +23,8 @@ pub struct Limit {
 pub struct GetStatsResponse {
     /// Counts that only grow while the server runs, by name: turns_begun, turns_committed, turns_rewound (of them),
     /// turns_aborted, turns_expired, turns_taken_over, turns_interrupted (by force), turns_released,
-    /// trajectories_finished, trajectories_acknowledged, sessions_opened, sessions_closed, evictions,
+    /// trajectories_finished, trajectories_acknowledged, sessions_opened, sessions_closed, sessions_reopened,
+    /// sessions_dumped, sessions_purged, trees_swept, cleanup_failures (steps that are tried again), evictions,
     /// header_evictions, reloads, header_loads, load_failures, refusals, batches_stored, entries_stored,
     /// batches_refused.
     #[prost(btree_map = "string, int64", tag = "1")]
@@ -33,7 +34,8 @@ pub struct GetStatsResponse {
     >,
     /// What is true now, by name: slots_held, turns_running, waiting, resident_sessions, resident_bytes,
     /// tree_headers, api_keys (active ones), journal_entries, journal_bytes, journal_lag_ms (age of the oldest entry not yet durable), store_low, quarantined_trees, calls_in_flight, store_bytes,
-    /// wal_bytes, reserve_bytes.
+    /// wal_bytes, reserve_bytes, sessions_kept (ended, and kept because they were neither dumped nor acknowledged; counted
+    /// now and then).
     #[prost(btree_map = "string, int64", tag = "2")]
     pub gauges: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
@@ -298,7 +300,7 @@ pub struct RunningTurn {
     pub interrupt_requested: bool,
 }
 /// What a close transaction decided. Closing again returns the same.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CloseReceipt {
     /// Why the session ended.
     #[prost(enumeration = "CloseReason", tag = "1")]
@@ -321,6 +323,39 @@ pub struct CloseReceipt {
     /// Provisional records that became ABORTED, descendants' included.
     #[prost(uint32, tag = "7")]
     pub provisionals_aborted: u32,
+    /// Where the session is dumped below the dump target, "<tenant uid>/<uid>-<close number>"; empty: it is not dumped.
+    #[prost(string, tag = "8")]
+    pub dump_name: ::prost::alloc::string::String,
+}
+/// How far the clean-up of an ended session is.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Cleanup {
+    /// When it became CLOSED, by the server's wall clock; not set while it is SEALED.
+    #[prost(message, optional, tag = "1")]
+    pub closed_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// When its dump was read back and found whole; not set: there is none (yet).
+    #[prost(message, optional, tag = "2")]
+    pub dump_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// Size of the dump. Unit: bytes.
+    #[prost(uint64, tag = "3")]
+    pub dump_bytes: u64,
+    /// SHA-256 over the dump, 32 bytes; empty: there is none.
+    #[prost(bytes = "vec", tag = "4")]
+    pub dump_sha256: ::prost::alloc::vec::Vec<u8>,
+    /// Tries of the next step that failed.
+    #[prost(uint32, tag = "5")]
+    pub attempts: u32,
+    /// Why the last of them failed; empty: none has.
+    #[prost(string, tag = "6")]
+    pub error: ::prost::alloc::string::String,
+    /// When the next step is due: the next try while SEALED, the purge of its content once CLOSED, the end of its tombstone
+    /// once that is purged. Not set: its content is kept until it is acknowledged.
+    #[prost(message, optional, tag = "7")]
+    pub due_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// When the last of its content was deleted; not set: it is all there. From its first deletion on, history and exports
+    /// answer SESSION_PURGED.
+    #[prost(message, optional, tag = "8")]
+    pub purged_time: ::core::option::Option<::prost_types::Timestamp>,
 }
 /// One agent conversation.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -392,6 +427,9 @@ pub struct Session {
     /// runs then is waited for. Not set: FinishTrajectory makes it so.
     #[prost(message, optional, tag = "21")]
     pub finish_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// Set once it is SEALED or CLOSED.
+    #[prost(message, optional, tag = "22")]
+    pub cleanup: ::core::option::Option<Cleanup>,
 }
 /// How a new session is made, by OpenSession or by BeginTurn's `open`.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -440,8 +478,8 @@ pub enum SessionState {
     Unspecified = 0,
     /// Turns may run.
     Open = 1,
-    /// Closed to turns; clean-up (dump, release of resources) still runs. A session with nothing to clean
-    /// up passes through it inside its close transaction and is never seen in it.
+    /// Closed to turns; clean-up (its dump) still runs. A session with nothing to clean up passes through it
+    /// inside its close transaction and is never seen in it.
     Sealed = 2,
     /// Ended and cleaned up. History and exports still work.
     Closed = 3,
@@ -720,7 +758,7 @@ pub struct OpenSessionRequest {
     #[prost(bool, tag = "5")]
     pub validate_only: bool,
     /// Return a key of the session (`session_key`): for the agent that runs it. The key reaches the session and its
-    /// descendants and ends with the session.
+    /// descendants and ends when the session does; a session that was reopened has another one.
     #[prost(bool, tag = "6")]
     pub mint_key: bool,
 }
@@ -733,8 +771,8 @@ pub struct OpenSessionResponse {
     /// False if it was there already (a repeat, or if_exists RETURN), and with validate_only.
     #[prost(bool, tag = "2")]
     pub created: bool,
-    /// With mint_key: the session's key, the same each time it is asked for; not with validate_only. The server does not
-    /// keep it.
+    /// With mint_key: the session's key, the same each time it is asked for until the session ends; not with validate_only.
+    /// The server does not keep it.
     #[prost(string, tag = "3")]
     pub session_key: ::prost::alloc::string::String,
 }
@@ -857,7 +895,7 @@ pub struct CloseSessionRequest {
     pub reason: i32,
 }
 /// Response of CloseSession.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CloseSessionResponse {
     /// False when the reason is one of a client that goes on.
     #[prost(bool, tag = "1")]
@@ -865,6 +903,26 @@ pub struct CloseSessionResponse {
     /// What the close decided; not set when `closed` is false.
     #[prost(message, optional, tag = "2")]
     pub receipt: ::core::option::Option<CloseReceipt>,
+}
+/// Request of ReopenSession.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReopenSessionRequest {
+    /// The session.
+    #[prost(string, tag = "1")]
+    pub session_id: ::prost::alloc::string::String,
+    /// Makes a repeat safe: one that comes after another close does not open the session again.
+    #[prost(string, tag = "2")]
+    pub request_id: ::prost::alloc::string::String,
+}
+/// Response of ReopenSession.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ReopenSessionResponse {
+    /// The session as it is now.
+    #[prost(message, optional, tag = "1")]
+    pub session: ::core::option::Option<Session>,
+    /// How many sessions this call opened, descendants included; 0: it was open, or this is a repeat.
+    #[prost(uint32, tag = "2")]
+    pub reopened: u32,
 }
 /// Request of InterruptSession.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1344,6 +1402,10 @@ pub struct BeginTurnRequest {
     /// Return the live PROVISIONAL record with its payload, to generate on from the partial answer.
     #[prost(bool, tag = "13")]
     pub want_provisional: bool,
+    /// The agent session quits: no turn is begun, no slot taken, and the session ends as by CloseSession with QUIT. For
+    /// clients that can only say so with a last turn request. All other fields but the two ids are left alone.
+    #[prost(bool, tag = "14")]
+    pub session_final: bool,
 }
 /// Response of BeginTurn.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1357,6 +1419,9 @@ pub struct BeginTurnResponse {
     /// True if this call made the session.
     #[prost(bool, tag = "3")]
     pub created: bool,
+    /// With session_final: what the close decided; `grant` is not set.
+    #[prost(message, optional, tag = "4")]
+    pub receipt: ::core::option::Option<CloseReceipt>,
 }
 /// One lease to renew.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

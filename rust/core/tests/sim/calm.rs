@@ -4,7 +4,7 @@
 use super::request::{Req, TENANTS};
 use super::world::{OpenCall, World};
 use prost::Message;
-use roost_core::engine::{Appended, Caller, Effect, Outcome};
+use roost_core::engine::{Appended, Caller, Outcome};
 use roost_core::error::Refusal;
 use roost_core::ids::LeaseToken;
 use roost_core::proto::v1;
@@ -81,28 +81,7 @@ impl World {
             }
             for effect in effects {
                 let now = self.now();
-                match effect {
-                    Effect::Find { id, tenant, session_id } => {
-                        self.engine.found(id, self.store.find(&tenant, &session_id), now);
-                    }
-                    Effect::Header { id, root } => {
-                        let (tenant, rows) = self.store.header(root);
-                        self.engine.header_loaded(id, root, &tenant, &rows, now);
-                    }
-                    Effect::Session { id, uid, wanted } => {
-                        self.engine.session_loaded(id, self.store.load(uid, wanted), now);
-                    }
-                    Effect::Trajectories { id, wanted } => {
-                        self.engine.trajectories_found(id, self.store.found_trajectories(&wanted), now);
-                    }
-                    Effect::Due { id, until_ms, after, limit } => {
-                        let (due, next) = self.store.due(until_ms, after.as_ref(), limit);
-                        self.engine.due_found(id, due, next, now);
-                    }
-                    Effect::Read { id, tenant, session_id } => {
-                        self.engine.session_read(id, self.store.read(&tenant, &session_id), now);
-                    }
-                }
+                self.store.answer(effect)(&self.engine, now);
             }
         }
         Err("it does not settle".into())
@@ -119,6 +98,7 @@ fn session(session: &mut Option<v1::Session>) {
     if let Some(session) = session {
         session.uid = String::new();
         session.residency = 0;
+        session.receipt.iter_mut().for_each(|r| r.dump_name.clear());
     }
 }
 
@@ -144,7 +124,16 @@ fn masked(req: &Req, result: &Result<Vec<u8>, Refusal>) -> String {
             session(&mut reply.session);
             format!("{reply:?}")
         }
-        Req::Close(_) => format!("{:?}", v1::CloseSessionResponse::decode(reply)),
+        Req::Close(_) => {
+            let mut reply = v1::CloseSessionResponse::decode(reply).expect("a reply decodes");
+            reply.receipt.iter_mut().for_each(|r| r.dump_name.clear());
+            format!("{reply:?}")
+        }
+        Req::Reopen(_) => {
+            let mut reply = v1::ReopenSessionResponse::decode(reply).expect("a reply decodes");
+            session(&mut reply.session);
+            format!("{reply:?}")
+        }
         Req::Begin(_) => {
             let mut reply = v1::BeginTurnResponse::decode(reply).expect("a reply decodes");
             reply.uid.clear();

@@ -21,6 +21,7 @@ pub(crate) enum Req {
     Finish(v1::FinishTrajectoryRequest),
     Ack(v1::AckTrajectoriesRequest),
     Checkpoint(v1::GetCheckpointRequest),
+    Reopen(v1::ReopenSessionRequest),
 }
 
 impl Req {
@@ -39,6 +40,7 @@ impl Req {
             Req::Finish(r) => (Method::FinishTrajectory, r.encode_to_vec()),
             Req::Ack(r) => (Method::AckTrajectories, r.encode_to_vec()),
             Req::Checkpoint(r) => (Method::GetCheckpoint, r.encode_to_vec()),
+            Req::Reopen(r) => (Method::ReopenSession, r.encode_to_vec()),
         }
     }
 
@@ -56,6 +58,7 @@ impl Req {
             Req::Reward(r) => &r.session_id,
             Req::Finish(r) => &r.session_id,
             Req::Checkpoint(r) => &r.session_id,
+            Req::Reopen(r) => &r.session_id,
         }
     }
 }
@@ -142,7 +145,9 @@ impl Clients {
         let parent_session_id = if child { self.id(rng) } else { String::new() };
         let name = if child && rng.chance(30) { format!("n{}", rng.below(3)) } else { String::new() };
         let labels = if rng.chance(20) { [("l".to_owned(), rng.below(3).to_string())].into() } else { [].into() };
-        v1::OpenOptions { parent_session_id, name, labels, stale_timeout: None }
+        // Some are stale before long.
+        let stale_timeout = rng.chance(30).then(|| seconds(rng.below(60)));
+        v1::OpenOptions { parent_session_id, name, labels, stale_timeout }
     }
 
     fn record(&mut self, rng: &mut Rng, length: u64) -> v1::RecordInput {
@@ -167,7 +172,7 @@ impl Clients {
         let mut tenant = usize::from(rng.chance(25));
         let mut id = self.id(rng);
         let request_id = self.request_id(rng);
-        let kind = rng.below(118);
+        let kind = rng.below(122);
         if kind >= 100
             && rng.chance(70)
             && let Some(held) = self.grants.get(rng.below(self.grants.len().clamp(1, 6)))
@@ -200,6 +205,7 @@ impl Clients {
                     validate_only: rng.chance(4),
                     if_running: if rng.chance(12) { v1::IfRunning::Takeover as i32 } else { 0 },
                     want_provisional: rng.chance(30),
+                    session_final: false,
                 })
             }
             44..50 => {
@@ -266,7 +272,8 @@ impl Clients {
             }
             87..92 => {
                 let labels = [("l".to_owned(), ["", "x", "y"][rng.below(3)].to_owned())].into();
-                Req::Update(v1::UpdateSessionRequest { session_id: id, request_id, labels, stale_timeout: None })
+                let stale_timeout = rng.chance(20).then(|| seconds(rng.below(60)));
+                Req::Update(v1::UpdateSessionRequest { session_id: id, request_id, labels, stale_timeout })
             }
             100..104 => {
                 Req::Interrupt(v1::InterruptSessionRequest { session_id: id, request_id, force: rng.chance(30) })
@@ -308,6 +315,7 @@ impl Clients {
                     }),
                 );
             }
+            118..122 => Req::Reopen(v1::ReopenSessionRequest { session_id: id, request_id }),
             _ => Req::Get(v1::GetSessionRequest { session_id: id }),
         };
         self.keep(rng, tenant, made)

@@ -4,11 +4,12 @@
 
 use roost_core::chain::{FINISHED, Line, ended_by, link};
 use roost_core::engine::{
-    DueSession, FoundSession, FoundTrajectory, HeaderRow, LoadedSession, RecordRow, SessionRow, Wanted,
+    DueSession, Effect, Engine, FoundSession, FoundTrajectory, HeaderRow, LoadedSession, Moment, RecordRow, SessionRow,
+    StaleTree, Wanted,
 };
 use roost_core::ids::{TrajectoryId, Uid};
 use roost_core::journal::{Batch, Finished, Row, Seq};
-use roost_core::proto::store_v1::{EndedBy, Receipt, RecordMeta, RunningGrant, SessionFacts};
+use roost_core::proto::store_v1::{Cleanup, EndedBy, Receipt, RecordMeta, RunningGrant, SessionFacts};
 use roost_core::proto::v1::{RecordStatus, SessionState};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -52,6 +53,13 @@ pub(crate) struct Session {
     /// Fence of the grant that each BeginTurn request_id became a record of.
     pub(crate) requests: HashMap<String, u64>,
     committed_fences: HashSet<u64>,
+    pub(crate) closes: u32,
+    pub(crate) reopens: u32,
+    pub(crate) cleanup: Option<Vec<u8>>,
+    pub(crate) cleanup_due: i64,
+    /// Some of its content is deleted.
+    pub(crate) purging: bool,
+    pub(crate) stale_due: u64,
 }
 
 /// What a head_version stands for.
@@ -120,8 +128,29 @@ impl Store {
         for (_, close) in &batch.closes {
             ensure!(closes.insert(close.uid, close).is_none(), "a session is closed twice in a batch");
         }
+        for (_, root, due) in &batch.stales {
+            let session = self.sessions.get_mut(root).ok_or("the staleness of an unknown tree")?;
+            ensure!(session.state == OPEN && session.row.depth == 0, "the staleness of what is no open root");
+            session.stale_due = *due;
+        }
+        ensure!(batch.reopens.is_empty() || batch.sessions.is_empty() && batch.closes.is_empty(), "not alone");
         // Paths that are left are free before others take them.
         let mut opened = Vec::new();
+        for (_, reopen) in &batch.reopens {
+            touched.insert(reopen.uid);
+            let session = self.sessions.get_mut(&reopen.uid).ok_or("an unknown session is opened again")?;
+            let id = &session.row.session_id;
+            ensure!(session.row.seq == reopen.prev, "reopen of {id}: row is at {}", session.row.seq);
+            ensure!(session.state == CLOSED && !session.purging, "reopen of {id}, which is not CLOSED and whole");
+            session.row.seq = reopen.seq;
+            session.row.facts.clone_from(&reopen.facts);
+            session.facts = SessionFacts::decode(&reopen.facts[..]).expect("facts decode");
+            ensure!(session.facts.last_receipt == session.receipt, "reopen of {id} loses its receipt");
+            (session.state, session.receipt, session.cleanup) = (OPEN, None, None);
+            (session.cleanup_due, session.stale_due) = (0, reopen.stale_due);
+            session.reopens += 1;
+            opened.push(reopen.uid);
+        }
         for (_, row) in &batch.sessions {
             touched.insert(row.uid);
             self.upsert(row, &mut opened)?;
@@ -131,7 +160,12 @@ impl Store {
             let session = self.sessions.get_mut(&uid).ok_or("a close of an unknown session")?;
             let id = &session.row.session_id;
             ensure!(session.row.seq == close.prev, "close of {id}: row is at {}, not {}", session.row.seq, close.prev);
-            ensure!(session.state == OPEN && close.state == CLOSED, "close of {id}, which is not open");
+            ensure!(session.state == OPEN && close.state > OPEN, "close of {id}, which is not open");
+            session.closes += 1;
+            ensure!(close.receipt.close_number == session.closes, "I12: close {} of {id}", close.receipt.close_number);
+            ensure!(close.receipt.close_seq as u64 == close.seq, "I12: the receipt of {id} names another close");
+            ensure!(close.receipt.dump_name.is_empty() == (close.state == CLOSED), "I12: {id} is dumped, or not");
+            (session.cleanup, session.cleanup_due, session.stale_due) = (None, close.cleanup_due, 0);
             session.row.seq = close.seq;
             (session.row.running, session.row.lease, session.grant, session.row.provisional) = (false, None, None, 0);
             session.row.finish_due_ms = 0;
@@ -182,6 +216,39 @@ impl Store {
             let session = self.sessions.get_mut(uid).ok_or("an unknown session is acknowledged")?;
             let trajectory = session.trajectories.get_mut(*number as usize - 1);
             trajectory.ok_or("an unknown trajectory is acknowledged")?.1 = true;
+        }
+        for (_, step) in &batch.steps {
+            let session = self.sessions.get_mut(&step.uid).ok_or("a step of an unknown session")?;
+            let id = &session.row.session_id;
+            ensure!(session.row.seq == step.prev, "step of {id}: row is at {}, not {}", session.row.seq, step.prev);
+            ensure!(session.state > OPEN && step.state >= session.state, "I13: a step of {id} takes it back");
+            ensure!(step.state == CLOSED || step.purge.is_empty(), "I14: {id} is purged while SEALED");
+            let cleanup = Cleanup::decode(&step.cleanup[..]).expect("it decodes");
+            let needs_dump = session.receipt.as_ref().is_some_and(|r| !r.dump_name.is_empty());
+            ensure!(step.state != CLOSED || !needs_dump || cleanup.dump_ms > 0, "{id} is CLOSED without its dump");
+            let seq = step.seq;
+            (session.row.seq, session.row.last, session.state) = (seq, step.last, step.state);
+            session.row.facts.clone_from(&step.facts);
+            session.facts = SessionFacts::decode(&step.facts[..]).expect("facts decode");
+            (session.cleanup, session.cleanup_due) = (Some(step.cleanup.clone()), step.cleanup_due);
+            session.purging |= cleanup.purging;
+            ensure!(session.purging || step.purge.is_empty(), "{id} is purged and does not say so");
+            for seq in &step.purge {
+                let record = self.records.remove(seq).ok_or("an unknown record is purged")?;
+                ensure!(record.session == step.uid, "a record of another session is purged");
+            }
+            touched.insert(step.uid);
+        }
+        for (_, uid, prev) in &batch.forgets {
+            let session = self.sessions.remove(uid).ok_or("an unknown session is forgotten")?;
+            let id = &session.row.session_id;
+            ensure!(session.row.seq == *prev, "forgetting {id}: row is at {}, not {prev}", session.row.seq);
+            ensure!(session.state == CLOSED && session.row.last == 0, "I14: {id} is forgotten and not purged");
+            self.ids.remove(&(session.row.tenant.to_string(), id.to_string()));
+            if let Some(tree) = self.trees.get_mut(&session.row.root) {
+                tree.remove(uid);
+            }
+            touched.remove(uid);
         }
         self.last_seq = self.last_seq.max(batch.last_seq);
         for uid in &touched {
@@ -236,6 +303,12 @@ impl Store {
                 rewards: BTreeMap::new(),
                 requests: HashMap::new(),
                 committed_fences: HashSet::new(),
+                closes: 0,
+                reopens: 0,
+                cleanup: None,
+                cleanup_due: 0,
+                purging: false,
+                stale_due: row.stale_due,
             };
             ensure!(self.sessions.insert(row.uid, session).is_none(), "a uid twice");
         } else {
@@ -333,6 +406,9 @@ impl Store {
 
     fn check_session(&self, uid: Uid) -> Result<(), String> {
         let s = &self.sessions[&uid];
+        if s.purging {
+            return Ok(());
+        }
         let live = s.live.unwrap_or(0);
         ensure!(s.row.provisional == live, "I8: row says provisional {}, records say {live}", s.row.provisional);
         if let Some(record) = self.records.get(&live) {
@@ -391,6 +467,9 @@ impl Store {
         for session in self.sessions.values() {
             let lines = self.lines(session, true);
             seen += lines.len();
+            if session.purging {
+                continue;
+            }
             roost_core::engine::verify_history(&lines, session.row.last, &session.row.facts)
                 .map_err(|e| format!("I23: {}: {}", session.row.session_id, e.message))?;
         }
@@ -417,6 +496,44 @@ impl Store {
         self.running.iter().map(|u| self.sessions[u].row.root).collect()
     }
 
+    /// What a store with which nothing is wrong says to a read of the engine, once it is told.
+    pub(crate) fn answer(&self, effect: Effect) -> Box<dyn FnOnce(&Engine, Moment)> {
+        match effect {
+            Effect::Find { id, tenant, session_id } => {
+                let found = self.find(&tenant, &session_id);
+                Box::new(move |engine, now| engine.found(id, found, now))
+            }
+            Effect::Header { id, root } => {
+                let (tenant, rows) = self.header(root);
+                Box::new(move |engine, now| engine.header_loaded(id, root, &tenant, &rows, now))
+            }
+            Effect::Session { id, uid, wanted } => {
+                let loaded = self.load(uid, wanted);
+                Box::new(move |engine, now| engine.session_loaded(id, loaded, now))
+            }
+            Effect::Trajectories { id, wanted } => {
+                let found = self.found_trajectories(&wanted);
+                Box::new(move |engine, now| engine.trajectories_found(id, found, now))
+            }
+            Effect::Due { id, until_ms, after, limit } => {
+                let (due, next) = self.due(until_ms, after.as_ref(), limit);
+                Box::new(move |engine, now| engine.due_found(id, due, next, now))
+            }
+            Effect::Stale { id, until_ms, after, limit } => {
+                let (stale, next) = self.stale(until_ms, after.as_ref(), limit);
+                Box::new(move |engine, now| engine.stale_found(id, stale, next, now))
+            }
+            Effect::Family { id, uid } => {
+                let family = self.family(uid);
+                Box::new(move |engine, now| engine.family_read(id, family, now))
+            }
+            Effect::Read { id, tenant, session_id } => {
+                let row = self.read(&tenant, &session_id);
+                Box::new(move |engine, now| engine.session_read(id, row, now))
+            }
+        }
+    }
+
     pub(crate) fn header(&self, root: Uid) -> (String, Vec<HeaderRow>) {
         let Some(tree) = self.trees.get(&root) else { return (String::new(), Vec::new()) };
         let mut open: Vec<&Session> = tree.iter().map(|u| &self.sessions[u]).filter(|s| s.state == OPEN).collect();
@@ -435,6 +552,10 @@ impl Store {
             running: s.row.running,
             lease: s.row.lease.clone(),
             finish_due_ms: s.row.finish_due_ms,
+            closes: s.closes,
+            stale_ms: s.row.stale_ms,
+            active_ms: s.row.active_ms,
+            stale_due: s.stale_due,
             facts: (s.row.finish_due_ms != 0).then(|| s.row.facts.clone()),
             seq: s.row.seq,
         };
@@ -444,7 +565,8 @@ impl Store {
     pub(crate) fn find(&self, tenant: &str, id: &str) -> Option<FoundSession> {
         let s = self.by_id(tenant, id)?;
         let rows = if s.state == OPEN { self.header(s.row.root).1 } else { Vec::new() };
-        Some(FoundSession { uid: s.row.uid, root: s.row.root, parent: s.row.parent, state: s.state, rows })
+        let (uid, root, parent) = (s.row.uid, s.row.root, s.row.parent);
+        Some(FoundSession { uid, root, parent, state: s.state, cleanup: s.cleanup.clone(), rows })
     }
 
     pub(crate) fn read(&self, tenant: &str, id: &str) -> Option<SessionRow> {
@@ -457,10 +579,12 @@ impl Store {
             parent_session_id: id_of(s.row.parent),
             root_session_id: id_of(Some(s.row.root)),
             path: s.row.path.clone(),
+            depth: s.row.depth,
             create_ms: s.row.create_ms,
             state: s.state,
             head: s.row.head,
             head_version: s.row.head_version,
+            fence: s.row.fence,
             provisional: s.row.provisional,
             last: s.row.last,
             running: s.row.running,
@@ -468,8 +592,46 @@ impl Store {
             facts: s.row.facts.clone(),
             receipt: s.receipt.as_ref().map(Message::encode_to_vec),
             finish_due_ms: s.row.finish_due_ms,
+            closes: s.closes,
+            cleanup_due: s.cleanup_due,
+            cleanup: s.cleanup.clone(),
             seq: s.row.seq,
         })
+    }
+
+    /// A session and what has ended below it, parents before children.
+    pub(crate) fn family(&self, uid: Uid) -> Vec<SessionRow> {
+        let Some(session) = self.sessions.get(&uid) else { return Vec::new() };
+        let below = format!("{}/", session.row.path);
+        let in_it = |s: &&Session| s.row.uid == uid || (s.state != OPEN && s.row.path.starts_with(&below));
+        let mut family: Vec<&Session> = self.tree(session.row.root).filter(in_it).collect();
+        family.sort_by_key(|s| (s.row.depth, s.row.uid));
+        family.iter().filter_map(|s| self.read(&s.row.tenant, &s.row.session_id)).collect()
+    }
+
+    pub(crate) fn stale(
+        &self,
+        until_ms: u64,
+        after: Option<&StaleTree>,
+        limit: usize,
+    ) -> (Vec<StaleTree>, Option<u64>) {
+        let mut stale: Vec<StaleTree> = self
+            .sessions
+            .values()
+            .filter(|s| s.stale_due > 0)
+            .map(|s| StaleTree {
+                due_ms: s.stale_due,
+                root: s.row.uid,
+                tenant: s.row.tenant.to_string(),
+                session_id: s.row.session_id.to_string(),
+            })
+            .filter(|d| after.is_none_or(|a| (d.due_ms, d.root) > (a.due_ms, a.root)))
+            .collect();
+        stale.sort_by_key(|d| (d.due_ms, d.root));
+        let now = stale.iter().take_while(|d| d.due_ms <= until_ms).count().min(limit);
+        let next = stale.get(now).map(|d| d.due_ms);
+        stale.truncate(now);
+        (stale, next)
     }
 
     pub(crate) fn load(&self, uid: Uid, wanted: Wanted) -> Option<LoadedSession> {

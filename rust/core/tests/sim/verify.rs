@@ -22,6 +22,7 @@ pub(crate) struct Start {
     head_version: u64,
     trajectories: usize,
     parent_exists: bool,
+    reopens: u32,
 }
 
 /// What was acknowledged.
@@ -61,6 +62,7 @@ impl Start {
             closed: session.is_some_and(|s| s.state != OPEN),
             head_version: session.map_or(0, |s| s.row.head_version),
             trajectories: session.map_or(0, |s| s.trajectories.len()),
+            reopens: session.map_or(0, |s| s.reopens),
             parent_exists: store.by_id(TENANTS[tenant], parent_of(req)).is_some(),
         }
     }
@@ -90,7 +92,7 @@ impl Ledger {
             }
             // A session of the other tenant may bear the same id, and a turn may have started in an earlier life.
             "turn_done" => drop(self.started.remove(&turn)),
-            "session_closed" => ensure!(of_id.any(|s| s.state != OPEN), "{event:?}: it is not durable"),
+            "session_closed" => ensure!(of_id.any(|s| s.closes > 0), "{event:?}: it is not durable"),
             _ => {}
         }
         Ok(())
@@ -171,6 +173,9 @@ impl Ledger {
             found.insert((record.session, record.decoded.fence), record);
         }
         for (key, (turn, content)) in &self.commits {
+            if store.sessions.get(&key.0).is_some_and(|s| s.purging) {
+                continue;
+            }
             let record = found.get(key).ok_or_else(|| format!("I5: the commit of {key:?} is lost"))?;
             ensure!(record.decoded.turn == *turn && record.content == *content, "I5: another commit of {key:?}");
         }
@@ -183,6 +188,7 @@ fn refused(store: &Store, call: &OpenCall, reason: Reason) -> Check {
     let session = store.by_id(tenant, &id_of(call.tenant, &call.req));
     let parent = store.by_id(tenant, parent_of(&call.req));
     let ended = |s: Option<&Session>| s.is_some_and(|s| s.state != OPEN);
+    let came_back = session.is_some_and(|s| s.reopens > start.reopens);
     match reason {
         Reason::InternalError | Reason::SessionCorrupt | Reason::MalformedRequest | Reason::LeaseMalformed => {
             return Err(format!("{}: never right here", reason.name()));
@@ -192,7 +198,8 @@ fn refused(store: &Store, call: &OpenCall, reason: Reason) -> Check {
         Reason::SessionExists => ensure!(session.is_some(), "I6: no such session is durable"),
         Reason::SessionClosed => {
             // One that was waiting to be made ends with its parent.
-            ensure!(session.is_none() || ended(session) || ended(parent), "I6: it is open");
+            let parent_ended = ended(parent) || parent.is_some_and(|p| p.reopens > 0);
+            ensure!(session.is_none() || ended(session) || came_back || parent_ended, "I6: it is open");
         }
         Reason::TurnEnded => {
             let Req::Begin(r) = &call.req else { return Err("TURN_ENDED of what is no BeginTurn".into()) };
@@ -248,6 +255,10 @@ fn replied(store: &Store, call: &OpenCall, reply: &[u8]) -> Check {
     let (tenant, start) = (TENANTS[call.tenant], &call.start);
     let session = store.by_id(tenant, &id_of(call.tenant, &call.req));
     let known = || session.ok_or_else(|| "I6: the answer tells of a session that is not durable".to_owned());
+    if session.is_some_and(|s| s.purging) && !matches!(call.req, Req::Get(_) | Req::Close(_)) {
+        // What it tells of was read before that.
+        return Ok(());
+    }
     match &call.req {
         Req::Open(r) => {
             let reply = v1::OpenSessionResponse::decode(reply).expect("a reply decodes");
@@ -282,8 +293,17 @@ fn replied(store: &Store, call: &OpenCall, reply: &[u8]) -> Check {
             if !reply.closed {
                 return Ok(());
             }
+            if session.state == OPEN && (session.reopens > start.reopens || session.facts.last_receipt.is_some()) {
+                return Ok(());
+            }
             ensure!(session.state != OPEN, "I6: closed, and durably open");
             receipt(store, session, reply.receipt.as_ref())
+        }
+        Req::Reopen(_) => {
+            let reply = v1::ReopenSessionResponse::decode(reply).expect("a reply decodes");
+            let session = known()?;
+            ensure!(reply.reopened == 0 || session.reopens > start.reopens, "I6: it is not durably open again");
+            tells(store, session, &reply.session.ok_or("no session")?, start)
         }
         Req::Begin(r) => {
             let reply = v1::BeginTurnResponse::decode(reply).expect("a reply decodes");
@@ -295,7 +315,7 @@ fn replied(store: &Store, call: &OpenCall, reply: &[u8]) -> Check {
             let session = known()?;
             ensure!(reply.uid == session.row.uid.to_string(), "another uid");
             ensure!(!reply.created || !start.exists, "it was there before the call");
-            ensure!(!start.closed, "I13: a turn of an ended session");
+            ensure!(!start.closed || session.reopens > start.reopens, "I13: a turn of an ended session");
             if reply.created {
                 let parent = session.row.parent.map(|p| store.sessions[&p].row.session_id.to_string());
                 ensure!(parent.unwrap_or_default() == parent_of(&call.req), "opened below another parent");
@@ -324,7 +344,7 @@ fn replied(store: &Store, call: &OpenCall, reply: &[u8]) -> Check {
                     None => ensure!(session.is_some(), "I6: a turn of an unknown session is renewed"),
                     // A session that is waiting to be made ends with its parent: there never was a lease of it.
                     Some("SESSION_CLOSED") => {
-                        let open = session.is_some_and(|s| s.state == OPEN);
+                        let open = session.is_some_and(|s| s.state == OPEN && s.reopens == 0);
                         ensure!(!open, "I6: {} is open", renewal.session_id);
                     }
                     Some("LEASE_LOST" | "SESSION_NOT_FOUND" | "LOAD_FAILED" | "TREE_QUARANTINED" | "NOT_STORED") => {}
@@ -352,8 +372,12 @@ fn replied(store: &Store, call: &OpenCall, reply: &[u8]) -> Check {
                 ensure!(record.content == content, "other content than sent");
             }
             if meta.then == v1::Then::Close as i32 {
-                ensure!(session.state != OPEN, "I6: closed, and durably open");
-                receipt(store, session, reply.receipt.as_ref())?;
+                if session.reopens > 0 {
+                    ensure!(reply.receipt.is_some(), "I12: the receipt of the close is lost");
+                } else {
+                    ensure!(session.state != OPEN, "I6: closed, and durably open");
+                    receipt(store, session, reply.receipt.as_ref())?;
+                }
             }
             match (&reply.next, &reply.next_refused) {
                 (Some(next), None) => grant(store, session, next, Some(reply.head_version)),
@@ -466,11 +490,15 @@ fn tells(store: &Store, session: &Session, told: &v1::Session, start: &Start) ->
     ensure!(finished <= session.trajectories.len(), "I6: trajectory {finished} is not durable");
     ensure!(finished >= start.trajectories, "trajectory {finished} is from before the call");
     ensure!([0, told.turn_count + 1].contains(&told.provisional_turn), "I8: provisional {}", told.provisional_turn);
+    let came_back = session.reopens > start.reopens;
     if told.state != OPEN {
+        if came_back {
+            return Ok(());
+        }
         ensure!(session.state != OPEN, "I6: closed, and durably open");
         return receipt(store, session, told.receipt.as_ref());
     }
-    ensure!(!start.closed, "I13: an ended session is told as open");
+    ensure!(!start.closed || came_back, "I13: an ended session is told as open");
     Ok(())
 }
 
@@ -485,7 +513,7 @@ fn receipt(store: &Store, session: &Session, told: Option<&v1::CloseReceipt>) ->
         while let Some(uid) = at.filter(|u| *u != session.row.uid) {
             at = store.sessions[&uid].row.parent;
         }
-        at.is_some() && s.row.seq == session.row.seq
+        at.is_some() && s.receipt.as_ref().is_some_and(|r| r.close_seq == is.close_seq)
     };
     let tree = store.tree(session.row.root);
     let children = tree.filter(below).count();

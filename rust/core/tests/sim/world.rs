@@ -2,17 +2,13 @@
 
 use super::request::{Clients, Req, TENANTS};
 use super::rng::Rng;
-use super::store::Store;
+use super::store::{OPEN, Store};
 use super::verify::{Ledger, Start};
-use roost_core::engine::{
-    Appended, Caller, DueSession, Effect, Engine, FoundSession, FoundTrajectory, HeaderRow, LoadedSession, Moment,
-    Outcome, SessionRow, Space,
-};
+use roost_core::engine::{Appended, Caller, CleanupStep, DumpMade, Effect, Engine, Moment, Outcome, Space};
 use roost_core::error::Refusal;
-use roost_core::ids::Uid;
 use roost_core::journal::Batch;
 use roost_core::limits::Limits;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What one run is like.
 #[derive(Clone, Debug)]
@@ -38,14 +34,7 @@ pub(crate) struct OpenCall {
 }
 
 /// What a read found, and has not said yet.
-enum Read {
-    Find(Option<FoundSession>),
-    Header(Uid, String, Vec<HeaderRow>),
-    Session(Option<LoadedSession>),
-    Row(Option<SessionRow>),
-    Trajectories(Vec<Option<FoundTrajectory>>),
-    Due(Vec<DueSession>, Option<i64>),
-}
+type Read = Box<dyn FnOnce(&Engine, Moment)>;
 
 enum Flight {
     Taken(Box<Batch>),
@@ -65,6 +54,8 @@ pub(crate) struct World {
     mono: u64,
     wall: i64,
     calls: BTreeMap<u64, OpenCall>,
+    /// Tickets of steps of clean-ups.
+    steps: BTreeSet<u64>,
     flight: Option<Flight>,
     asked: Vec<Effect>,
     read: Vec<(u64, Read)>,
@@ -83,6 +74,7 @@ impl World {
         store.max_rewind = config.limits.max_rewind;
         let engine = Engine::new(config.limits.clone(), 0, rng.next());
         engine.set_logging(true);
+        engine.set_dumps(config.seed.is_multiple_of(2));
         World {
             engine,
             store,
@@ -93,6 +85,7 @@ impl World {
             mono: 1_000,
             wall: 1_700_000_000_000,
             calls: BTreeMap::new(),
+            steps: BTreeSet::new(),
             flight: None,
             asked: Vec::new(),
             read: Vec::new(),
@@ -170,7 +163,11 @@ impl World {
                 self.engine.set_space(self.space);
                 Ok(())
             }
-            932..960 => {
+            932..945 => {
+                self.clean();
+                Ok(())
+            }
+            945..960 => {
                 self.space = Space::Ok;
                 self.engine.set_space(Space::Ok);
                 Ok(())
@@ -217,6 +214,32 @@ impl World {
         }
     }
 
+    /// One step of the clean-up of some ended session, mostly one of its state; decided by its row of now.
+    fn clean(&mut self) {
+        let mut ended: Vec<_> = self.store.sessions.values().filter(|s| s.state != OPEN).collect();
+        ended.sort_by_key(|s| (s.cleanup_due, s.row.uid));
+        let at = if ended.is_empty() { return } else { self.rng.below(ended.len().min(6)) };
+        let session = ended[at];
+        let (tenant, id) = (session.row.tenant.to_string(), session.row.session_id.to_string());
+        let (uid, prev) = (session.row.uid, session.row.seq);
+        let records: Vec<_> = self.store.line(session).take(3).map(|(seq, _)| seq).collect();
+        let last = self.store.line(session).nth(3).map_or(0, |(seq, _)| seq);
+        let acknowledged = session.trajectories.iter().all(|(_, acknowledged)| *acknowledged)
+            && session.facts.trajectory_turns == session.row.head;
+        let step = match self.rng.below(8) {
+            0..4 => CleanupStep::Cleaned { dump: Some(DumpMade { bytes: 1, sha256: [7; 32] }) },
+            4 => CleanupStep::Failed { error: "injected".into() },
+            5 => CleanupStep::Keep,
+            _ => CleanupStep::Purge { records, last, acknowledged },
+        };
+        let now = self.now();
+        match self.engine.cleanup_step(&tenant, &id, uid, prev, step, now) {
+            Outcome::Ticket(ticket) => drop(self.steps.insert(ticket)),
+            Outcome::Reply(reply) => self.count(format!("step {}", String::from_utf8_lossy(&reply))),
+            Outcome::Refused(_) => {}
+        }
+    }
+
     fn answered(&mut self, call: &OpenCall, result: Result<Vec<u8>, Refusal>) -> Result<(), String> {
         let name = format!("{:?}", call.req.encode().0);
         let what = result.as_ref().map_or_else(|r| r.reason.name(), |_| "OK");
@@ -244,6 +267,11 @@ impl World {
 
     fn drain(&mut self) -> Result<(), String> {
         for (ticket, result) in self.engine.completed() {
+            if self.steps.remove(&ticket) {
+                let told = result.map_or_else(|r| r.reason.name().into(), |r| String::from_utf8(r).expect("a word"));
+                self.count(format!("step {told}"));
+                continue;
+            }
             let Some(call) = self.calls.remove(&ticket) else { return Err(format!("ticket {ticket} ends unasked")) };
             self.answered(&call, result)?;
         }
@@ -300,20 +328,7 @@ impl World {
     fn serve(&mut self) {
         if !self.asked.is_empty() && self.rng.chance(50) {
             let effect = self.asked.swap_remove(self.rng.below(self.asked.len()));
-            let read = match effect {
-                Effect::Find { id, tenant, session_id } => (id, Read::Find(self.store.find(&tenant, &session_id))),
-                Effect::Header { id, root } => {
-                    let (tenant, rows) = self.store.header(root);
-                    (id, Read::Header(root, tenant, rows))
-                }
-                Effect::Session { id, uid, wanted } => (id, Read::Session(self.store.load(uid, wanted))),
-                Effect::Read { id, tenant, session_id } => (id, Read::Row(self.store.read(&tenant, &session_id))),
-                Effect::Trajectories { id, wanted } => (id, Read::Trajectories(self.store.found_trajectories(&wanted))),
-                Effect::Due { id, until_ms, after, limit } => {
-                    let (due, next) = self.store.due(until_ms, after.as_ref(), limit);
-                    (id, Read::Due(due, next))
-                }
-            };
+            let read = (effect.id(), self.store.answer(effect));
             self.read.push(read);
             return;
         }
@@ -323,17 +338,11 @@ impl World {
         let (id, read) = self.read.swap_remove(self.rng.below(self.read.len()));
         let fails = self.rng.chance(self.config.failed_reads);
         let now = self.now();
-        match read {
-            _ if fails => {
-                self.count("failed read");
-                self.engine.load_failed(id, "injected", now);
-            }
-            Read::Find(found) => self.engine.found(id, found, now),
-            Read::Header(root, tenant, rows) => self.engine.header_loaded(id, root, &tenant, &rows, now),
-            Read::Session(loaded) => self.engine.session_loaded(id, loaded, now),
-            Read::Row(row) => self.engine.session_read(id, row, now),
-            Read::Trajectories(found) => self.engine.trajectories_found(id, found, now),
-            Read::Due(found, next) => self.engine.due_found(id, found, next, now),
+        if fails {
+            self.count("failed read");
+            self.engine.load_failed(id, "injected", now);
+        } else {
+            read(&self.engine, now);
         }
     }
 
@@ -351,7 +360,7 @@ impl World {
     /// What this life of the server did that no answer tells by itself.
     pub(crate) fn count_kinds(&mut self) {
         for (name, n) in self.engine.stats() {
-            if name.starts_with("turns_") || name.starts_with("trajectories_") {
+            if ["turns_", "trajectories_", "sessions_", "trees_"].iter().any(|kind| name.starts_with(kind)) {
                 *self.seen.entry(name.to_owned()).or_default() += n as u64;
             }
         }
@@ -369,6 +378,8 @@ impl World {
         let seed = self.rng.next();
         self.engine = Engine::new(self.config.limits.clone(), self.store.last_seq, seed);
         self.engine.set_logging(true);
+        self.engine.set_dumps(self.config.seed.is_multiple_of(2));
+        self.steps.clear();
         self.ledger.restarted();
         for root in self.store.running_roots() {
             let (tenant, rows) = self.store.header(root);

@@ -1,0 +1,583 @@
+//! What follows a close: the steps of clean-up, in whatever order a handler takes them, and ReopenSession.
+//!
+//! An ended session is not in memory; its row in the store is all there is of it. One call at a time may change it (a
+//! *claim*): it reads the row, decides, appends, and the next one reads when that is durable.
+
+use super::keyring::Who;
+use super::reload::{Effect, Located, Purpose};
+use super::tree::{Line, Tenant, Tree, TreeState};
+use super::{Answer, Call, Engine, Found, Moment, Pending, SessionRow, Work, closed, count, not_found, quarantined};
+use crate::error::{Quota, Reason, Refusal};
+use crate::gen_store::{Cleanup, Receipt, SessionFacts};
+use crate::gen_v1 as v1;
+use crate::ids::{Uid, repeats};
+use crate::journal::{Held, Op, Reopen, Seq, Step};
+use parking_lot::Mutex;
+use prost::Message;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// The ended sessions that a call changes, by id, and the calls that wait for it.
+pub(crate) type Claims = Mutex<HashMap<Arc<str>, Vec<Pending>>>;
+
+/// A dump that was read back and found whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DumpMade {
+    pub bytes: u64,
+    pub sha256: [u8; 32],
+}
+
+/// A step of clean-up that a handler has done, or found that it cannot do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CleanupStep {
+    /// Nothing is left to do for a SEALED session: it becomes CLOSED.
+    Cleaned { dump: Option<DumpMade> },
+    /// What was tried failed, for this reason; it is tried again later.
+    Failed { error: String },
+    /// Deletes these records, the newest that are left; `last` is then the newest. `acknowledged`: all that was committed
+    /// belongs to acknowledged trajectories.
+    Purge { records: Vec<Seq>, last: Seq, acknowledged: bool },
+    /// Its content may not be deleted before it is acknowledged.
+    Keep,
+    /// Deletes the tombstone.
+    Forget,
+}
+
+#[derive(Debug)]
+pub(crate) struct StepCall {
+    pub(crate) session_id: String,
+    uid: Uid,
+    /// The row that the step was decided by.
+    prev: Seq,
+    step: CleanupStep,
+}
+
+/// Replies of [`Engine::cleanup_step`].
+const DONE: &[u8] = b"done";
+const CHANGED: &[u8] = b"changed";
+
+/// The first retry of a failed step comes after about this; each one after that takes twice as long.
+const RETRY_MS: i64 = 1_000;
+const RETRY_MOST_MS: i64 = 300_000;
+
+impl Engine {
+    /// Grows whenever a close became durable: whoever cleans up looks again.
+    pub fn ended_count(&self) -> u64 {
+        self.ended.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// Journals a step of the clean-up of the session whose row has this uid and sequence. The reply is "done", or
+    /// "changed" where the row is another by now, or the step is not one of its state: nothing was done then.
+    pub fn cleanup_step(
+        &self,
+        tenant: &str,
+        session_id: &str,
+        uid: Uid,
+        prev: Seq,
+        step: CleanupStep,
+        now: Moment,
+    ) -> super::Outcome {
+        let call = Call::Step(Box::new(StepCall { session_id: session_id.to_owned(), uid, prev, step }));
+        self.start(call, tenant, Who::ADMIN, 0, now)
+    }
+
+    pub(crate) fn cleanup(&self, call: Pending, work: &mut Work) {
+        let id = call.call.session_id().to_owned();
+        if let Some(call) = self.claim(call, &id) {
+            self.ask_row(call, &id, 0);
+        }
+        let _ = work;
+    }
+
+    /// Makes this the one call that may change the ended session, or parks it behind the one that is.
+    fn claim(&self, mut call: Pending, id: &str) -> Option<Pending> {
+        if call.claimed {
+            return Some(call);
+        }
+        let tenant = call.tenant.clone();
+        let mut claims = tenant.claims.lock();
+        if let Some(waiting) = claims.get_mut(id) {
+            waiting.push(call);
+            return None;
+        }
+        claims.insert(id.into(), Vec::new());
+        call.claimed = true;
+        Some(call)
+    }
+
+    /// The claim is over: who waited for it runs from the start.
+    pub(crate) fn unclaim(&self, tenant: &Tenant, id: &str, work: &mut Work) {
+        work.calls.extend(tenant.claims.lock().remove(id).into_iter().flatten());
+    }
+
+    pub(crate) fn unclaim_call(&self, call: &mut Pending, work: &mut Work) {
+        if std::mem::take(&mut call.claimed) {
+            self.unclaim(&call.tenant, call.call.session_id(), work);
+        }
+    }
+
+    /// A refusal of a call that may hold a claim.
+    pub(crate) fn refuse_call(&self, mut call: Pending, refusal: Refusal, work: &mut Work) {
+        self.unclaim_call(&mut call, work);
+        self.refuse(call.ticket, refusal, work);
+    }
+
+    /// The call's entry is in the journal: its claim is over when that is durable, or lost.
+    fn hold_claim(&self, call: &mut Pending, tree: &Arc<Tree>, seq: Seq, work: &mut Work) {
+        call.claimed = false;
+        let id: Arc<str> = call.call.session_id().into();
+        if let Some(Held::Claim(tree, id)) = self.journal.hold(seq, Held::Claim(tree.clone(), id)) {
+            self.unclaim(&tree.tenant, &id, work);
+        }
+    }
+
+    /// The row of a session was read for a step of its clean-up.
+    pub(crate) fn cleanup_row_read(
+        &self,
+        mut call: Pending,
+        row: Option<SessionRow>,
+        work: &mut Work,
+        now: &mut Moment,
+    ) {
+        let Call::Step(step) = &call.call else { return };
+        if let Err(refusal) = self.admit_change() {
+            return self.refuse_call(call, refusal, work);
+        }
+        let open = v1::SessionState::Open as i32;
+        let row = row.filter(|row| row.uid == step.uid && row.seq == step.prev && row.state != open);
+        let planned = row.filter(|row| !self.is_quarantined(row.root)).and_then(|row| {
+            let op = self.plan(&row, &step.step, now)?;
+            Some((row, op))
+        });
+        let Some((row, mut op)) = planned else {
+            self.unclaim_call(&mut call, work);
+            return work.answers.push(answer(call.ticket, CHANGED, 0));
+        };
+        self.count_step(&step.step, &op);
+        // A tree to carry the entry, no more: an ended session is in nobody's memory.
+        let tree = Arc::new(self.new_tree(row.root, call.tenant.clone()));
+        let mut state = tree.state.lock();
+        let appending = self.journal.append();
+        let seq = appending.seq;
+        if let Op::Step(step) = &mut op {
+            step.seq = seq;
+        }
+        state.last_seq = appending.push(&tree, vec![op], Vec::new(), now.mono_ms);
+        drop(state);
+        self.hold_claim(&mut call, &tree, seq, work);
+        work.answers.push(answer(call.ticket, DONE, seq));
+    }
+
+    fn is_quarantined(&self, root: Uid) -> bool {
+        self.recovery.lock().quarantined.contains(&root)
+    }
+
+    /// What a step makes of a row; `None` if it is not one of its state, or not allowed (I14).
+    fn plan(&self, row: &SessionRow, step: &CleanupStep, now: &mut Moment) -> Option<Op> {
+        let sealed = row.state == v1::SessionState::Sealed as i32;
+        let closed = v1::SessionState::Closed as i32;
+        let mut cleanup = cleanup_of(row);
+        let later = |ms: u64| now.wall_ms.saturating_add(ms as i64).max(1);
+        let mut made = Step {
+            uid: row.uid,
+            prev: row.seq,
+            seq: 0,
+            state: row.state,
+            last: row.last,
+            facts: row.facts.clone(),
+            cleanup: Vec::new(),
+            cleanup_due: row.cleanup_due,
+            purge: Vec::new(),
+            purged: false,
+        };
+        match step {
+            CleanupStep::Cleaned { dump } if sealed => {
+                let wanted = receipt_of(row).is_some_and(|r| !r.dump_name.is_empty());
+                if wanted && dump.is_none() {
+                    return None;
+                }
+                if let Some(dump) = dump {
+                    cleanup.dump_bytes = dump.bytes;
+                    cleanup.dump_sha256 = dump.sha256.to_vec();
+                    cleanup.dump_ms = now.wall_ms;
+                }
+                (cleanup.closed_ms, cleanup.attempts, cleanup.error) = (now.wall_ms, 0, String::new());
+                (made.state, made.cleanup_due) = (closed, later(self.limits.retention_ms));
+            }
+            CleanupStep::Failed { error } if cleanup.purged_ms == 0 => {
+                let wait = (RETRY_MS << cleanup.attempts.min(16)).min(RETRY_MOST_MS);
+                // Spread: what failed together is not tried again together.
+                let wait = wait - (now.draw() % (wait as u128 / 4)) as i64;
+                cleanup.attempts += 1;
+                cleanup.error = error.chars().take(500).collect();
+                made.cleanup_due = now.wall_ms + wait;
+            }
+            CleanupStep::Keep if !sealed && !cleanup.purging => made.cleanup_due = -1,
+            CleanupStep::Purge { records, last, acknowledged } if !sealed && cleanup.purged_ms == 0 => {
+                let dumped = cleanup.dump_ms > 0;
+                let allowed = cleanup.purging || dumped || *acknowledged || self.limits.purge_without_dump > 0;
+                if !allowed || *last > row.last {
+                    return None;
+                }
+                cleanup.purging = true;
+                (made.last, made.purge) = (*last, records.clone());
+                if made.cleanup_due < 0 {
+                    made.cleanup_due = now.wall_ms;
+                }
+                if *last == 0 {
+                    cleanup.purged_ms = now.wall_ms;
+                    made.purged = true;
+                    made.facts = tombstone(&row.facts);
+                    made.cleanup_due = later(self.limits.tombstone_retention_ms);
+                }
+            }
+            CleanupStep::Forget if cleanup.purged_ms > 0 => return Some(Op::Forget { uid: row.uid, prev: row.seq }),
+            _ => return None,
+        }
+        made.cleanup = cleanup.encode_to_vec();
+        Some(Op::Step(Box::new(made)))
+    }
+
+    fn count_step(&self, step: &CleanupStep, op: &Op) {
+        match (step, op) {
+            (CleanupStep::Cleaned { dump: Some(_) }, _) => count(&self.counters.sessions_dumped),
+            (CleanupStep::Failed { .. }, _) => count(&self.counters.cleanup_failures),
+            (_, Op::Step(made)) if made.purged => count(&self.counters.sessions_purged),
+            _ => {}
+        }
+    }
+
+    pub(crate) fn reopen_session(&self, mut call: Pending, work: &mut Work, now: &mut Moment) {
+        if let Some(Found::Family(family)) = &call.found {
+            let family = family.clone();
+            return self.reopen_family(call, &family, work, now);
+        }
+        if let Call::Reopen(reopen) = &mut call.call {
+            reopen.done = None;
+        }
+        let id = call.call.session_id().to_owned();
+        match self.locate(call, &id, work) {
+            Located::Gone => {}
+            Located::Absent(call) => self.refuse_call(call, not_found(&id), work),
+            Located::Ended(call, past) => self.ask_family(call, past.uid, 0),
+            Located::At(mut call, tree, index) => {
+                let Some(state) = Self::still_at(&tree, index, &id) else {
+                    work.calls.push_back(call);
+                    return;
+                };
+                let Some(line) = state.line(index) else { return };
+                let (uid, after) = (line.uid, state.last_seq);
+                if line.closed.is_some() {
+                    drop(state);
+                    self.ask_family(call, uid, after);
+                } else if line.born {
+                    drop(state);
+                    self.unclaim_call(&mut call, work);
+                    self.ask_row(call, &id, after);
+                } else {
+                    drop(state);
+                    self.refuse_call(call, not_found(&id), work);
+                }
+            }
+        }
+    }
+
+    fn ask_family(&self, call: Pending, uid: Uid, after: Seq) {
+        let id = call.call.session_id().to_owned();
+        let Some(call) = self.claim(call, &id) else { return };
+        self.ask(after, Purpose::Family { call: Box::new(call) }, |id| Effect::Family { id, uid });
+    }
+
+    /// The answer to a Family: the session first.
+    pub fn family_read(&self, id: u64, rows: Vec<SessionRow>, mut now: Moment) {
+        let _going = self.world.read();
+        let Some(Purpose::Family { call }) = self.purpose(id) else { return };
+        let mut work = Work::default();
+        self.family_found(*call, rows, &mut work);
+        self.finish(&mut work, &mut now);
+    }
+
+    fn family_found(&self, mut call: Pending, mut rows: Vec<SessionRow>, work: &mut Work) {
+        let open = v1::SessionState::Open as i32;
+        let Call::Reopen(reopen) = &call.call else { return };
+        let Some(row) = rows.first().filter(|r| r.state != open && r.session_id == reopen.session_id) else {
+            // It was opened, or forgotten, since it was looked up.
+            self.unclaim_call(&mut call, work);
+            return work.calls.push_back(call);
+        };
+        let facts = SessionFacts::decode(&row.facts[..]).unwrap_or_default();
+        match repeats(facts.reopen_request.as_ref(), reopen.mark.as_ref()) {
+            Err(refusal) => return self.refuse_call(call, refusal, work),
+            Ok(true) => {
+                let id = row.session_id.clone();
+                self.unclaim_call(&mut call, work);
+                return self.ask_row(call, &id, 0);
+            }
+            Ok(false) => {}
+        }
+        let close = close_of(row);
+        let id = row.session_id.clone();
+        rows.retain(|row| row.session_id == id || close_of(row) == close);
+        if let Some(refusal) = rows.iter().find_map(|row| may_reopen(row, &id)) {
+            return self.refuse_call(call, refusal, work);
+        }
+        call.found = Some(Found::Family(Arc::new(rows)));
+        work.calls.push_back(call);
+    }
+
+    /// The session and those that come back with it are as `family` says, for the claim is held.
+    fn reopen_family(&self, mut call: Pending, family: &[SessionRow], work: &mut Work, now: &mut Moment) {
+        let Some(row) = family.first() else { return };
+        if self.is_quarantined(row.root) {
+            return self.refuse_call(call, quarantined(&row.session_id), work);
+        }
+        let parent = row.parent_session_id.clone();
+        if row.depth == 0 {
+            let tree = Arc::new(self.new_tree(row.root, call.tenant.clone()));
+            let mut state = tree.state.lock();
+            return self.reopen_at(call, &tree, &mut state, None, family, work, now);
+        }
+        call = match self.locate(call, &parent, work) {
+            Located::Gone => return,
+            Located::Absent(call) | Located::Ended(call, _) => {
+                return self.refuse_call(call, closed(&parent), work);
+            }
+            Located::At(call, tree, index) => {
+                let Some(mut state) = Self::still_at(&tree, index, &parent) else {
+                    work.calls.push_back(call);
+                    return;
+                };
+                let there = state.line(index).is_some_and(Line::is_open) && tree.root == row.root;
+                if there && row.path.starts_with(&(state.path(index) + "/")) {
+                    return self.reopen_at(call, &tree, &mut state, Some(index), family, work, now);
+                }
+                call
+            }
+        };
+        self.refuse_call(call, closed(&parent), work);
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn reopen_at(
+        &self,
+        mut call: Pending,
+        tree: &Arc<Tree>,
+        state: &mut TreeState,
+        parent: Option<u32>,
+        family: &[SessionRow],
+        work: &mut Work,
+        now: &mut Moment,
+    ) {
+        if let Err(refusal) = self.check_return(state, parent, family) {
+            return self.refuse_call(call, refusal, work);
+        }
+        let Some(lines) = self.bring_back(tree, state, parent, family, work, now) else {
+            // One of them is still in memory, on its way out: it is looked up again.
+            call.found = None;
+            return work.calls.push_back(call);
+        };
+        state.touch(now);
+        // Should the entry be lost, the call runs from its start.
+        call.found = None;
+        let Call::Reopen(reopen) = &mut call.call else { return };
+        let mut mark = reopen.mark.clone();
+        let appending = self.journal.append();
+        let seq = appending.seq;
+        let mut ops = Vec::with_capacity(lines.len());
+        for (&index, row) in lines.iter().zip(family) {
+            let mut facts = SessionFacts::decode(&row.facts[..]).unwrap_or_default();
+            facts.last_receipt = receipt_of(row);
+            facts.reopen_request = mark.take().or(facts.reopen_request);
+            if row.depth == 0 {
+                state.stale_ms = facts.stale_timeout_ms;
+            }
+            let stale_due = if row.depth == 0 { state.stale_due() } else { 0 };
+            let Some(line) = state.line_mut(index) else { continue };
+            line.seq = seq;
+            ops.push(Op::Reopen(Box::new(Reopen {
+                uid: row.uid,
+                prev: row.seq,
+                seq,
+                stale_due,
+                active_ms: state.active_ms,
+                facts: facts.encode_to_vec(),
+            })));
+            count(&self.counters.sessions_reopened);
+        }
+        reopen.done = Some(ops.len() as u32);
+        state.last_seq = appending.push(tree, ops, Vec::new(), now.mono_ms);
+        state.open += lines.len() as u32;
+        self.charge_header(tree, state, now);
+        if let Some(line) = lines.first().and_then(|index| state.line(*index)) {
+            self.log_reopened(tree.root, line, lines.len(), seq, now);
+        }
+        self.hold_claim(&mut call, tree, seq, work);
+        let id = call.call.session_id().to_owned();
+        self.ask_row(call, &id, seq);
+    }
+
+    /// Whether there is room and a path for those who come back.
+    fn check_return(&self, state: &TreeState, parent: Option<u32>, family: &[SessionRow]) -> Result<(), Refusal> {
+        self.check_store_bytes()?;
+        let (limit, used) = (self.limits.max_sessions_per_tree, u64::from(state.open));
+        if used + family.len() as u64 > limit {
+            let quota = Quota { limit_name: "max_sessions_per_tree", limit, used, holders: Vec::new() };
+            let message = format!("max_sessions_per_tree is {limit}; {used} in use, {} would return", family.len());
+            return Err(Refusal::new(Reason::TreeSessions, message).with("returning", family.len()).quota(quota));
+        }
+        let name = family.first().map_or("", |row| name_of(&row.path));
+        if parent.is_some_and(|parent| state.name_taken(parent, name)) {
+            return Err(Refusal::new(Reason::PathCollision, "an open sibling has this name by now").with("name", name));
+        }
+        Ok(())
+    }
+
+    /// Puts lines for all of them in, or none.
+    fn bring_back(
+        &self,
+        tree: &Arc<Tree>,
+        state: &mut TreeState,
+        parent: Option<u32>,
+        family: &[SessionRow],
+        work: &mut Work,
+        now: &Moment,
+    ) -> Option<Vec<u32>> {
+        let mut by_id: HashMap<&str, u32> = HashMap::new();
+        let mut lines = Vec::with_capacity(family.len());
+        for (place, row) in family.iter().enumerate() {
+            let above = if place == 0 { parent } else { by_id.get(&*row.parent_session_id).copied() };
+            let mut line = Line::new(row.uid, row.session_id.as_str().into());
+            line.parent = above;
+            line.name = if row.depth == 0 { "".into() } else { name_of(&row.path).into() };
+            line.depth = row.depth;
+            line.head = row.head;
+            line.head_version = row.head_version;
+            line.fence = row.fence;
+            line.last = row.last;
+            line.closes = row.closes;
+            line.seq = row.seq;
+            let id = line.session_id.clone();
+            let index = state.add(line);
+            match tree.tenant.directory.insert(&id, tree, index) {
+                Ok(calls) if above.is_some() || row.depth == 0 => {
+                    work.calls.extend(calls);
+                    by_id.insert(&row.session_id, index);
+                    lines.push(index);
+                    continue;
+                }
+                Ok(_) => tree.tenant.directory.remove(&id, tree),
+                Err(()) => {}
+            }
+            for index in lines.into_iter().chain([index]) {
+                if let Some(line) = state.lines[index as usize].take() {
+                    tree.tenant.directory.remove(&line.session_id, tree);
+                }
+                state.free.push(index);
+            }
+            if state.lines.iter().all(Option::is_none) {
+                self.drop_tree(tree, state, now);
+            }
+            return None;
+        }
+        Some(lines)
+    }
+
+    /// Whether the store is small enough for another session.
+    pub(crate) fn check_store_bytes(&self) -> Result<(), Refusal> {
+        let (limit, used) = (self.limits.max_store_bytes, self.store_bytes.load(std::sync::atomic::Ordering::Relaxed));
+        if limit == 0 || used < limit {
+            return Ok(());
+        }
+        let quota = Quota { limit_name: "max_store_bytes", limit, used, holders: Vec::new() };
+        let message = format!("max_store_bytes is {limit}; {used} in use");
+        Err(Refusal::new(Reason::StoreBytes, message).quota(quota).retry_after(30_000))
+    }
+}
+
+fn answer(ticket: u64, reply: &[u8], after: Seq) -> Answer {
+    Answer { ticket, result: Ok(reply.to_vec()), after, root: None }
+}
+
+fn name_of(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or("")
+}
+
+fn receipt_of(row: &SessionRow) -> Option<Receipt> {
+    row.receipt.as_deref().and_then(|bytes| Receipt::decode(bytes).ok())
+}
+
+fn cleanup_of(row: &SessionRow) -> Cleanup {
+    decode_cleanup(row.cleanup.as_deref())
+}
+
+fn decode_cleanup(bytes: Option<&[u8]>) -> Cleanup {
+    bytes.and_then(|bytes| Cleanup::decode(bytes).ok()).unwrap_or_default()
+}
+
+/// Whether the content of a session with this clean-up is deleted, in part or whole.
+pub(crate) fn is_purging(cleanup: Option<&[u8]>) -> bool {
+    decode_cleanup(cleanup).purging
+}
+
+/// The receipt of the close that came with, or first after, the record of this sequence: it may have been opened and
+/// closed again since. The last two closes are known.
+pub(crate) fn receipt_since(row: &SessionRow, seq: Seq) -> Option<Receipt> {
+    let before = SessionFacts::decode(&row.facts[..]).ok().and_then(|facts| facts.last_receipt);
+    let after = |r: &Receipt| r.close_seq == 0 || r.close_seq as u64 >= seq;
+    before.into_iter().chain(receipt_of(row)).find(after)
+}
+
+/// Which close ended it: sessions that one close took down have the same. (Receipts of 0.1.0 name the time alone.)
+fn close_of(row: &SessionRow) -> Option<(i64, i64)> {
+    receipt_of(row).map(|r| (r.close_seq, r.close_ms))
+}
+
+/// Why a session of the family cannot come back, if it cannot.
+fn may_reopen(row: &SessionRow, id: &str) -> Option<Refusal> {
+    if cleanup_of(row).purging {
+        let message = format!("the content of session {:?} is deleted", row.session_id);
+        return Some(Refusal::new(Reason::SessionPurged, message).with("session_id", &row.session_id));
+    }
+    if row.state == v1::SessionState::Sealed as i32 {
+        let message = format!("session {:?} is still being cleaned up", row.session_id);
+        let refusal = Refusal::new(Reason::SessionSealed, message).with("session_id", &row.session_id);
+        return Some(refusal.with("asked_for", id).retry_after(1_000));
+    }
+    None
+}
+
+/// What is kept of the facts of a session whose content is purged: numbers, nothing of the client's.
+fn tombstone(facts: &[u8]) -> Vec<u8> {
+    let facts = SessionFacts::decode(facts).unwrap_or_default();
+    SessionFacts {
+        create_ms: facts.create_ms,
+        stale_timeout_ms: facts.stale_timeout_ms,
+        last_outcome: facts.last_outcome,
+        checkpoint_tokens: facts.checkpoint_tokens,
+        trajectories: facts.trajectories,
+        trajectory_turns: facts.trajectory_turns,
+        ..SessionFacts::default()
+    }
+    .encode_to_vec()
+}
+
+/// How far the clean-up of an ended session is, as callers see it.
+pub(crate) fn view(row: &SessionRow) -> Option<v1::Cleanup> {
+    if row.state == v1::SessionState::Open as i32 {
+        return None;
+    }
+    let cleanup = cleanup_of(row);
+    let time = |ms: i64| (ms > 0).then(|| super::timestamp(ms));
+    let sealed = row.state == v1::SessionState::Sealed as i32;
+    let closed = receipt_of(row).map_or(0, |r| r.close_ms).max(cleanup.closed_ms);
+    Some(v1::Cleanup {
+        closed_time: if sealed { None } else { time(closed) },
+        dump_time: time(cleanup.dump_ms),
+        dump_bytes: cleanup.dump_bytes,
+        dump_sha256: cleanup.dump_sha256,
+        attempts: cleanup.attempts,
+        error: cleanup.error,
+        due_time: time(row.cleanup_due),
+        purged_time: time(cleanup.purged_ms),
+    })
+}
