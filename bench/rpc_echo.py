@@ -242,7 +242,9 @@ def fill(data_dir: Path, count: int) -> None:
         def records(self) -> list[tuple[Any, ...]]:
             return []
 
-        statuses = closes = rewards = finished = acks = stales = reopens = steps = forgets = records
+        statuses = closes = rewards = finished = acks = stales = reopens = steps = forgets = keys = revoked_keys = (
+            records
+        )
 
         def purged_records(self) -> list[int]:
             return []

@@ -78,7 +78,7 @@ class Rows:
     def statuses(self) -> list[tuple[Any, ...]]:
         return []
 
-    closes = rewards = finished = acks = stales = reopens = steps = forgets = statuses
+    closes = rewards = finished = acks = stales = reopens = steps = forgets = keys = revoked_keys = statuses
 
     def purged_records(self) -> list[int]:
         return []

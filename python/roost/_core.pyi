@@ -10,6 +10,7 @@ METHODS: Final[
     dict[str, int]
 ]  # full gRPC method name "/roost.v1.TurnService/BeginTurn" -> method number for Engine.call
 REASONS: Final[list[tuple[str, int, str, str]]]  # (reason, grpc code, what it means, what the caller should do)
+RULES: Final[dict[str, str]]  # full gRPC method name -> what a session's key may do with it (roost_core::engine::Rule)
 LIMITS: Final[list[tuple[str, int, int, int]]]  # (limit, default, least, greatest value)
 DUMP_SCHEMA: Final[int]  # the version of the format of dumps
 VERSION: Final[str]
@@ -52,6 +53,12 @@ class DumpDecoder:
     def finish(self) -> DumpSummary:
         """ValueError unless the parts were a whole session and its history verifies (I23)."""
 
+def admin_key_fault(key: str) -> str | None:
+    """What is wrong with an admin key, in words that do not tell it; None for a good one."""
+
+def new_admin_key() -> str:
+    """An admin key that nobody has."""
+
 class Batch:
     first_seq: int
     last_seq: int
@@ -69,6 +76,8 @@ class Batch:
     def purged_records(self) -> list[int]: ...
     def purged_sessions(self) -> list[bytes]: ...
     def forgets(self) -> list[tuple[Any, ...]]: ...  # SessionForget columns
+    def keys(self) -> list[tuple[Any, ...]]: ...  # ApiKeyRow columns
+    def revoked_keys(self) -> list[tuple[Any, ...]]: ...  # ApiKeyRevoke columns
     def split(self) -> list[Batch]: ...
 
 class Rows:
@@ -89,14 +98,33 @@ class Rows:
         """The next part of the row that has ended."""
 
 class Engine:
-    def __init__(self, limits: dict[str, int], last_seq: int, served_ms: int = 0) -> None:
+    def __init__(
+        self,
+        limits: dict[str, int],
+        last_seq: int,
+        served_ms: int = 0,
+        secret: bytes | None = None,
+        admin_key: str | None = None,
+        api_keys: Sequence[tuple[Any, ...]] | None = None,
+    ) -> None:
         """limits: the integer settings of `roost.server.config` that the engine enforces; an unknown or missing key
         is a ValueError. served_ms: for how long the store had been served before: the service clock goes on from
-        there."""
+        there. secret: the store's, without which no keys of tenants or sessions are made. api_keys: ApiKeyRow tuples.
+        With an admin key, or an active one among api_keys, a call without a key is refused."""
 
     # -- transport (event-loop thread)
-    def call(self, method: int, request: bytes, tenant: str, connection: int) -> bytes | int | Refusal:
-        """Run one RPC: the encoded reply, a refusal, or a ticket whose end `completed` yields."""
+    def call(
+        self, method: int, request: bytes, authorization: str, tenant: str, connection: int
+    ) -> bytes | int | Refusal:
+        """Run one RPC: the encoded reply, a refusal, or a ticket whose end `completed` yields. `authorization` and
+        `tenant` are the metadata `authorization` and `x-roost-tenant`, empty where there are none."""
+    def authorize(
+        self, path: str, authorization: str, tenant: str
+    ) -> tuple[str, tuple[str, bytes, int] | None] | Refusal:
+        """Whether a caller may use a method that the engine does not answer: its tenant, and the id, uid and life of
+        the session whose key it bears (what that reaches is for the handler to look at); or a refusal."""
+    def keys_required(self) -> bool:
+        """Whether a call without a key is refused."""
     def cleanup_step(
         self, tenant: str, session_id: str, uid: bytes, root: bytes, prev: int, step: tuple[Any, ...]
     ) -> bytes | int | Refusal:
@@ -123,7 +151,7 @@ class Engine:
         """Tickets that ended since the last call."""
     def cancel(self, ticket: int) -> None:
         """The caller of this ticket is gone. No completion follows."""
-    def undelivered(self, method: int, request: bytes, reply: bytes, tenant: str) -> None:
+    def undelivered(self, method: int, request: bytes, reply: bytes, authorization: str, tenant: str) -> None:
         """A reply that `completed` yielded could not be written: a grant in it is released."""
     def refuse(self, reason: str, message: str, metadata: dict[str, str]) -> Refusal:
         """Build a refusal from the table of reasons, for handlers written in Python."""
@@ -131,8 +159,9 @@ class Engine:
         """Move the service clock and the wall clock forward. For tests: leases and delays end without a wait."""
     def tick(self) -> int:
         """Do what is due (leases, waits, evictions); returns the ms until the next call is useful (at most 100)."""
-    def describe(self, rows: Sequence[tuple[Any, ...]]) -> list[bytes]:
-        """Encode SessionRow tuples as roost.v1.Session, with activity and residency from memory."""
+    def describe(self, rows: Sequence[tuple[Any, ...]], outline: bool = False) -> list[bytes]:
+        """Encode SessionRow tuples as roost.v1.Session, with activity and residency from memory; with `outline` without
+        what only its own callers may see."""
     def describe_record(
         self,
         row: tuple[Any, ...],

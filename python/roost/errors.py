@@ -209,6 +209,51 @@ class RequestMismatch(RoostError):
     ADVICE = "Use a new request_id for a new request."
 
 
+class KeyInvalid(RoostError):
+    """KEY_INVALID: The call bears no API key that is valid here: none, one that is not known, or one that was
+    revoked. Send a valid key as `authorization: Bearer <key>`."""
+
+    REASON = "KEY_INVALID"
+    ADVICE = "Send a valid key as `authorization: Bearer <key>`."
+
+
+class KeyScope(RoostError):
+    """KEY_SCOPE: A key of this kind may not do this, whatever it is done to. Use a key that may: an admin key for
+    AdminService, a tenant key for new trees and `force`."""
+
+    REASON = "KEY_SCOPE"
+    ADVICE = "Use a key that may: an admin key for AdminService, a tenant key for new trees and `force`."
+
+
+class KeyNotFound(RoostError):
+    """KEY_NOT_FOUND: No API key of this id is known. List the keys; the ids are there."""
+
+    REASON = "KEY_NOT_FOUND"
+    ADVICE = "List the keys; the ids are there."
+
+
+class TenantKeys(RoostError):
+    """TENANT_KEYS: The tenant has as many active API keys as it may. Revoke the one that is no longer used."""
+
+    REASON = "TENANT_KEYS"
+    ADVICE = "Revoke the one that is no longer used."
+
+
+class KeysOff(RoostError):
+    """KEYS_OFF: The server runs without keys: it has no admin key. Start it with an admin key."""
+
+    REASON = "KEYS_OFF"
+    ADVICE = "Start it with an admin key."
+
+
+class KeyLost(RoostError):
+    """KEY_LOST: The key cannot be shown again: the server's secret was replaced since it was made. Revoke it and
+    create another."""
+
+    REASON = "KEY_LOST"
+    ADVICE = "Revoke it and create another."
+
+
 class SessionNotFound(RoostError):
     """SESSION_NOT_FOUND: No session of this id is known. Open it first."""
 
@@ -477,6 +522,12 @@ BY_REASON: dict[str, type[RoostError]] = {
     "BAD_PAGE_TOKEN": BadPageToken,
     "LEASE_MALFORMED": LeaseMalformed,
     "REQUEST_MISMATCH": RequestMismatch,
+    "KEY_INVALID": KeyInvalid,
+    "KEY_SCOPE": KeyScope,
+    "KEY_NOT_FOUND": KeyNotFound,
+    "TENANT_KEYS": TenantKeys,
+    "KEYS_OFF": KeysOff,
+    "KEY_LOST": KeyLost,
     "SESSION_NOT_FOUND": SessionNotFound,
     "PARENT_NOT_FOUND": ParentNotFound,
     "TURN_NOT_FOUND": TurnNotFound,

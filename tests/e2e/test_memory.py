@@ -151,7 +151,7 @@ def _turns(engine: Engine, case: Case, first: int, last: int) -> None:
 
 
 def _call(engine: Engine, name: str, request: Any) -> int:
-    ticket = engine.call(METHODS[f"/roost.v1.TurnService/{name}"], request.SerializeToString(), TENANT, 1)
+    ticket = engine.call(METHODS[f"/roost.v1.TurnService/{name}"], request.SerializeToString(), "", TENANT, 1)
     assert isinstance(ticket, int), ticket
     return ticket
 

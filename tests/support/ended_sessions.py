@@ -35,7 +35,7 @@ class House:
     def call(self, service: str, method: str, request: Message, answer: type[M]) -> M:
         """One RPC."""
         number = METHODS[f"/roost.v1.{service}/{method}"]
-        outcome: Any = self._engine.call(number, request.SerializeToString(), self.tenant, 1)
+        outcome: Any = self._engine.call(number, request.SerializeToString(), "", self.tenant, 1)
         if isinstance(outcome, int):
             outcome = self._ended(outcome)
         assert isinstance(outcome, bytes), outcome

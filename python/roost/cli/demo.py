@@ -153,6 +153,7 @@ async def _server() -> AsyncIterator[LocalServer]:
     from roost.workload.local_server import LocalServer
 
     with tempfile.TemporaryDirectory(prefix="roost-demo-") as directory:
+        os.environ.pop("ROOST_API_KEY", None)  # of another server: this one has no keys
         server = LocalServer(Path(directory), ["--max-resident", "10"])
         server.start()
         try:

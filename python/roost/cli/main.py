@@ -13,8 +13,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from roost.cli import config_cmd, demo, dumps, load, replay, serve, sessions, stats, sweep, trajectories
-from roost.cli.output import CANNOT_REACH, REFUSED, UNUSABLE, WRONG_USAGE, Failure
+from roost.cli import config_cmd, demo, dumps, keys, load, replay, serve, sessions, stats, sweep, trajectories
+from roost.cli.output import CANNOT_REACH, REFUSED, UNUSABLE, WRONG_USAGE, Failure, use_key_file
 
 EPILOG = """
 Exit codes:
@@ -33,6 +33,7 @@ Examples:
  $ roost serve --listen 127.0.0.1:7117 --data-dir ./roost-data
  $ roost sessions list --state open -o json
  $ roost stats --target unix:/run/roost/roost.sock
+ $ roost --api-key-file admin.key keys create acme
 """
 
 app = typer.Typer(
@@ -58,14 +59,29 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
     ] = False,
+    api_key_file: Annotated[
+        str,
+        typer.Option(
+            envvar="ROOST_API_KEY_FILE",
+            help="File with the API key to call with; or set ROOST_API_KEY.",
+            metavar="FILE",
+        ),
+    ] = "",
+    tenant: Annotated[
+        str, typer.Option(envvar="ROOST_TENANT", help="The tenant to act for, with the admin key.", metavar="NAME")
+    ] = "",
 ) -> None:
-    pass
+    if api_key_file:
+        use_key_file(api_key_file)
+    if tenant:
+        os.environ["ROOST_TENANT"] = tenant
 
 
 app.command("serve", epilog=serve.EPILOG)(serve.serve)
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(trajectories.app, name="trajectories")
 app.add_typer(dumps.app, name="dumps")
+app.add_typer(keys.app, name="keys")
 app.command("stats", epilog=stats.EPILOG)(stats.stats)
 app.command("sweep", epilog=sweep.EPILOG)(sweep.sweep)
 app.add_typer(config_cmd.app, name="config")

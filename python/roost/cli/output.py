@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import enum
 import json
+import os
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -50,10 +52,22 @@ Timeout = Annotated[float, typer.Option("--timeout", min=0.001, help="Seconds to
 
 
 def connect(target: str, timeout: float) -> AbstractContextManager[Client]:
-    """A client of the server; its calls raise what `main` turns into one sentence."""
+    """A client of the server; its calls raise what `main` turns into one sentence. The key is that of ROOST_API_KEY,
+    where --api-key-file puts it as well."""
     from roost.client import Client
 
-    return Client(target, timeout=timeout, owner="roost-cli")
+    return Client(target, timeout=timeout, owner="roost-cli", tenant=os.environ.get("ROOST_TENANT", ""))
+
+
+def use_key_file(path: str) -> None:
+    """Have every client of this process send the key in a file. Failure if there is none in it."""
+    try:
+        key = Path(path).read_text("ascii", errors="replace").strip()
+    except OSError as error:
+        raise Failure(f"cannot read the API key file {path}: {error.strerror}", UNUSABLE) from error
+    if not key:
+        raise Failure(f"the API key file {path} is empty", UNUSABLE)
+    os.environ["ROOST_API_KEY"] = key
 
 
 def as_dict(message: Message) -> dict[str, Any]:

@@ -39,6 +39,9 @@ DrainTimeout = Annotated[str | None, typer.Option(help="Time running calls get a
 LogFormat = Annotated[str | None, typer.Option(help="json or logfmt.", metavar="FORMAT")]
 LogLevel = Annotated[str | None, typer.Option(help="debug, info, warning or error.", metavar="LEVEL")]
 Insecure = Annotated[bool | None, typer.Option("--insecure", help="Listen in plaintext beyond this machine.")]
+AdminKeyFile = Annotated[
+    str | None, typer.Option(help="File with the admin key; with one, every call needs a key.", metavar="FILE")
+]
 Introspection = Annotated[str | None, typer.Option(help="Reflection and channelz: auto, on or off.", metavar="WHEN")]
 More = Annotated[list[str] | None, typer.Option("--set", help="Any other setting; repeat.", metavar="KEY=VALUE")]
 
@@ -67,6 +70,7 @@ def serve(
     log_format: LogFormat = None,
     log_level: LogLevel = None,
     introspection: Introspection = None,
+    admin_key_file: AdminKeyFile = None,
     insecure: Insecure = None,
     config: ConfigFile = None,
     more: More = None,
@@ -91,6 +95,7 @@ def serve(
         log_format=log_format,
         log_level=log_level,
         introspection=introspection,
+        admin_key_file=admin_key_file,
         insecure=insecure,
     )
     try:
@@ -100,6 +105,7 @@ def serve(
 
     import os
 
+    os.environ.pop("ROOST_ADMIN_KEY", None)  # it has been read, and no child is to inherit it
     # gRPC's core writes to stderr by itself; what matters of it is said in our words.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from roost.server.address import AddressError

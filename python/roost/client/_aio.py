@@ -12,6 +12,7 @@ import uuid
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from roost.client import _convert as convert
+from roost.client import _keys
 from roost.client._retry import RetryPolicy
 from roost.client._transport import Option, Response, Transport
 from roost.client._turn import AsyncTurn, Renewals
@@ -50,7 +51,8 @@ class AsyncClient:
     `target`: host:port or unix:PATH. `timeout`: seconds after which a call gives up, its repeats included (a waiting
     BeginTurn: wait + 10 s; streams: `stream_timeout`); every method takes its own. `retry`: how calls are repeated;
     every mutation carries a request_id (made here unless given), so that a repeat has one effect. `owner`: names this
-    program in BeginTurn. `options`: more grpc channel options; `credentials`: for TLS.
+    program in BeginTurn. `options`: more grpc channel options; `credentials`: for TLS. `api_key`: sent with each call;
+    None takes that of ROOST_API_KEY, "" sends none. `tenant`: the one that an admin acts for.
 
     Calls raise the classes of `roost.errors`.
     """
@@ -63,6 +65,8 @@ class AsyncClient:
         stream_timeout: float = 300.0,
         retry: RetryPolicy | None = None,
         owner: str = "",
+        api_key: str | None = None,
+        tenant: str = "",
         credentials: grpc.ChannelCredentials | None = None,
         metadata: Sequence[tuple[str, str | bytes]] = (),
         options: Sequence[Option] = (),
@@ -71,6 +75,7 @@ class AsyncClient:
         self.timeout = timeout
         self.stream_timeout = stream_timeout
         self.owner = owner
+        metadata = [*metadata, *_keys.metadata(target, api_key, tenant, credentials is not None)]
         self._transport = Transport(
             target, credentials=credentials, options=options, metadata=metadata, retry=retry or RetryPolicy()
         )
@@ -109,10 +114,12 @@ class AsyncClient:
         stale_timeout: Seconds | None = None,
         if_exists: IfExists = "refuse",
         validate_only: bool = False,
+        mint_key: bool = False,
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> sessions.OpenSessionResponse:
-        """Make a session. An empty id is derived from the request_id; the answer bears it.
+        """Make a session. An empty id is derived from the request_id; the answer bears it. `mint_key`: the answer's
+        `session_key` is a key of the session, for the agent that runs it.
 
         Raises SessionExists, PathCollision, ParentNotFound, SessionClosed (the id ended), TreeSessions, TreeDepth,
         TenantSessions.
@@ -123,6 +130,7 @@ class AsyncClient:
             options=open_options(parent=parent, name=name, labels=labels, stale_timeout=stale_timeout),
             if_exists=convert.IF_EXISTS[if_exists],
             validate_only=validate_only,
+            mint_key=mint_key,
         )
         return await self._call(SESSION + "OpenSession", request, sessions.OpenSessionResponse, timeout)
 
@@ -559,6 +567,33 @@ class AsyncClient:
         """Find the stale trees, and have the server close them now; with `dry_run` only find them."""
         request = admin.SweepRequest(dry_run=dry_run)
         return await self._call(ADMIN + "Sweep", request, admin.SweepResponse, timeout)
+
+    async def create_api_key(
+        self, tenant: str = "", *, request_id: str | None = None, timeout: float | None = None
+    ) -> admin.CreateApiKeyResponse:
+        """Make a key of a tenant ("": default). The answer's `key` is shown here only; a repeat with the same
+        request_id shows it again. Raises TenantKeys (two are active), KeysOff, KeyLost, KeyScope."""
+        request = admin.CreateApiKeyRequest(tenant=tenant, request_id=_request_id(request_id))
+        return await self._call(ADMIN + "CreateApiKey", request, admin.CreateApiKeyResponse, timeout)
+
+    async def revoke_api_key(self, key_id: str, *, timeout: float | None = None) -> admin.RevokeApiKeyResponse:
+        """Revoke a tenant's key; from the answer on it is not accepted. Raises KeyNotFound, KeyScope."""
+        request = admin.RevokeApiKeyRequest(key_id=key_id)
+        return await self._call(ADMIN + "RevokeApiKey", request, admin.RevokeApiKeyResponse, timeout)
+
+    async def list_api_keys(
+        self, *, tenant: str = "", page_size: int = 0, timeout: float | None = None
+    ) -> AsyncIterator[admin.ApiKey]:
+        """Iterate over the keys of a tenant, or of all, in order of creation, revoked ones too; never the keys
+        themselves. `timeout` holds for each page."""
+        request = admin.ListApiKeysRequest(tenant=tenant, page_size=page_size)
+        while True:
+            page = await self._call(ADMIN + "ListApiKeys", request, admin.ListApiKeysResponse, timeout)
+            for key in page.api_keys:
+                yield key
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
 
     # -- inside
 

@@ -35,7 +35,8 @@ class Client:
     `target`: host:port or unix:PATH. `timeout`: seconds after which a call gives up, its repeats included (a waiting
     BeginTurn: wait + 10 s; streams: `stream_timeout`); every method takes its own. `retry`: how calls are repeated;
     every mutation carries a request_id (made here unless given), so that a repeat has one effect. `owner`: names this
-    program in BeginTurn. `options`: more grpc channel options; `credentials`: for TLS.
+    program in BeginTurn. `options`: more grpc channel options; `credentials`: for TLS. `api_key`: sent with each call;
+    None takes that of ROOST_API_KEY, "" sends none. `tenant`: the one that an admin acts for.
 
     Calls raise the classes of `roost.errors`."""
 
@@ -47,6 +48,8 @@ class Client:
         stream_timeout: float = 300.0,
         retry: RetryPolicy | None = None,
         owner: str = "",
+        api_key: str | None = None,
+        tenant: str = "",
         credentials: grpc.ChannelCredentials | None = None,
         metadata: Sequence[tuple[str, str | bytes]] = (),
         options: Sequence[Option] = (),
@@ -58,6 +61,8 @@ class Client:
             stream_timeout=stream_timeout,
             retry=retry,
             owner=owner,
+            api_key=api_key,
+            tenant=tenant,
             credentials=credentials,
             metadata=metadata,
             options=options,
@@ -90,10 +95,12 @@ class Client:
         stale_timeout: Seconds | None = None,
         if_exists: IfExists = "refuse",
         validate_only: bool = False,
+        mint_key: bool = False,
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> sessions.OpenSessionResponse:
-        """Make a session. An empty id is derived from the request_id; the answer bears it.
+        """Make a session. An empty id is derived from the request_id; the answer bears it. `mint_key`: the answer's
+        `session_key` is a key of the session, for the agent that runs it.
 
         Raises SessionExists, PathCollision, ParentNotFound, SessionClosed (the id ended), TreeSessions, TreeDepth,
         TenantSessions."""
@@ -106,6 +113,7 @@ class Client:
                 stale_timeout=stale_timeout,
                 if_exists=if_exists,
                 validate_only=validate_only,
+                mint_key=mint_key,
                 request_id=request_id,
                 timeout=timeout,
             )
@@ -496,6 +504,32 @@ class Client:
     def sweep(self, *, dry_run: bool = False, timeout: float | None = None) -> admin.SweepResponse:
         """Find the stale trees, and have the server close them now; with `dry_run` only find them."""
         return self._bridge.run(self._inner.sweep(dry_run=dry_run, timeout=timeout))
+
+    def create_api_key(
+        self,
+        tenant: str = "",
+        *,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> admin.CreateApiKeyResponse:
+        """Make a key of a tenant ("": default). The answer's `key` is shown here only; a repeat with the same
+        request_id shows it again. Raises TenantKeys (two are active), KeysOff, KeyLost, KeyScope."""
+        return self._bridge.run(self._inner.create_api_key(tenant, request_id=request_id, timeout=timeout))
+
+    def revoke_api_key(self, key_id: str, *, timeout: float | None = None) -> admin.RevokeApiKeyResponse:
+        """Revoke a tenant's key; from the answer on it is not accepted. Raises KeyNotFound, KeyScope."""
+        return self._bridge.run(self._inner.revoke_api_key(key_id, timeout=timeout))
+
+    def list_api_keys(
+        self,
+        *,
+        tenant: str = "",
+        page_size: int = 0,
+        timeout: float | None = None,
+    ) -> Iterator[admin.ApiKey]:
+        """Iterate over the keys of a tenant, or of all, in order of creation, revoked ones too; never the keys
+        themselves. `timeout` holds for each page."""
+        yield from self._bridge.iterate(self._inner.list_api_keys(tenant=tenant, page_size=page_size, timeout=timeout))
 
 
 class Turn:

@@ -8,9 +8,9 @@ before another trajectory is READY yields a Follow. Both raise `Refused`.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from roost.handlers.errors import Refused, check_id, refused, session_not_found
 from roost.store.base import FINISHED, RecordLine, RecordRow, SessionRow, Store
@@ -18,10 +18,13 @@ from roost.store.v1.store_pb2 import Cleanup
 
 if TYPE_CHECKING:
     from roost._core import Engine
+    from roost.handlers.reach import Reach
 
+T = TypeVar("T")
 PAGE_BYTES: Final = 1 << 20  # a reply message is closed once it is this long
 PAGE_RECORDS: Final = 100
 NOTHING_YET: Final = b""
+KEY_INVALID: Final = 'no valid API key: send one as "authorization: Bearer <key>"'  # the engine's words
 PAGE_LINES: Final = 256  # of the list of a session's records; what one step reads of it
 READ_AHEAD: Final = 32  # records read at once; bounds memory where a page turns out longer than expected
 
@@ -36,9 +39,9 @@ class Follow:
 Step = bytes | Follow
 
 
-def is_purging(row: SessionRow) -> bool:
-    """Whether the content of a session is deleted, in part or whole."""
-    return row.cleanup is not None and Cleanup.FromString(row.cleanup).purging
+def is_purging(cleanup: bytes | None) -> bool:
+    """Whether the content of a session whose row has this is deleted, in part or whole."""
+    return cleanup is not None and Cleanup.FromString(cleanup).purging
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,29 @@ class Cold:
     engine: Engine
     store: Store
     tenant: str
+    reach: Reach | None = None  # None: all of the tenant
+
+    def step(self, step: Callable[[], T]) -> T:
+        """Run one step of a handler, once it is clear what the caller reaches at that moment; Refused KEY_INVALID or
+        SESSION_CLOSED where the session of its key is no more."""
+        if self.reach is not None:
+            why = self.reach.look(self.store, self.tenant)
+            if why == "gone":
+                raise refused(self.engine, "KEY_INVALID", KEY_INVALID)
+            if why == "ended":
+                name = self.reach.session_id
+                raise refused(self.engine, "SESSION_CLOSED", f"session {name!r} has ended", session_id=name)
+        return step()
+
+    def reaches(self, row: SessionRow) -> bool:
+        """Whether the caller reaches this session of its tenant."""
+        return self.reach is None or self.reach.reaches(row)
 
     def session(self, session_id: str, field: str = "session_id") -> SessionRow:
         """The row of a session id; Refused INVALID_FIELD or SESSION_NOT_FOUND."""
         check_id(self.engine, field, session_id)
         row = self.store.read_session(self.tenant, session_id)
-        if row is None:
+        if row is None or not self.reaches(row):
             raise session_not_found(self.engine, session_id)
         return row
 
@@ -78,7 +98,7 @@ class Cold:
         if found is None:  # purged since its row was read
             raise session_not_found(self.engine, row.session_id)
         row, page = found
-        if is_purging(row):
+        if is_purging(row.cleanup):
             message = f"the content of session {row.session_id!r} is deleted"
             raise refused(self.engine, "SESSION_PURGED", message, session_id=row.session_id)
         lines = list(page)

@@ -109,7 +109,7 @@ class Sessions:
         if last is not None and last.row.uid == trajectory.session and last.newest >= trajectory.ready_seq:
             return last
         found = self._cold.store.record_lines(trajectory.session, 0)
-        if found is None or is_purging(found[0]):
+        if found is None or is_purging(found[0].cleanup) or not self._cold.reaches(found[0]):
             return None
         return (yield from self.of(found[0]))
 
@@ -179,7 +179,7 @@ def _discount(request: Request) -> float:
 def _root(cold: Cold, request: Request) -> bytes | None:
     """The uid of the tree that the request names."""
     if not request.root_session_id:
-        return None
+        return None if cold.reach is None else cold.reach.root
     row = cold.session(request.root_session_id, "root_session_id")
     if row.root != row.uid:
         rule = f"{row.session_id!r} is not the root of its tree"
@@ -229,7 +229,7 @@ def _named(cold: Cold, request: Request) -> Iterator[Part | Step]:
     keys = [_key(cold, trajectory_id) for trajectory_id in request.trajectory_ids]
     found = cold.store.read_trajectories(keys)
     for trajectory_id, row in zip(request.trajectory_ids, found, strict=True):
-        if row is None or row.tenant != cold.tenant:
+        if row is None or row.tenant != cold.tenant or not _reached(cold, row):
             raise _not_found(cold, trajectory_id)
     yield NOTHING_YET
     verified = Sessions(cold)
@@ -239,6 +239,14 @@ def _named(cold: Cold, request: Request) -> Iterator[Part | Step]:
         if part is None:
             raise _not_found(cold, _id(row.session, row.number))
         yield part
+
+
+def _reached(cold: Cold, trajectory: TrajectoryRow) -> bool:
+    """Whether the caller reaches the session of a trajectory: told before anything is sent, as for one there is not."""
+    if cold.reach is None:
+        return True
+    found = cold.store.record_lines(trajectory.session, 0)
+    return found is not None and cold.reaches(found[0])
 
 
 def _all(cold: Cold, request: Request) -> Iterator[Part | Step]:
@@ -270,7 +278,8 @@ def _every(cold: Cold, request: Request) -> Iterator[SessionRow | Step]:
     after = b""
     while rows := cold.store.list_sessions(where, after, _PAGE):
         yield NOTHING_YET
-        yield from (row for row in rows if row.create_ms <= started_ms and not is_purging(row))
+        wanted = (row for row in rows if row.create_ms <= started_ms and not is_purging(row.cleanup))
+        yield from (row for row in wanted if cold.reaches(row))
         after = rows[-1].uid
 
 

@@ -39,7 +39,7 @@ def list_sessions(cold: Cold, data: bytes) -> bytes:
         rows = cold.store.list_sessions(where, after, wanted)
         more = len(rows) == wanted
         budget -= len(rows)
-        for row, encoded in zip(rows, _describe(cold, rows), strict=True):
+        for row, encoded in zip(rows, _shown(cold, rows), strict=True):
             if len(picked) == size or length >= PAGE_BYTES:
                 more = True
                 break
@@ -51,16 +51,27 @@ def list_sessions(cold: Cold, data: bytes) -> bytes:
     return repeated(1, picked) + (field(2, token.encode()) if token else b"")
 
 
-def _describe(cold: Cold, rows: list[SessionRow]) -> list[bytes | None]:
+def _shown(cold: Cold, rows: list[SessionRow]) -> list[bytes | None]:
+    """Rows encoded as the caller may see them; None for one that it may not."""
+    if cold.reach is None:
+        return _describe(cold, rows)
+    found: list[bytes | None] = []
+    for row in rows:
+        whole = cold.reach.reaches(row)
+        found += _describe(cold, [row], outline=not whole) if whole or cold.reach.sees(row) else [None]
+    return found
+
+
+def _describe(cold: Cold, rows: list[SessionRow], outline: bool = False) -> list[bytes | None]:
     """Rows encoded; None for one that does not verify. GetSession says so; here the others are still served."""
     try:
-        return [*cold.engine.describe(rows)]
+        return [*cold.engine.describe(rows, outline)]
     except ValueError:
         pass
     found: list[bytes | None] = []
     for row in rows:
         try:
-            found += cold.engine.describe([row])
+            found += cold.engine.describe([row], outline)
         except ValueError:
             log.exception("session_corrupt", uid=row.uid.hex())
             found.append(None)
@@ -85,12 +96,14 @@ def _filter(cold: Cold, request: session_service_pb2.ListSessionsRequest) -> Ses
     if request.root_session_id:
         check_id(engine, "root_session_id", request.root_session_id)
         row = cold.store.read_session(cold.tenant, request.root_session_id)
-        if row is None:
+        if row is None or (cold.reach is not None and not cold.reach.sees(row)):
             raise session_not_found(engine, request.root_session_id)
         if row.root != row.uid:
             rule = f"{request.root_session_id!r} is not the root of its tree"
             raise invalid(engine, "root_session_id", rule, session_id=request.root_session_id)
         root = row.uid
+    elif cold.reach is not None:
+        root = cold.reach.root  # it sees no other tree
     if request.path_prefix:
         if root is None:
             raise invalid(engine, "path_prefix", "requires root_session_id")

@@ -41,7 +41,7 @@ def _stale(cold: Cold, row: StaleRow, now: int) -> pb.StaleTree | None:
         stale_ms = 0 if root is None else SessionFacts.FromString(root.facts).stale_timeout_ms
     if active is None or stale_ms == 0 or now - active < stale_ms:
         return None
-    tree = pb.StaleTree(root_session_id=row.session_id, open_sessions=sessions)
+    tree = pb.StaleTree(root_session_id=row.session_id, open_sessions=sessions, tenant=row.tenant)
     tree.idle.FromMilliseconds(now - active)
     tree.stale_timeout.FromMilliseconds(stale_ms)
     return tree

@@ -68,8 +68,8 @@ def parse(listen: str, insecure: bool) -> Address:
     address = Address(host, int(number), "")
     if not address.local and not insecure:
         raise AddressError(
-            f"listen = {listen!r} can be reached from other machines and there is no TLS or key to protect it; "
-            "listen on 127.0.0.1 or unix:PATH, or say --insecure",
+            f"listen = {listen!r} can be reached from other machines and there is no TLS: keys and content would cross "
+            "the network in plaintext; listen on 127.0.0.1 or unix:PATH, or say --insecure",
             USAGE,
         )
     return address

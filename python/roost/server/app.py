@@ -22,7 +22,6 @@ import uvloop
 
 from roost._core import VERSION, Engine
 from roost.handlers.cleanup import Cleaner
-from roost.handlers.cold import Cold
 from roost.handlers.dump.errors import DumpError
 from roost.handlers.dump.target import Target, open_target
 from roost.handlers.dumping import Dumper
@@ -33,7 +32,7 @@ from roost.server import address, logs
 from roost.server.config import ConfigError, Configuration, Settings
 from roost.server.door import Door
 from roost.server.narrator import Narrator
-from roost.server.transport import TENANT, Transport
+from roost.server.transport import Transport
 from roost.store.base import Store
 
 EXIT_STORE_FAILED: Final = 70
@@ -85,12 +84,15 @@ class Process:
         self._where = where
         self._store = store
         limits = config.limits()
-        self._engine = Engine(limits, store.last_seq, store.service_ms)
+        self._has_admin_key = config.admin_key is not None
+        self._engine = Engine(
+            limits, store.last_seq, store.service_ms, store.secret, config.admin_key, store.api_keys()
+        )
         self._dumps = dumps
         self._engine.set_dumps(dumps is not None)
         sources = {name: (value, config.sources[name]) for name, value in limits.items()}
         self._about = About(sources, time.monotonic())
-        self._transport = Transport(self._engine, settings.max_request_bytes, self._about, self._fail)
+        self._transport = Transport(self._engine, store, settings.max_request_bytes, self._about, self._fail)
         info = settings.log_level in ("debug", "info")
         self._engine.set_logging(info and settings.turn_log)
         heartbeat = settings.heartbeat_ms if info else 0
@@ -113,7 +115,7 @@ class Process:
         door = self._door = Door(self._settings, introspection)
         writer = JournalWriter(self._engine, self._store, self._wake, self._fail)
         reader = StoreReader(self._engine, self._store, loop.call_soon_threadsafe, self._transport.drain, self._fail)
-        self._transport.register(door.server, reader, Cold(self._engine, self._store, TENANT))
+        self._transport.register(door.server, reader)
         try:
             port = door.server.add_insecure_port(self._where.target)
         except RuntimeError as error:
@@ -127,8 +129,10 @@ class Process:
         await door.server.start()
         address.bound(self._where)
         listening = self._where.named(port)
+        self._warn(listening)
         cleaning = asyncio.create_task(self._cleaner(reader).run())
-        log.info("ready", listen=listening, version=VERSION, epoch=self._store.epoch, running_trees=roots)
+        keys = self._engine.keys_required()
+        log.info("ready", listen=listening, version=VERSION, epoch=self._store.epoch, running_trees=roots, keys=keys)
         print(f"roost is ready on {listening}", flush=True)  # noqa: T201 - for people and scripts; logs go to stderr
 
         await self._stop.wait()
@@ -144,6 +148,17 @@ class Process:
         address.released(self._where)
         log.info("stopped")
         return 0
+
+    def _warn(self, listening: str) -> None:
+        """What an operator should know of who may call."""
+        required = self._engine.keys_required()
+        if required and not self._has_admin_key:
+            log.warning("no_admin_key", reason="the store holds active keys of tenants, and no admin key is configured")
+        if not self._where.local:
+            what = (
+                "calls, and the keys in them, are in plaintext" if required else "whoever reaches it may do everything"
+            )
+            log.warning("insecure", listen=listening, reason=f"other machines can reach this address: {what}")
 
     def _cleaner(self, reader: StoreReader) -> Cleaner:
         """What works on sessions that have ended."""

@@ -12,15 +12,19 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from roost.server import admin_key
+
 PREFIX: Final = "ROOST_"
 # ROOST_* variables that belong to the command line, not to the server.
-CLIENT_ENVIRONMENT: Final = frozenset({"ROOST_CONFIG", "ROOST_TARGET", "ROOST_OUTPUT"})
+CLIENT_ENVIRONMENT: Final = frozenset(
+    {"ROOST_CONFIG", "ROOST_TARGET", "ROOST_OUTPUT", "ROOST_API_KEY", "ROOST_API_KEY_FILE", "ROOST_TENANT"}
+)
 FAILPOINT: Final = "ROOST_FAILPOINT"  # a development build reads it, see docs/DEVELOPING.md
 
 _SIZE_UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
@@ -108,6 +112,7 @@ class Settings(Limits):
 
     listen: str = Field("127.0.0.1:7117", description="host:port, or unix:PATH")
     data_dir: str = Field("roost-data", min_length=1, description="directory of the store")
+    admin_key_file: str = Field("", description="file with the admin key; with one, every call needs a key")
     dump_target: str = Field(
         "",
         max_length=2_048,
@@ -148,6 +153,7 @@ class Configuration:
 
     settings: Settings
     sources: Mapping[str, str]  # key -> "default", "file", "environment" or "flag"
+    admin_key: str | None = field(default=None, repr=False)  # no setting: it is never shown
 
     def limits(self) -> dict[str, int]:
         """The engine's limits by name."""
@@ -180,7 +186,7 @@ def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     known = {PREFIX + key.upper(): key for key in KEYS}
     values: dict[str, Any] = {}
     for name, value in sorted(environment.items()):
-        if not name.startswith(PREFIX) or name in CLIENT_ENVIRONMENT or name == FAILPOINT:
+        if not name.startswith(PREFIX) or name in CLIENT_ENVIRONMENT or name in {FAILPOINT, admin_key.VARIABLE}:
             continue
         if name not in known:
             raise ConfigError(f"unknown environment variable {name}{_suggest(name, [*known, *CLIENT_ENVIRONMENT])}")
@@ -241,4 +247,8 @@ def load(
             f"max_turn_bytes = {settings.max_turn_bytes} cannot be above "
             f"max_request_bytes = {settings.max_request_bytes}: no request could carry such a turn"
         )
-    return Configuration(settings, sources)
+    try:
+        given = admin_key.read(settings.admin_key_file, environment)
+    except admin_key.AdminKeyError as error:
+        raise ConfigError(str(error)) from None
+    return Configuration(settings, sources, given)

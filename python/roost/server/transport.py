@@ -22,6 +22,7 @@ from roost.handlers.errors import failure
 from roost.handlers.export import export_trajectories
 from roost.handlers.history import read_history
 from roost.handlers.lists import list_sessions
+from roost.handlers.reach import Reach
 from roost.handlers.stats import About, get_stats
 from roost.handlers.sweep import sweep
 from roost.v1 import admin_service_pb2, session_service_pb2, trajectory_service_pb2, turn_service_pb2
@@ -29,9 +30,8 @@ from roost.v1 import admin_service_pb2, session_service_pb2, trajectory_service_
 if TYPE_CHECKING:
     from roost._core import Engine, Refusal
     from roost.handlers.reload import StoreReader
-    from roost.store.base import SessionRow
+    from roost.store.base import SessionRow, Store
 
-TENANT: Final = "default"  # the tenant of a server without keys
 SERVICES: Final = tuple(
     module.DESCRIPTOR.services_by_name[name]
     for module, name in (
@@ -50,8 +50,20 @@ log = structlog.get_logger("roost.transport")
 
 Context = Any  # grpc.aio.ServicerContext of bytes
 Handler = Callable[[bytes, Context], Awaitable[bytes]]
+Caller = tuple[str, str]  # the metadata authorization and x-roost-tenant, as they came
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+def caller_of(context: Context) -> Caller:
+    """What the metadata of a call say of its caller. More than one `authorization` is no key: which would count?"""
+    authorization = tenant = ""
+    for name, value in context.invocation_metadata() or ():
+        if name == "authorization":
+            authorization = f"{authorization},{value}" if authorization else str(value)
+        elif name == "x-roost-tenant":
+            tenant = f"{tenant},{value}" if tenant else str(value)
+    return authorization, tenant
 
 
 class Connections:
@@ -88,8 +100,11 @@ class Connections:
 class Transport:
     """Registers every RPC on a grpc.aio server and keeps the calls that wait for the engine."""
 
-    def __init__(self, engine: Engine, max_request_bytes: int, about: About, fail: Callable[[str], None]) -> None:
+    def __init__(
+        self, engine: Engine, store: Store, max_request_bytes: int, about: About, fail: Callable[[str], None]
+    ) -> None:
         self._engine = engine
+        self._store = store
         self._limit = max_request_bytes
         self._about = about
         self._fail = fail
@@ -173,7 +188,7 @@ class Transport:
 
     # -- registration
 
-    def register(self, server: grpc.aio.Server, reader: StoreReader, cold: Cold) -> None:
+    def register(self, server: grpc.aio.Server, reader: StoreReader) -> None:
         """Add every RPC of every Roost service."""
         unary: dict[str, Callable[[Cold, bytes], bytes]] = {
             "/roost.v1.SessionService/ListSessions": list_sessions,
@@ -191,14 +206,14 @@ class Transport:
                 # No (de)serializers: requests and replies are bytes.
                 if path in streams:
                     handlers[method.name] = grpc.unary_stream_rpc_method_handler(
-                        self._stream(partial(streams[path], cold), reader)
+                        self._stream(path, streams[path], reader)
                     )
                     continue
                 if path == _CHECKPOINT:
                     handlers[method.name] = grpc.unary_stream_rpc_method_handler(self._checkpoint(METHODS[path]))
                     continue
                 if path in unary:
-                    handler = self._cold(partial(unary[path], cold), reader)
+                    handler = self._cold(path, unary[path], reader)
                 elif path == _BEGIN:
                     handler = self._begin(METHODS[path])
                 else:
@@ -214,9 +229,10 @@ class Transport:
             self.requests += 1
             if len(request) > limit:
                 await self._too_large(context, len(request))
-            result: Any = call(method, request, 0)
+            caller = caller_of(context)
+            result: Any = call(method, request, caller, 0)
             if type(result) is int:
-                result = await wait(method, request, result)
+                result = await wait(method, request, caller, result)
             if type(result) is bytes:
                 return result
             return await _refuse(context, result)
@@ -231,11 +247,11 @@ class Transport:
             self.requests += 1
             if len(request) > limit:
                 await self._too_large(context, len(request))
-            peer = context.peer()
+            peer, caller = context.peer(), caller_of(context)
             try:
-                result: Any = call(method, request, connections.enter(peer))
+                result: Any = call(method, request, caller, connections.enter(peer))
                 if type(result) is int:
-                    result = await wait(method, request, result)
+                    result = await wait(method, request, caller, result)
             finally:
                 connections.leave(peer)
             if type(result) is bytes:
@@ -244,10 +260,10 @@ class Transport:
 
         return handle
 
-    def _call(self, method: int, request: bytes, connection: int) -> bytes | int | Refusal:
+    def _call(self, method: int, request: bytes, caller: Caller, connection: int) -> bytes | int | Refusal:
         """Ask the engine. An exception is a bug and fails the call; a panic leaves the engine unusable."""
         try:
-            return self._engine.call(method, request, TENANT, connection)
+            return self._engine.call(method, request, *caller, connection)
         except Exception:
             log.exception("call_failed", method=method)
             return self._engine.refuse("INTERNAL_ERROR", "the server failed to answer; see its log", {})
@@ -268,7 +284,7 @@ class Transport:
                 self._pending.pop(ticket, None)
         return result == b"done"
 
-    async def _wait(self, method: int, request: bytes, ticket: int) -> bytes | Refusal:
+    async def _wait(self, method: int, request: bytes, caller: Caller, ticket: int) -> bytes | Refusal:
         """Await a ticket; the engine learns of it when the caller is gone (I24)."""
         future = self._pending[ticket] = asyncio.get_running_loop().create_future()
         try:
@@ -281,20 +297,35 @@ class Transport:
                 self._ask(self._engine.cancel, ticket)
             elif type(reply) is bytes:
                 # The answer was there, but this call was cancelled before it could be written.
-                self._ask(self._engine.undelivered, method, request, reply, TENANT)
+                self._ask(self._engine.undelivered, method, request, reply, *caller)
             self.drain()
             raise
 
-    def _cold(self, handler: Callable[[bytes], bytes], reader: StoreReader) -> Handler:
+    def _authorize(self, path: str, caller: Caller) -> Cold | Refusal:
+        """What a cold handler may use for this caller. Asked again before each step of a stream: keys are revoked."""
+        try:
+            granted = self._engine.authorize(path, *caller)
+        except Exception:
+            log.exception("authorize_failed", path=path)
+            return self._engine.refuse("INTERNAL_ERROR", "the server failed to answer; see its log", {})
+        if len(granted) == 3:
+            return granted
+        tenant, session = granted
+        return Cold(self._engine, self._store, tenant, None if session is None else Reach(*session))
+
+    def _cold(self, path: str, handler: Callable[[Cold, bytes], bytes], reader: StoreReader) -> Handler:
         """A unary RPC of the reader thread."""
 
         async def handle(request: bytes, context: Context) -> bytes:
             self.requests += 1
             if len(request) > self._limit:
                 await self._too_large(context, len(request))
+            cold = self._authorize(path, caller_of(context))
+            if not isinstance(cold, Cold):
+                await _refuse(context, cold)
             self._cold_running += 1
             try:
-                answer = await reader.read(partial(handler, request))
+                answer = await reader.read(partial(cold.step, partial(handler, cold, request)))
             finally:
                 self._cold_running -= 1
             if type(answer) is bytes:
@@ -304,7 +335,7 @@ class Transport:
         return handle
 
     def _stream(
-        self, handler: Callable[[bytes], Iterator[Step]], reader: StoreReader
+        self, path: str, handler: Callable[[Cold, bytes], Iterator[Step]], reader: StoreReader
     ) -> Callable[[bytes, Context], AsyncIterator[bytes]]:
         """A server-streaming RPC: each step is one read, made when the message before was taken by the transport."""
 
@@ -312,11 +343,16 @@ class Transport:
             self.requests += 1
             if len(request) > self._limit:
                 await self._too_large(context, len(request))
-            pages = handler(request)
+            caller = caller_of(context)
+            cold = self._authorize(path, caller)
+            if not isinstance(cold, Cold):
+                await _refuse(context, cold)
+            pages = handler(cold, request)
+            step = partial(cold.step, partial(next, pages, None))
             self._cold_running += 1
             self._streams[pages] = time.monotonic()
             try:
-                while (page := await reader.read(partial(next, pages, None))) is not None:
+                while (page := await reader.read(step)) is not None:
                     if type(page) is Follow:
                         # It has read all there was: what is purged from now on is none of its business.
                         self._streams[pages] = time.monotonic()
@@ -329,6 +365,10 @@ class Transport:
                         break
                     elif page:  # else NOTHING_YET
                         yield page
+                    still = self._authorize(path, caller)
+                    if not isinstance(still, Cold):
+                        page = still
+                        break
             finally:
                 self._cold_running -= 1
                 del self._streams[pages]
@@ -344,10 +384,11 @@ class Transport:
             self.requests += 1
             if len(request) > self._limit:
                 await self._too_large(context, len(request))
+            caller = caller_of(context)
             while True:
-                result: Any = self._call(method, request, 0)
+                result: Any = self._call(method, request, caller, 0)
                 if type(result) is int:
-                    result = await self._wait(method, request, result)
+                    result = await self._wait(method, request, caller, result)
                 if type(result) is not bytes:
                     await _refuse(context, result)
                 yield result

@@ -156,6 +156,24 @@ class SessionForget(NamedTuple):
     prev: int
 
 
+class ApiKeyRow(NamedTuple):
+    """A key of a tenant, without the key."""
+
+    key_id: bytes  # UUIDv7
+    tenant: str
+    hash: bytes  # 32 bytes; what a presented key is compared with
+    create_ms: int
+    revoke_ms: int  # 0: it is active
+    request: bytes | None  # roost.store.v1.RequestMark of the CreateApiKey
+
+
+class ApiKeyRevoke(NamedTuple):
+    """An active key was revoked."""
+
+    key_id: bytes
+    revoke_ms: int
+
+
 class Batch(Protocol):
     """What one `append` stores, whole or not at all. Made by the engine (`roost._core.Batch`)."""
 
@@ -184,6 +202,8 @@ class Batch(Protocol):
         """Sessions whose rewards and trajectories are to be deleted."""
 
     def forgets(self) -> list[tuple[Any, ...]]: ...
+    def keys(self) -> list[tuple[Any, ...]]: ...
+    def revoked_keys(self) -> list[tuple[Any, ...]]: ...
     def split(self) -> Sequence[Batch]:
         """One batch a tree, in the order of their first entries."""
 
@@ -244,6 +264,8 @@ class Found(NamedTuple):
     root: bytes
     state: int
     rows: list[HeaderRow]
+    parent: bytes  # b"" for a root
+    cleanup: bytes | None  # of one that is not OPEN
 
 
 class SessionRow(NamedTuple):
@@ -383,6 +405,7 @@ class Store(Protocol):
     epoch: int  # grows by one at each open; every append checks it
     last_seq: int  # highest journal sequence stored at open
     service_ms: int  # for how long the store had been served at open
+    secret: bytes  # 32 bytes made with the store and kept apart from its rows: what keys are made from
 
     def append(self, shard: int, epoch: int, first_seq: int, batch: Batch, service_ms: int = 0) -> Outcome:
         """Store the batch in one durable transaction, and for how long the store has been served. Raises StoreFailed
@@ -475,6 +498,9 @@ class Store(Protocol):
 
     def used_bytes(self) -> int:
         """Bytes of the store's file that hold something: what is free in it is used again. For the writer thread."""
+
+    def api_keys(self) -> list[ApiKeyRow]:
+        """All keys of tenants, revoked ones too. What start-up loads."""
 
     def sizes(self) -> dict[str, int]:
         """Bytes of the store's files, by name ("store_bytes", "wal_bytes", "reserve_bytes")."""

@@ -9,6 +9,7 @@ from typing import Any
 import apsw
 
 from .base import (
+    ApiKeyRow,
     CleanupRow,
     DueRow,
     Found,
@@ -67,6 +68,8 @@ _TRAJECTORY_BY_NUMBER = _TRAJECTORY.format("") + " WHERE t.session = ?1 AND t.nu
 _TRAJECTORIES_OF_SESSION = _TRAJECTORY.format("") + " WHERE t.session = ?1 ORDER BY t.number"
 _READY = " WHERE {} AND t.ack_ms = 0 AND t.ready_seq > :after ORDER BY t.ready_seq LIMIT :limit"
 _LAST_READY = "SELECT max(ready_seq) FROM trajectory INDEXED BY trajectory_ready WHERE tenant = ?1 AND ack_ms = 0"
+
+_API_KEYS = f"SELECT {', '.join(ApiKeyRow._fields)} FROM api_key ORDER BY key_id"
 
 _REWARDS = "SELECT seq, value FROM reward WHERE session = ?1"
 
@@ -176,12 +179,14 @@ class Reader:
         """See base.Store."""
         with self._snapshot() as conn:
             row: Any = conn.execute(
-                "SELECT uid, root, state FROM session WHERE tenant = ?1 AND session_id = ?2", (tenant, session_id)
+                "SELECT uid, root, state, parent, iif(state = 1, NULL, cleanup) FROM session "
+                "WHERE tenant = ?1 AND session_id = ?2",
+                (tenant, session_id),
             ).fetchone()
             if row is None:
                 return None
-            uid, root, state = row
-            return Found(uid, root, state, _header(conn, root) if state == OPEN_STATE else [])
+            uid, root, state, parent, cleanup = row
+            return Found(uid, root, state, _header(conn, root) if state == OPEN_STATE else [], parent, cleanup)
 
     def load_header(self, root: bytes) -> tuple[str, list[HeaderRow]]:
         """See base.Store. A tree that does not exist has the tenant "" and no rows."""
@@ -346,6 +351,11 @@ class Reader:
         """See base.Store."""
         with self._snapshot() as conn:
             return _session(conn, uid)
+
+    def api_keys(self) -> list[ApiKeyRow]:
+        """See base.Store."""
+        with self._snapshot() as conn:
+            return [ApiKeyRow._make(row) for row in conn.execute(_API_KEYS)]
 
     def close(self) -> None:
         """Close the connection. The next read would open another."""

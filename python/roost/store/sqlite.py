@@ -10,8 +10,9 @@ from pathlib import Path
 
 import apsw
 
-from . import claim, connect, schema
+from . import claim, connect, schema, secret
 from .base import (
+    ApiKeyRow,
     Batch,
     CleanupRow,
     DueRow,
@@ -68,6 +69,12 @@ class SqliteStore:
             self._reserve = Reserve(directory / claim.RESERVE_FILE, reserve_bytes, reserve_margin)
             self._make_reserve(directory)
             conn = self._open_writer(directory)
+            known = (directory / secret.SECRET_FILE).exists()
+            self.secret = self._read_secret(directory)
+            if not known and conn.execute("SELECT 1 FROM api_key").get is not None:
+                log.warning(
+                    "the file %s was missing: the keys of sessions end, those of tenants stay", secret.SECRET_FILE
+                )
             self._checkpointer = Checkpointer(
                 conn, lambda: connect.connect(self._path, vfs=vfs), background=background_checkpoint
             )
@@ -88,6 +95,16 @@ class SqliteStore:
             if self._path.stat().st_size == 0:
                 raise claim.unwritable(directory, error) from error
             log.warning("the reserve file cannot be made: %s", error)
+
+    def _read_secret(self, directory: Path) -> bytes:
+        """The server's secret; made where there is none."""
+        try:
+            return secret.read_or_make(directory)
+        except StoreError as error:
+            # As for the file itself: once more with the room of the reserve.
+            if error.reason != "DISK_FULL" or not self._reserve.give_up():
+                raise
+            return secret.read_or_make(directory)
 
     def _open_writer(self, directory: Path) -> apsw.Connection:
         """The writing connection, with the schema up to date and the epoch grown by one."""
@@ -269,6 +286,10 @@ class SqliteStore:
     def session_by_uid(self, uid: bytes) -> SessionRow | None:
         """See base.Store."""
         return self._reader.session_by_uid(uid)
+
+    def api_keys(self) -> list[ApiKeyRow]:
+        """See base.Store."""
+        return self._reader.api_keys()
 
     def sizes(self) -> dict[str, int]:
         """See base.Store."""

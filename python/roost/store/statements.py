@@ -12,7 +12,7 @@ from functools import cache
 from itertools import chain
 from typing import Any
 
-from .base import Batch, RecordInsert, RewardUpsert, SessionUpsert, TrajectoryInsert
+from .base import ApiKeyRow, Batch, RecordInsert, RewardUpsert, SessionUpsert, TrajectoryInsert
 
 MAX_ROWS = 64
 OPEN_STATE = 1  # roost.v1.SESSION_STATE_OPEN
@@ -116,6 +116,16 @@ _KINDS: dict[str, tuple[int, str, str]] = {
         "UPDATE trajectory SET ack_ms = iif(ack_ms = 0, v.column3, ack_ms) FROM (VALUES ",
         ") AS v WHERE trajectory.session = v.column1 AND trajectory.number = v.column2",
     ),
+    "insert_key": (
+        6,
+        f"INSERT INTO api_key ({', '.join(ApiKeyRow._fields)}) VALUES ",
+        "",
+    ),
+    "revoke_key": (
+        2,
+        "UPDATE api_key SET revoke_ms = v.column2 FROM (VALUES ",
+        ") AS v WHERE api_key.key_id = v.column1 AND api_key.revoke_ms = 0",
+    ),
 }
 
 # Of these, how many rows change is not known before. Each binds a session's uid, or (uid, time).
@@ -210,6 +220,8 @@ class Plan:
             yield _PURGE_TRAJECTORIES, (session,), ANY_ROWS
         yield from chunks("cleanup_step", batch.steps())
         yield from chunks("forget_session", batch.forgets())
+        yield from chunks("insert_key", batch.keys())
+        yield from chunks("revoke_key", batch.revoked_keys())
 
     def _births(self) -> Iterator[tuple[str, Row, int]]:
         """Sessions that are opened; those that the batch also closes one by one, for they may have had one path."""

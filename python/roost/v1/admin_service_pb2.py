@@ -23,9 +23,10 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1croost/v1/admin_service.proto\x12\x08roost.v1\x1a\x1egoogle/protobuf/duration.proto\"\x1f\n\x0cSweepRequest\x12\x0f\n\x07\x64ry_run\x18\x01 \x01(\x08\"\x96\x01\n\tStaleTree\x12\x17\n\x0froot_session_id\x18\x01 \x01(\t\x12\x15\n\ropen_sessions\x18\x02 \x01(\r\x12\'\n\x04idle\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\rstale_timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"A\n\rSweepResponse\x12\"\n\x05trees\x18\x01 \x03(\x0b\x32\x13.roost.v1.StaleTree\x12\x0c\n\x04more\x18\x02 \x01(\x08\"\x11\n\x0fGetStatsRequest\"B\n\x05Limit\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03\x12\x0e\n\x06source\x18\x03 \x01(\t\x12\x0c\n\x04used\x18\x04 \x01(\x03\"\xe4\x02\n\x10GetStatsResponse\x12:\n\x08\x63ounters\x18\x01 \x03(\x0b\x32(.roost.v1.GetStatsResponse.CountersEntry\x12\x36\n\x06gauges\x18\x02 \x03(\x0b\x32&.roost.v1.GetStatsResponse.GaugesEntry\x12\x1f\n\x06limits\x18\x03 \x03(\x0b\x32\x0f.roost.v1.Limit\x12)\n\x06uptime\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\r\n\x05\x65poch\x18\x06 \x01(\x03\x12\x10\n\x08store_id\x18\x07 \x01(\t\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a-\n\x0bGaugesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x32\x8b\x01\n\x0c\x41\x64minService\x12\x41\n\x08GetStats\x12\x19.roost.v1.GetStatsRequest\x1a\x1a.roost.v1.GetStatsResponse\x12\x38\n\x05Sweep\x12\x16.roost.v1.SweepRequest\x1a\x17.roost.v1.SweepResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1croost/v1/admin_service.proto\x12\x08roost.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x1f\n\x0cSweepRequest\x12\x0f\n\x07\x64ry_run\x18\x01 \x01(\x08\"\xa6\x01\n\tStaleTree\x12\x17\n\x0froot_session_id\x18\x01 \x01(\t\x12\x15\n\ropen_sessions\x18\x02 \x01(\r\x12\'\n\x04idle\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\rstale_timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06tenant\x18\x05 \x01(\t\"A\n\rSweepResponse\x12\"\n\x05trees\x18\x01 \x03(\x0b\x32\x13.roost.v1.StaleTree\x12\x0c\n\x04more\x18\x02 \x01(\x08\"\x11\n\x0fGetStatsRequest\"B\n\x05Limit\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03\x12\x0e\n\x06source\x18\x03 \x01(\t\x12\x0c\n\x04used\x18\x04 \x01(\x03\"\xe4\x02\n\x10GetStatsResponse\x12:\n\x08\x63ounters\x18\x01 \x03(\x0b\x32(.roost.v1.GetStatsResponse.CountersEntry\x12\x36\n\x06gauges\x18\x02 \x03(\x0b\x32&.roost.v1.GetStatsResponse.GaugesEntry\x12\x1f\n\x06limits\x18\x03 \x03(\x0b\x32\x0f.roost.v1.Limit\x12)\n\x06uptime\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\r\n\x05\x65poch\x18\x06 \x01(\x03\x12\x10\n\x08store_id\x18\x07 \x01(\t\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a-\n\x0bGaugesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\x8a\x01\n\x06\x41piKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"9\n\x13\x43reateApiKeyRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"]\n\x14\x43reateApiKeyResponse\x12!\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x10.roost.v1.ApiKey\x12\x10\n\x03key\x18\x02 \x01(\tB\x03\x80\x01\x01\x12\x10\n\x08repeated\x18\x03 \x01(\x08\"%\n\x13RevokeApiKeyRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\"K\n\x14RevokeApiKeyResponse\x12!\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x10.roost.v1.ApiKey\x12\x10\n\x08repeated\x18\x02 \x01(\x08\"K\n\x12ListApiKeysRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\"R\n\x13ListApiKeysResponse\x12\"\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x10.roost.v1.ApiKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xf5\x02\n\x0c\x41\x64minService\x12\x41\n\x08GetStats\x12\x19.roost.v1.GetStatsRequest\x1a\x1a.roost.v1.GetStatsResponse\x12\x38\n\x05Sweep\x12\x16.roost.v1.SweepRequest\x1a\x17.roost.v1.SweepResponse\x12M\n\x0c\x43reateApiKey\x12\x1d.roost.v1.CreateApiKeyRequest\x1a\x1e.roost.v1.CreateApiKeyResponse\x12M\n\x0cRevokeApiKey\x12\x1d.roost.v1.RevokeApiKeyRequest\x1a\x1e.roost.v1.RevokeApiKeyResponse\x12J\n\x0bListApiKeys\x12\x1c.roost.v1.ListApiKeysRequest\x1a\x1d.roost.v1.ListApiKeysResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,22 +37,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSTATSRESPONSE_COUNTERSENTRY']._serialized_options = b'8\001'
   _globals['_GETSTATSRESPONSE_GAUGESENTRY']._loaded_options = None
   _globals['_GETSTATSRESPONSE_GAUGESENTRY']._serialized_options = b'8\001'
-  _globals['_SWEEPREQUEST']._serialized_start=74
-  _globals['_SWEEPREQUEST']._serialized_end=105
-  _globals['_STALETREE']._serialized_start=108
-  _globals['_STALETREE']._serialized_end=258
-  _globals['_SWEEPRESPONSE']._serialized_start=260
-  _globals['_SWEEPRESPONSE']._serialized_end=325
-  _globals['_GETSTATSREQUEST']._serialized_start=327
-  _globals['_GETSTATSREQUEST']._serialized_end=344
-  _globals['_LIMIT']._serialized_start=346
-  _globals['_LIMIT']._serialized_end=412
-  _globals['_GETSTATSRESPONSE']._serialized_start=415
-  _globals['_GETSTATSRESPONSE']._serialized_end=771
-  _globals['_GETSTATSRESPONSE_COUNTERSENTRY']._serialized_start=677
-  _globals['_GETSTATSRESPONSE_COUNTERSENTRY']._serialized_end=724
-  _globals['_GETSTATSRESPONSE_GAUGESENTRY']._serialized_start=726
-  _globals['_GETSTATSRESPONSE_GAUGESENTRY']._serialized_end=771
-  _globals['_ADMINSERVICE']._serialized_start=774
-  _globals['_ADMINSERVICE']._serialized_end=913
+  _globals['_CREATEAPIKEYRESPONSE'].fields_by_name['key']._loaded_options = None
+  _globals['_CREATEAPIKEYRESPONSE'].fields_by_name['key']._serialized_options = b'\200\001\001'
+  _globals['_SWEEPREQUEST']._serialized_start=107
+  _globals['_SWEEPREQUEST']._serialized_end=138
+  _globals['_STALETREE']._serialized_start=141
+  _globals['_STALETREE']._serialized_end=307
+  _globals['_SWEEPRESPONSE']._serialized_start=309
+  _globals['_SWEEPRESPONSE']._serialized_end=374
+  _globals['_GETSTATSREQUEST']._serialized_start=376
+  _globals['_GETSTATSREQUEST']._serialized_end=393
+  _globals['_LIMIT']._serialized_start=395
+  _globals['_LIMIT']._serialized_end=461
+  _globals['_GETSTATSRESPONSE']._serialized_start=464
+  _globals['_GETSTATSRESPONSE']._serialized_end=820
+  _globals['_GETSTATSRESPONSE_COUNTERSENTRY']._serialized_start=726
+  _globals['_GETSTATSRESPONSE_COUNTERSENTRY']._serialized_end=773
+  _globals['_GETSTATSRESPONSE_GAUGESENTRY']._serialized_start=775
+  _globals['_GETSTATSRESPONSE_GAUGESENTRY']._serialized_end=820
+  _globals['_APIKEY']._serialized_start=823
+  _globals['_APIKEY']._serialized_end=961
+  _globals['_CREATEAPIKEYREQUEST']._serialized_start=963
+  _globals['_CREATEAPIKEYREQUEST']._serialized_end=1020
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=1022
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=1115
+  _globals['_REVOKEAPIKEYREQUEST']._serialized_start=1117
+  _globals['_REVOKEAPIKEYREQUEST']._serialized_end=1154
+  _globals['_REVOKEAPIKEYRESPONSE']._serialized_start=1156
+  _globals['_REVOKEAPIKEYRESPONSE']._serialized_end=1231
+  _globals['_LISTAPIKEYSREQUEST']._serialized_start=1233
+  _globals['_LISTAPIKEYSREQUEST']._serialized_end=1308
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=1310
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=1392
+  _globals['_ADMINSERVICE']._serialized_start=1395
+  _globals['_ADMINSERVICE']._serialized_end=1768
 # @@protoc_insertion_point(module_scope)

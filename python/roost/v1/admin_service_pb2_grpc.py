@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class AdminServiceStub(object):
-    """Operation of the server.
+    """Operation of the server. On a server with keys only the admin key is accepted here; for any other valid key every call is
+    PERMISSION_DENIED KEY_SCOPE.
     """
 
     def __init__(self, channel):
@@ -45,10 +46,26 @@ class AdminServiceStub(object):
                 request_serializer=roost_dot_v1_dot_admin__service__pb2.SweepRequest.SerializeToString,
                 response_deserializer=roost_dot_v1_dot_admin__service__pb2.SweepResponse.FromString,
                 _registered_method=True)
+        self.CreateApiKey = channel.unary_unary(
+                '/roost.v1.AdminService/CreateApiKey',
+                request_serializer=roost_dot_v1_dot_admin__service__pb2.CreateApiKeyRequest.SerializeToString,
+                response_deserializer=roost_dot_v1_dot_admin__service__pb2.CreateApiKeyResponse.FromString,
+                _registered_method=True)
+        self.RevokeApiKey = channel.unary_unary(
+                '/roost.v1.AdminService/RevokeApiKey',
+                request_serializer=roost_dot_v1_dot_admin__service__pb2.RevokeApiKeyRequest.SerializeToString,
+                response_deserializer=roost_dot_v1_dot_admin__service__pb2.RevokeApiKeyResponse.FromString,
+                _registered_method=True)
+        self.ListApiKeys = channel.unary_unary(
+                '/roost.v1.AdminService/ListApiKeys',
+                request_serializer=roost_dot_v1_dot_admin__service__pb2.ListApiKeysRequest.SerializeToString,
+                response_deserializer=roost_dot_v1_dot_admin__service__pb2.ListApiKeysResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer(object):
-    """Operation of the server.
+    """Operation of the server. On a server with keys only the admin key is accepted here; for any other valid key every call is
+    PERMISSION_DENIED KEY_SCOPE.
     """
 
     def GetStats(self, request, context):
@@ -60,6 +77,31 @@ class AdminServiceServicer(object):
 
     def Sweep(self, request, context):
         """Finds the trees that are stale, and has the server close them now instead of at its next sweep.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateApiKey(self, request, context):
+        """Makes a key of a tenant; the tenant needs no other making. The answer is the only place where the key is shown; a
+        repeat with the same request_id shows the same key. A tenant has at most two active keys, so that one can replace
+        the other. Errors: RESOURCE_EXHAUSTED TENANT_KEYS, FAILED_PRECONDITION KEYS_OFF (the server has no admin key) or
+        KEY_LOST.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeApiKey(self, request, context):
+        """Revokes a tenant's key: from the answer on no call that bears it is accepted, and no call that waits is granted
+        anything. Revoking again gives the same answer. Turns that run keep their leases. Errors: NOT_FOUND KEY_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListApiKeys(self, request, context):
+        """Lists the keys of tenants in order of their creation, revoked ones too; never the keys themselves.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -78,6 +120,21 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     request_deserializer=roost_dot_v1_dot_admin__service__pb2.SweepRequest.FromString,
                     response_serializer=roost_dot_v1_dot_admin__service__pb2.SweepResponse.SerializeToString,
             ),
+            'CreateApiKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateApiKey,
+                    request_deserializer=roost_dot_v1_dot_admin__service__pb2.CreateApiKeyRequest.FromString,
+                    response_serializer=roost_dot_v1_dot_admin__service__pb2.CreateApiKeyResponse.SerializeToString,
+            ),
+            'RevokeApiKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeApiKey,
+                    request_deserializer=roost_dot_v1_dot_admin__service__pb2.RevokeApiKeyRequest.FromString,
+                    response_serializer=roost_dot_v1_dot_admin__service__pb2.RevokeApiKeyResponse.SerializeToString,
+            ),
+            'ListApiKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListApiKeys,
+                    request_deserializer=roost_dot_v1_dot_admin__service__pb2.ListApiKeysRequest.FromString,
+                    response_serializer=roost_dot_v1_dot_admin__service__pb2.ListApiKeysResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'roost.v1.AdminService', rpc_method_handlers)
@@ -87,7 +144,8 @@ def add_AdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdminService(object):
-    """Operation of the server.
+    """Operation of the server. On a server with keys only the admin key is accepted here; for any other valid key every call is
+    PERMISSION_DENIED KEY_SCOPE.
     """
 
     @staticmethod
@@ -134,6 +192,87 @@ class AdminService(object):
             '/roost.v1.AdminService/Sweep',
             roost_dot_v1_dot_admin__service__pb2.SweepRequest.SerializeToString,
             roost_dot_v1_dot_admin__service__pb2.SweepResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateApiKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/roost.v1.AdminService/CreateApiKey',
+            roost_dot_v1_dot_admin__service__pb2.CreateApiKeyRequest.SerializeToString,
+            roost_dot_v1_dot_admin__service__pb2.CreateApiKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeApiKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/roost.v1.AdminService/RevokeApiKey',
+            roost_dot_v1_dot_admin__service__pb2.RevokeApiKeyRequest.SerializeToString,
+            roost_dot_v1_dot_admin__service__pb2.RevokeApiKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListApiKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/roost.v1.AdminService/ListApiKeys',
+            roost_dot_v1_dot_admin__service__pb2.ListApiKeysRequest.SerializeToString,
+            roost_dot_v1_dot_admin__service__pb2.ListApiKeysResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,7 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AdminServiceStub:
-    """Operation of the server."""
+    """Operation of the server. On a server with keys only the admin key is accepted here; for any other valid key every call is
+    PERMISSION_DENIED KEY_SCOPE.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -37,19 +39,47 @@ class AdminServiceStub:
     """Reads counters, gauges and limits. Momentary: exempt from the durability wait of other answers."""
     Sweep: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.SweepRequest, _admin_service_pb2.SweepResponse]
     """Finds the trees that are stale, and has the server close them now instead of at its next sweep."""
+    CreateApiKey: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.CreateApiKeyRequest, _admin_service_pb2.CreateApiKeyResponse]
+    """Makes a key of a tenant; the tenant needs no other making. The answer is the only place where the key is shown; a
+    repeat with the same request_id shows the same key. A tenant has at most two active keys, so that one can replace
+    the other. Errors: RESOURCE_EXHAUSTED TENANT_KEYS, FAILED_PRECONDITION KEYS_OFF (the server has no admin key) or
+    KEY_LOST.
+    """
+    RevokeApiKey: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.RevokeApiKeyRequest, _admin_service_pb2.RevokeApiKeyResponse]
+    """Revokes a tenant's key: from the answer on no call that bears it is accepted, and no call that waits is granted
+    anything. Revoking again gives the same answer. Turns that run keep their leases. Errors: NOT_FOUND KEY_NOT_FOUND.
+    """
+    ListApiKeys: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListApiKeysRequest, _admin_service_pb2.ListApiKeysResponse]
+    """Lists the keys of tenants in order of their creation, revoked ones too; never the keys themselves."""
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
-    """Operation of the server."""
+    """Operation of the server. On a server with keys only the admin key is accepted here; for any other valid key every call is
+    PERMISSION_DENIED KEY_SCOPE.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetStats: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetStatsRequest, _admin_service_pb2.GetStatsResponse]  # type: ignore[assignment]
     """Reads counters, gauges and limits. Momentary: exempt from the durability wait of other answers."""
     Sweep: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.SweepRequest, _admin_service_pb2.SweepResponse]  # type: ignore[assignment]
     """Finds the trees that are stale, and has the server close them now instead of at its next sweep."""
+    CreateApiKey: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.CreateApiKeyRequest, _admin_service_pb2.CreateApiKeyResponse]  # type: ignore[assignment]
+    """Makes a key of a tenant; the tenant needs no other making. The answer is the only place where the key is shown; a
+    repeat with the same request_id shows the same key. A tenant has at most two active keys, so that one can replace
+    the other. Errors: RESOURCE_EXHAUSTED TENANT_KEYS, FAILED_PRECONDITION KEYS_OFF (the server has no admin key) or
+    KEY_LOST.
+    """
+    RevokeApiKey: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RevokeApiKeyRequest, _admin_service_pb2.RevokeApiKeyResponse]  # type: ignore[assignment]
+    """Revokes a tenant's key: from the answer on no call that bears it is accepted, and no call that waits is granted
+    anything. Revoking again gives the same answer. Turns that run keep their leases. Errors: NOT_FOUND KEY_NOT_FOUND.
+    """
+    ListApiKeys: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListApiKeysRequest, _admin_service_pb2.ListApiKeysResponse]  # type: ignore[assignment]
+    """Lists the keys of tenants in order of their creation, revoked ones too; never the keys themselves."""
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Operation of the server."""
+    """Operation of the server. On a server with keys only the admin key is accepted here; for any other valid key every call is
+    PERMISSION_DENIED KEY_SCOPE.
+    """
 
     @_abc_1.abstractmethod
     def GetStats(
@@ -66,5 +96,35 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.SweepResponse, _abc.Awaitable[_admin_service_pb2.SweepResponse]]:
         """Finds the trees that are stale, and has the server close them now instead of at its next sweep."""
+
+    @_abc_1.abstractmethod
+    def CreateApiKey(
+        self,
+        request: _admin_service_pb2.CreateApiKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.CreateApiKeyResponse, _abc.Awaitable[_admin_service_pb2.CreateApiKeyResponse]]:
+        """Makes a key of a tenant; the tenant needs no other making. The answer is the only place where the key is shown; a
+        repeat with the same request_id shows the same key. A tenant has at most two active keys, so that one can replace
+        the other. Errors: RESOURCE_EXHAUSTED TENANT_KEYS, FAILED_PRECONDITION KEYS_OFF (the server has no admin key) or
+        KEY_LOST.
+        """
+
+    @_abc_1.abstractmethod
+    def RevokeApiKey(
+        self,
+        request: _admin_service_pb2.RevokeApiKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.RevokeApiKeyResponse, _abc.Awaitable[_admin_service_pb2.RevokeApiKeyResponse]]:
+        """Revokes a tenant's key: from the answer on no call that bears it is accepted, and no call that waits is granted
+        anything. Revoking again gives the same answer. Turns that run keep their leases. Errors: NOT_FOUND KEY_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ListApiKeys(
+        self,
+        request: _admin_service_pb2.ListApiKeysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ListApiKeysResponse, _abc.Awaitable[_admin_service_pb2.ListApiKeysResponse]]:
+        """Lists the keys of tenants in order of their creation, revoked ones too; never the keys themselves."""
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

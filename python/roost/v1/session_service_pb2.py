@@ -26,55 +26,57 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from roost.v1 import types_pb2 as roost_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eroost/v1/session_service.proto\x12\x08roost.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x14roost/v1/types.proto\"\xa2\x01\n\x12OpenSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12&\n\x07options\x18\x03 \x01(\x0b\x32\x15.roost.v1.OpenOptions\x12%\n\tif_exists\x18\x04 \x01(\x0e\x32\x12.roost.v1.IfExists\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\"J\n\x13OpenSessionResponse\x12\"\n\x07session\x18\x01 \x01(\x0b\x32\x11.roost.v1.Session\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"\'\n\x11GetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"8\n\x12GetSessionResponse\x12\"\n\x07session\x18\x01 \x01(\x0b\x32\x11.roost.v1.Session\"\xc9\x02\n\x13ListSessionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x17\n\x0froot_session_id\x18\x03 \x01(\t\x12\x13\n\x0bpath_prefix\x18\x04 \x01(\t\x12%\n\x05state\x18\x05 \x01(\x0e\x32\x16.roost.v1.SessionState\x12$\n\x08\x61\x63tivity\x18\x06 \x01(\x0e\x32\x12.roost.v1.Activity\x12&\n\tresidency\x18\x07 \x01(\x0e\x32\x13.roost.v1.Residency\x12\x39\n\x06labels\x18\x08 \x03(\x0b\x32).roost.v1.ListSessionsRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"T\n\x14ListSessionsResponse\x12#\n\x08sessions\x18\x01 \x03(\x0b\x32\x11.roost.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xdb\x01\n\x14UpdateSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12:\n\x06labels\x18\x03 \x03(\x0b\x32*.roost.v1.UpdateSessionRequest.LabelsEntry\x12\x30\n\rstale_timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\";\n\x15UpdateSessionResponse\x12\"\n\x07session\x18\x01 \x01(\x0b\x32\x11.roost.v1.Session\"{\n\x12ReadHistoryRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12(\n\x08statuses\x18\x02 \x03(\x0e\x32\x16.roost.v1.RecordStatus\x12\x14\n\x0comit_payload\x18\x03 \x01(\x08\x12\x11\n\tfrom_turn\x18\x04 \x01(\r\"8\n\x13ReadHistoryResponse\x12!\n\x07records\x18\x01 \x03(\x0b\x32\x10.roost.v1.Record\"d\n\x13\x43loseSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12%\n\x06reason\x18\x03 \x01(\x0e\x32\x15.roost.v1.CloseReason\"O\n\x14\x43loseSessionResponse\x12\x0e\n\x06\x63losed\x18\x01 \x01(\x08\x12\'\n\x07receipt\x18\x02 \x01(\x0b\x32\x16.roost.v1.CloseReceipt\">\n\x14ReopenSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"M\n\x15ReopenSessionResponse\x12\"\n\x07session\x18\x01 \x01(\x0b\x32\x11.roost.v1.Session\x12\x10\n\x08reopened\x18\x02 \x01(\r\"P\n\x17InterruptSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\"i\n\x18InterruptSessionResponse\x12-\n\x11previous_activity\x18\x01 \x01(\x0e\x32\x12.roost.v1.Activity\x12\x0c\n\x04turn\x18\x02 \x01(\r\x12\x10\n\x08repeated\x18\x03 \x01(\x08*Q\n\x08IfExists\x12\x19\n\x15IF_EXISTS_UNSPECIFIED\x10\x00\x12\x14\n\x10IF_EXISTS_REFUSE\x10\x01\x12\x14\n\x10IF_EXISTS_RETURN\x10\x02\x32\x90\x05\n\x0eSessionService\x12J\n\x0bOpenSession\x12\x1c.roost.v1.OpenSessionRequest\x1a\x1d.roost.v1.OpenSessionResponse\x12G\n\nGetSession\x12\x1b.roost.v1.GetSessionRequest\x1a\x1c.roost.v1.GetSessionResponse\x12M\n\x0cListSessions\x12\x1d.roost.v1.ListSessionsRequest\x1a\x1e.roost.v1.ListSessionsResponse\x12P\n\rUpdateSession\x12\x1e.roost.v1.UpdateSessionRequest\x1a\x1f.roost.v1.UpdateSessionResponse\x12L\n\x0bReadHistory\x12\x1c.roost.v1.ReadHistoryRequest\x1a\x1d.roost.v1.ReadHistoryResponse0\x01\x12M\n\x0c\x43loseSession\x12\x1d.roost.v1.CloseSessionRequest\x1a\x1e.roost.v1.CloseSessionResponse\x12P\n\rReopenSession\x12\x1e.roost.v1.ReopenSessionRequest\x1a\x1f.roost.v1.ReopenSessionResponse\x12Y\n\x10InterruptSession\x12!.roost.v1.InterruptSessionRequest\x1a\".roost.v1.InterruptSessionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eroost/v1/session_service.proto\x12\x08roost.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x14roost/v1/types.proto\"\xb4\x01\n\x12OpenSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12&\n\x07options\x18\x03 \x01(\x0b\x32\x15.roost.v1.OpenOptions\x12%\n\tif_exists\x18\x04 \x01(\x0e\x32\x12.roost.v1.IfExists\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x12\x10\n\x08mint_key\x18\x06 \x01(\x08\"d\n\x13OpenSessionResponse\x12\"\n\x07session\x18\x01 \x01(\x0b\x32\x11.roost.v1.Session\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\x12\x18\n\x0bsession_key\x18\x03 \x01(\tB\x03\x80\x01\x01\"\'\n\x11GetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"8\n\x12GetSessionResponse\x12\"\n\x07session\x18\x01 \x01(\x0b\x32\x11.roost.v1.Session\"\xc9\x02\n\x13ListSessionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x17\n\x0froot_session_id\x18\x03 \x01(\t\x12\x13\n\x0bpath_prefix\x18\x04 \x01(\t\x12%\n\x05state\x18\x05 \x01(\x0e\x32\x16.roost.v1.SessionState\x12$\n\x08\x61\x63tivity\x18\x06 \x01(\x0e\x32\x12.roost.v1.Activity\x12&\n\tresidency\x18\x07 \x01(\x0e\x32\x13.roost.v1.Residency\x12\x39\n\x06labels\x18\x08 \x03(\x0b\x32).roost.v1.ListSessionsRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"T\n\x14ListSessionsResponse\x12#\n\x08sessions\x18\x01 \x03(\x0b\x32\x11.roost.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xdb\x01\n\x14UpdateSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12:\n\x06labels\x18\x03 \x03(\x0b\x32*.roost.v1.UpdateSessionRequest.LabelsEntry\x12\x30\n\rstale_timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\";\n\x15UpdateSessionResponse\x12\"\n\x07session\x18\x01 \x01(\x0b\x32\x11.roost.v1.Session\"{\n\x12ReadHistoryRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12(\n\x08statuses\x18\x02 \x03(\x0e\x32\x16.roost.v1.RecordStatus\x12\x14\n\x0comit_payload\x18\x03 \x01(\x08\x12\x11\n\tfrom_turn\x18\x04 \x01(\r\"8\n\x13ReadHistoryResponse\x12!\n\x07records\x18\x01 \x03(\x0b\x32\x10.roost.v1.Record\"d\n\x13\x43loseSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12%\n\x06reason\x18\x03 \x01(\x0e\x32\x15.roost.v1.CloseReason\"O\n\x14\x43loseSessionResponse\x12\x0e\n\x06\x63losed\x18\x01 \x01(\x08\x12\'\n\x07receipt\x18\x02 \x01(\x0b\x32\x16.roost.v1.CloseReceipt\">\n\x14ReopenSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"M\n\x15ReopenSessionResponse\x12\"\n\x07session\x18\x01 \x01(\x0b\x32\x11.roost.v1.Session\x12\x10\n\x08reopened\x18\x02 \x01(\r\"P\n\x17InterruptSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\"i\n\x18InterruptSessionResponse\x12-\n\x11previous_activity\x18\x01 \x01(\x0e\x32\x12.roost.v1.Activity\x12\x0c\n\x04turn\x18\x02 \x01(\r\x12\x10\n\x08repeated\x18\x03 \x01(\x08*Q\n\x08IfExists\x12\x19\n\x15IF_EXISTS_UNSPECIFIED\x10\x00\x12\x14\n\x10IF_EXISTS_REFUSE\x10\x01\x12\x14\n\x10IF_EXISTS_RETURN\x10\x02\x32\x90\x05\n\x0eSessionService\x12J\n\x0bOpenSession\x12\x1c.roost.v1.OpenSessionRequest\x1a\x1d.roost.v1.OpenSessionResponse\x12G\n\nGetSession\x12\x1b.roost.v1.GetSessionRequest\x1a\x1c.roost.v1.GetSessionResponse\x12M\n\x0cListSessions\x12\x1d.roost.v1.ListSessionsRequest\x1a\x1e.roost.v1.ListSessionsResponse\x12P\n\rUpdateSession\x12\x1e.roost.v1.UpdateSessionRequest\x1a\x1f.roost.v1.UpdateSessionResponse\x12L\n\x0bReadHistory\x12\x1c.roost.v1.ReadHistoryRequest\x1a\x1d.roost.v1.ReadHistoryResponse0\x01\x12M\n\x0c\x43loseSession\x12\x1d.roost.v1.CloseSessionRequest\x1a\x1e.roost.v1.CloseSessionResponse\x12P\n\rReopenSession\x12\x1e.roost.v1.ReopenSessionRequest\x1a\x1f.roost.v1.ReopenSessionResponse\x12Y\n\x10InterruptSession\x12!.roost.v1.InterruptSessionRequest\x1a\".roost.v1.InterruptSessionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'roost.v1.session_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_OPENSESSIONRESPONSE'].fields_by_name['session_key']._loaded_options = None
+  _globals['_OPENSESSIONRESPONSE'].fields_by_name['session_key']._serialized_options = b'\200\001\001'
   _globals['_LISTSESSIONSREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_LISTSESSIONSREQUEST_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_UPDATESESSIONREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_UPDATESESSIONREQUEST_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_IFEXISTS']._serialized_start=1837
-  _globals['_IFEXISTS']._serialized_end=1918
+  _globals['_IFEXISTS']._serialized_start=1881
+  _globals['_IFEXISTS']._serialized_end=1962
   _globals['_OPENSESSIONREQUEST']._serialized_start=99
-  _globals['_OPENSESSIONREQUEST']._serialized_end=261
-  _globals['_OPENSESSIONRESPONSE']._serialized_start=263
-  _globals['_OPENSESSIONRESPONSE']._serialized_end=337
-  _globals['_GETSESSIONREQUEST']._serialized_start=339
-  _globals['_GETSESSIONREQUEST']._serialized_end=378
-  _globals['_GETSESSIONRESPONSE']._serialized_start=380
-  _globals['_GETSESSIONRESPONSE']._serialized_end=436
-  _globals['_LISTSESSIONSREQUEST']._serialized_start=439
-  _globals['_LISTSESSIONSREQUEST']._serialized_end=768
-  _globals['_LISTSESSIONSREQUEST_LABELSENTRY']._serialized_start=723
-  _globals['_LISTSESSIONSREQUEST_LABELSENTRY']._serialized_end=768
-  _globals['_LISTSESSIONSRESPONSE']._serialized_start=770
-  _globals['_LISTSESSIONSRESPONSE']._serialized_end=854
-  _globals['_UPDATESESSIONREQUEST']._serialized_start=857
-  _globals['_UPDATESESSIONREQUEST']._serialized_end=1076
-  _globals['_UPDATESESSIONREQUEST_LABELSENTRY']._serialized_start=723
-  _globals['_UPDATESESSIONREQUEST_LABELSENTRY']._serialized_end=768
-  _globals['_UPDATESESSIONRESPONSE']._serialized_start=1078
-  _globals['_UPDATESESSIONRESPONSE']._serialized_end=1137
-  _globals['_READHISTORYREQUEST']._serialized_start=1139
-  _globals['_READHISTORYREQUEST']._serialized_end=1262
-  _globals['_READHISTORYRESPONSE']._serialized_start=1264
-  _globals['_READHISTORYRESPONSE']._serialized_end=1320
-  _globals['_CLOSESESSIONREQUEST']._serialized_start=1322
-  _globals['_CLOSESESSIONREQUEST']._serialized_end=1422
-  _globals['_CLOSESESSIONRESPONSE']._serialized_start=1424
-  _globals['_CLOSESESSIONRESPONSE']._serialized_end=1503
-  _globals['_REOPENSESSIONREQUEST']._serialized_start=1505
-  _globals['_REOPENSESSIONREQUEST']._serialized_end=1567
-  _globals['_REOPENSESSIONRESPONSE']._serialized_start=1569
-  _globals['_REOPENSESSIONRESPONSE']._serialized_end=1646
-  _globals['_INTERRUPTSESSIONREQUEST']._serialized_start=1648
-  _globals['_INTERRUPTSESSIONREQUEST']._serialized_end=1728
-  _globals['_INTERRUPTSESSIONRESPONSE']._serialized_start=1730
-  _globals['_INTERRUPTSESSIONRESPONSE']._serialized_end=1835
-  _globals['_SESSIONSERVICE']._serialized_start=1921
-  _globals['_SESSIONSERVICE']._serialized_end=2577
+  _globals['_OPENSESSIONREQUEST']._serialized_end=279
+  _globals['_OPENSESSIONRESPONSE']._serialized_start=281
+  _globals['_OPENSESSIONRESPONSE']._serialized_end=381
+  _globals['_GETSESSIONREQUEST']._serialized_start=383
+  _globals['_GETSESSIONREQUEST']._serialized_end=422
+  _globals['_GETSESSIONRESPONSE']._serialized_start=424
+  _globals['_GETSESSIONRESPONSE']._serialized_end=480
+  _globals['_LISTSESSIONSREQUEST']._serialized_start=483
+  _globals['_LISTSESSIONSREQUEST']._serialized_end=812
+  _globals['_LISTSESSIONSREQUEST_LABELSENTRY']._serialized_start=767
+  _globals['_LISTSESSIONSREQUEST_LABELSENTRY']._serialized_end=812
+  _globals['_LISTSESSIONSRESPONSE']._serialized_start=814
+  _globals['_LISTSESSIONSRESPONSE']._serialized_end=898
+  _globals['_UPDATESESSIONREQUEST']._serialized_start=901
+  _globals['_UPDATESESSIONREQUEST']._serialized_end=1120
+  _globals['_UPDATESESSIONREQUEST_LABELSENTRY']._serialized_start=767
+  _globals['_UPDATESESSIONREQUEST_LABELSENTRY']._serialized_end=812
+  _globals['_UPDATESESSIONRESPONSE']._serialized_start=1122
+  _globals['_UPDATESESSIONRESPONSE']._serialized_end=1181
+  _globals['_READHISTORYREQUEST']._serialized_start=1183
+  _globals['_READHISTORYREQUEST']._serialized_end=1306
+  _globals['_READHISTORYRESPONSE']._serialized_start=1308
+  _globals['_READHISTORYRESPONSE']._serialized_end=1364
+  _globals['_CLOSESESSIONREQUEST']._serialized_start=1366
+  _globals['_CLOSESESSIONREQUEST']._serialized_end=1466
+  _globals['_CLOSESESSIONRESPONSE']._serialized_start=1468
+  _globals['_CLOSESESSIONRESPONSE']._serialized_end=1547
+  _globals['_REOPENSESSIONREQUEST']._serialized_start=1549
+  _globals['_REOPENSESSIONREQUEST']._serialized_end=1611
+  _globals['_REOPENSESSIONRESPONSE']._serialized_start=1613
+  _globals['_REOPENSESSIONRESPONSE']._serialized_end=1690
+  _globals['_INTERRUPTSESSIONREQUEST']._serialized_start=1692
+  _globals['_INTERRUPTSESSIONREQUEST']._serialized_end=1772
+  _globals['_INTERRUPTSESSIONRESPONSE']._serialized_start=1774
+  _globals['_INTERRUPTSESSIONRESPONSE']._serialized_end=1879
+  _globals['_SESSIONSERVICE']._serialized_start=1965
+  _globals['_SESSIONSERVICE']._serialized_end=2621
 # @@protoc_insertion_point(module_scope)

@@ -19,26 +19,30 @@ IF_EXISTS_REFUSE: IfExists
 IF_EXISTS_RETURN: IfExists
 
 class OpenSessionRequest(_message.Message):
-    __slots__ = ("session_id", "request_id", "options", "if_exists", "validate_only")
+    __slots__ = ("session_id", "request_id", "options", "if_exists", "validate_only", "mint_key")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     IF_EXISTS_FIELD_NUMBER: _ClassVar[int]
     VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
+    MINT_KEY_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     request_id: str
     options: _types_pb2.OpenOptions
     if_exists: IfExists
     validate_only: bool
-    def __init__(self, session_id: _Optional[str] = ..., request_id: _Optional[str] = ..., options: _Optional[_Union[_types_pb2.OpenOptions, _Mapping]] = ..., if_exists: _Optional[_Union[IfExists, str]] = ..., validate_only: bool = ...) -> None: ...
+    mint_key: bool
+    def __init__(self, session_id: _Optional[str] = ..., request_id: _Optional[str] = ..., options: _Optional[_Union[_types_pb2.OpenOptions, _Mapping]] = ..., if_exists: _Optional[_Union[IfExists, str]] = ..., validate_only: bool = ..., mint_key: bool = ...) -> None: ...
 
 class OpenSessionResponse(_message.Message):
-    __slots__ = ("session", "created")
+    __slots__ = ("session", "created", "session_key")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     CREATED_FIELD_NUMBER: _ClassVar[int]
+    SESSION_KEY_FIELD_NUMBER: _ClassVar[int]
     session: _types_pb2.Session
     created: bool
-    def __init__(self, session: _Optional[_Union[_types_pb2.Session, _Mapping]] = ..., created: bool = ...) -> None: ...
+    session_key: str
+    def __init__(self, session: _Optional[_Union[_types_pb2.Session, _Mapping]] = ..., created: bool = ..., session_key: _Optional[str] = ...) -> None: ...
 
 class GetSessionRequest(_message.Message):
     __slots__ = ("session_id",)

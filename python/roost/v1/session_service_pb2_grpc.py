@@ -132,7 +132,7 @@ class SessionServiceServicer(object):
         """Makes a CLOSED session OPEN again, with its history and the descendants that the same close took down (not those
         closed before it). An OPEN one is answered as it is. Errors: SESSION_NOT_FOUND, SESSION_SEALED (its clean-up, or a
         descendant's, still runs: retry), SESSION_PURGED, SESSION_CLOSED (its parent has ended), PATH_COLLISION (an open
-        sibling has its name now), TREE_SESSIONS.
+        sibling has its name now), TREE_SESSIONS. Its keys have ended: OpenSession with mint_key gives one of the new life.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -56,7 +56,7 @@ class SessionServiceStub:
     """Makes a CLOSED session OPEN again, with its history and the descendants that the same close took down (not those
     closed before it). An OPEN one is answered as it is. Errors: SESSION_NOT_FOUND, SESSION_SEALED (its clean-up, or a
     descendant's, still runs: retry), SESSION_PURGED, SESSION_CLOSED (its parent has ended), PATH_COLLISION (an open
-    sibling has its name now), TREE_SESSIONS.
+    sibling has its name now), TREE_SESSIONS. Its keys have ended: OpenSession with mint_key gives one of the new life.
     """
     InterruptSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.InterruptSessionRequest, _session_service_pb2.InterruptSessionResponse]
     """Asks the running turn of one session to end, and ends its wait if it waits; never one of another session. The
@@ -91,7 +91,7 @@ class SessionServiceAsyncStub(SessionServiceStub):
     """Makes a CLOSED session OPEN again, with its history and the descendants that the same close took down (not those
     closed before it). An OPEN one is answered as it is. Errors: SESSION_NOT_FOUND, SESSION_SEALED (its clean-up, or a
     descendant's, still runs: retry), SESSION_PURGED, SESSION_CLOSED (its parent has ended), PATH_COLLISION (an open
-    sibling has its name now), TREE_SESSIONS.
+    sibling has its name now), TREE_SESSIONS. Its keys have ended: OpenSession with mint_key gives one of the new life.
     """
     InterruptSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.InterruptSessionRequest, _session_service_pb2.InterruptSessionResponse]  # type: ignore[assignment]
     """Asks the running turn of one session to end, and ends its wait if it waits; never one of another session. The
@@ -165,7 +165,7 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         """Makes a CLOSED session OPEN again, with its history and the descendants that the same close took down (not those
         closed before it). An OPEN one is answered as it is. Errors: SESSION_NOT_FOUND, SESSION_SEALED (its clean-up, or a
         descendant's, still runs: retry), SESSION_PURGED, SESSION_CLOSED (its parent has ended), PATH_COLLISION (an open
-        sibling has its name now), TREE_SESSIONS.
+        sibling has its name now), TREE_SESSIONS. Its keys have ended: OpenSession with mint_key gives one of the new life.
         """
 
     @_abc_1.abstractmethod

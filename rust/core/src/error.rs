@@ -18,11 +18,13 @@ pub enum Code {
     InvalidArgument = 3,
     NotFound = 5,
     AlreadyExists = 6,
+    PermissionDenied = 7,
     ResourceExhausted = 8,
     FailedPrecondition = 9,
     Internal = 13,
     Unavailable = 14,
     DataLoss = 15,
+    Unauthenticated = 16,
 }
 
 macro_rules! reasons {
@@ -58,6 +60,12 @@ reasons! {
     BadPageToken "BAD_PAGE_TOKEN" InvalidArgument "The page token is not one of this list with these filters." "Start the list again.";
     LeaseMalformed "LEASE_MALFORMED" InvalidArgument "The bytes are not a lease of this server." "Send the lease of BeginTurn as it came.";
     RequestMismatch "REQUEST_MISMATCH" InvalidArgument "This request_id was used with another payload." "Use a new request_id for a new request.";
+    KeyInvalid "KEY_INVALID" Unauthenticated "The call bears no API key that is valid here: none, one that is not known, or one that was revoked." "Send a valid key as `authorization: Bearer <key>`.";
+    KeyScope "KEY_SCOPE" PermissionDenied "A key of this kind may not do this, whatever it is done to." "Use a key that may: an admin key for AdminService, a tenant key for new trees and `force`.";
+    KeyNotFound "KEY_NOT_FOUND" NotFound "No API key of this id is known." "List the keys; the ids are there.";
+    TenantKeys "TENANT_KEYS" ResourceExhausted "The tenant has as many active API keys as it may." "Revoke the one that is no longer used.";
+    KeysOff "KEYS_OFF" FailedPrecondition "The server runs without keys: it has no admin key." "Start it with an admin key.";
+    KeyLost "KEY_LOST" FailedPrecondition "The key cannot be shown again: the server's secret was replaced since it was made." "Revoke it and create another.";
     SessionNotFound "SESSION_NOT_FOUND" NotFound "No session of this id is known." "Open it first.";
     ParentNotFound "PARENT_NOT_FOUND" NotFound "No session of the parent's id is known." "Open the parent first.";
     TurnNotFound "TURN_NOT_FOUND" NotFound "The session's live line has no turn of this number." "Read the session's history.";

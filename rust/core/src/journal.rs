@@ -4,9 +4,10 @@
 //! the journal keeps every cap. One batch is in flight at a time. An answer about a tree is held until the tree's last
 //! entry is durable (I6). A refused batch takes all queued behind it.
 
-use crate::engine::{Answer, Event, Tree};
-use crate::gen_store::Receipt;
+use crate::engine::{Answer, Event, KEYS_ROOT, KeyChange, Tree};
+use crate::gen_store::{Receipt, RequestMark};
 use crate::ids::Uid;
+use crate::keys::KeyHash;
 use crate::residency::Handle;
 use parking_lot::{Mutex, MutexGuard};
 use prost::Message;
@@ -124,6 +125,19 @@ pub struct Step {
     pub purged: bool,
 }
 
+/// The key of a tenant, without the key.
+#[derive(Debug, Clone)]
+pub struct KeyRow {
+    pub id: Uid,
+    pub tenant: Arc<str>,
+    pub hash: KeyHash,
+    pub create_ms: i64,
+    /// 0: it is active.
+    pub revoke_ms: i64,
+    /// What made it.
+    pub request: Option<RequestMark>,
+}
+
 /// One row operation.
 #[derive(Debug, Clone)]
 pub enum Op {
@@ -160,6 +174,12 @@ pub enum Op {
         uid: Uid,
         prev: Seq,
     },
+    Key(Box<KeyRow>),
+    /// A key was revoked, at this wall-clock millisecond.
+    RevokeKey {
+        id: Uid,
+        revoke_ms: i64,
+    },
 }
 
 impl Op {
@@ -173,10 +193,12 @@ impl Op {
             | Op::Finish(_)
             | Op::Ack { .. }
             | Op::Stale { .. }
-            | Op::Forget { .. } => 0,
+            | Op::Forget { .. }
+            | Op::RevokeKey { .. } => 0,
             Op::Close(c) => c.receipt.encoded_len(),
             Op::Reopen(r) => r.facts.len(),
             Op::Step(s) => s.facts.len() + s.cleanup.len() + s.purge.len() * 8,
+            Op::Key(k) => k.tenant.len() + k.request.as_ref().map_or(0, Message::encoded_len),
         };
         (variable + 256) as u64
     }
@@ -220,6 +242,8 @@ pub(crate) enum Held {
     Event(Box<Event>),
     /// A trajectory of this tree is READY: who follows an export is told.
     Ready(Uid, Seq),
+    /// What becomes of a key.
+    Key(KeyChange),
 }
 
 /// Rows to store in one transaction.
@@ -240,6 +264,8 @@ pub struct Batch {
     pub reopens: Vec<(u32, Reopen)>,
     pub steps: Vec<(u32, Step)>,
     pub forgets: Vec<(u32, Uid, Seq)>,
+    pub keys: Vec<(u32, KeyRow)>,
+    pub revoked_keys: Vec<(u32, Uid, i64)>,
 }
 
 /// What a batch holds already.
@@ -272,6 +298,8 @@ impl Batch {
             Op::Close(close) => self.closes.push((root, *close)),
             Op::Reward { session, seq, value } => self.rewards.push((root, session, seq, value)),
             Op::Finish(finished) => self.finished.push((root, *finished)),
+            Op::Key(key) => self.keys.push((root, *key)),
+            Op::RevokeKey { id, revoke_ms } => self.revoked_keys.push((root, id, revoke_ms)),
             Op::Ack { session, number, ack_ms } => {
                 // Twice in one batch is once: the store counts the rows that change.
                 if folded.acks.insert((session, number)) {
@@ -313,6 +341,8 @@ impl Batch {
                 reopens: self.reopens.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),
                 steps: self.steps.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),
                 forgets: self.forgets.iter().filter(|r| r.0 == n).map(|r| (0, r.1, r.2)).collect(),
+                keys: self.keys.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),
+                revoked_keys: self.revoked_keys.iter().filter(|r| r.0 == n).map(|r| (0, r.1, r.2)).collect(),
             })
             .collect()
     }
@@ -507,6 +537,7 @@ impl Journal {
                     Held::Effect(_, root) => root.is_none_or(|r| quarantine.contains(&r)),
                     Held::Event(e) => quarantine.contains(&e.root),
                     Held::Ready(root, _) => quarantine.contains(root),
+                    Held::Key(_) => quarantine.contains(&KEYS_ROOT),
                 });
                 out.lost_held.extend(gone);
                 inner.held.insert(held.0, kept);

@@ -19,6 +19,8 @@ pub mod ids;
 #[cfg(not(any(roost_loom, feature = "shuttle")))]
 pub mod journal;
 #[cfg(not(any(roost_loom, feature = "shuttle")))]
+pub mod keys;
+#[cfg(not(any(roost_loom, feature = "shuttle")))]
 pub mod limits;
 #[cfg(not(any(roost_loom, feature = "shuttle")))]
 pub mod lines;

@@ -13,7 +13,7 @@ mod scene;
 mod store;
 
 use prost::Message;
-use roost_core::engine::{Effect, Method, Outcome};
+use roost_core::engine::{Caller, Effect, Method, Outcome};
 use roost_core::error::Reason;
 use roost_core::limits::Limits;
 use roost_core::proto::v1;
@@ -69,7 +69,7 @@ fn what_one_call_writes_is_one_batch() {
             _ => {}
         }
         let now = world.now();
-        let outcome = world.engine.call(method, &request, TENANT, 0, now);
+        let outcome = world.engine.call(method, &request, &Caller::of(TENANT), 0, now);
         assert!(matches!(outcome, Outcome::Ticket(_)), "{outcome:?}");
         assert!(world.append(true));
         assert!(!world.append(true), "{method:?} wrote a second batch");

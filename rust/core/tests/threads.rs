@@ -12,7 +12,7 @@ mod store;
 
 use prost::Message;
 use rng::Rng;
-use roost_core::engine::{Appended, Engine, Method, Moment, Outcome};
+use roost_core::engine::{Appended, Caller, Engine, Method, Moment, Outcome};
 use roost_core::error::{Reason, Refusal};
 use roost_core::limits::Limits;
 use roost_core::proto::v1;
@@ -54,7 +54,7 @@ impl World {
     }
 
     fn ticket(&self, method: Method, request: &[u8]) -> Result<Ended, u64> {
-        match self.engine.call(method, request, TENANT, 0, self.now()) {
+        match self.engine.call(method, request, &Caller::of(TENANT), 0, self.now()) {
             Outcome::Reply(reply) => Ok(Ok(reply)),
             Outcome::Refused(refusal) => Ok(Err(refusal)),
             Outcome::Ticket(ticket) => Err(ticket),

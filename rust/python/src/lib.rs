@@ -11,9 +11,10 @@ use parking_lot::{Condvar, Mutex};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
-use roost_core::engine::{self, Appended, Dress, Effect, Method, Moment, Outcome, Space, Wanted};
+use roost_core::engine::{self, Appended, Caller, Dress, Effect, Keys, Method, Moment, Outcome, Rule, Space, Wanted};
 use roost_core::error::{Reason, Refusal};
 use roost_core::ids::Uid;
+use roost_core::keys;
 use roost_core::limits::Limits;
 use roost_core::lines::{self, Form};
 use std::collections::BTreeMap;
@@ -48,7 +49,8 @@ impl Signal {
 
 #[pyclass(frozen)]
 struct Engine {
-    engine: engine::Engine,
+    /// In a box of its own: parts of it stand on cache lines of their own, and Python aligns objects to 16 bytes only.
+    engine: Box<engine::Engine>,
     started: Instant,
     writer: Signal,
     reader: Signal,
@@ -111,8 +113,15 @@ fn corrupt(refusal: Refusal) -> PyErr {
 #[pymethods]
 impl Engine {
     #[new]
-    #[pyo3(signature = (limits, last_seq, served_ms = 0))]
-    fn new(limits: &Bound<'_, PyDict>, last_seq: u64, served_ms: u64) -> PyResult<Self> {
+    #[pyo3(signature = (limits, last_seq, served_ms = 0, secret = None, admin_key = None, api_keys = None))]
+    fn new(
+        limits: &Bound<'_, PyDict>,
+        last_seq: u64,
+        served_ms: u64,
+        secret: Option<&[u8]>,
+        admin_key: Option<&str>,
+        api_keys: Option<Vec<Bound<'_, PyTuple>>>,
+    ) -> PyResult<Self> {
         let mut set = Limits::default();
         for (key, value) in limits {
             set.set(&key.extract::<String>()?, value.extract()?).map_err(PyValueError::new_err)?;
@@ -122,10 +131,16 @@ impl Engine {
         if !missing.is_empty() {
             return Err(PyValueError::new_err(format!("limits are missing: {}", missing.join(", "))));
         }
+        let maker = secret.map(|s| engine::maker(s).ok_or_else(|| PyValueError::new_err("a secret has 32 bytes")));
+        let keys = Keys {
+            maker: maker.transpose()?,
+            admin: admin_key.map(keys::admin_key_hash).transpose().map_err(PyValueError::new_err)?,
+            rows: api_keys.unwrap_or_default().iter().map(rows::key).collect::<PyResult<_>>()?,
+        };
         let mut seed = [0; 8];
         getrandom::fill(&mut seed).expect("the operating system gives random bytes");
         Ok(Engine {
-            engine: engine::Engine::new(set, last_seq, u64::from_ne_bytes(seed)),
+            engine: Box::new(engine::Engine::new(set, last_seq, u64::from_ne_bytes(seed)).with_keys(keys)),
             started: Instant::now(),
             writer: Signal::default(),
             reader: Signal::default(),
@@ -140,12 +155,14 @@ impl Engine {
         py: Python<'py>,
         method_number: u32,
         request: &[u8],
+        authorization: &str,
         tenant: &str,
         connection: u64,
     ) -> PyResult<Bound<'py, PyAny>> {
         let method = method(method_number)?;
+        let caller = Caller { authorization, tenant };
         let run = || {
-            let outcome = self.engine.call(method, request, tenant, connection, self.now());
+            let outcome = self.engine.call(method, request, &caller, connection, self.now());
             self.stir();
             outcome
         };
@@ -218,10 +235,39 @@ impl Engine {
         self.stir();
     }
 
-    fn undelivered(&self, method_number: u32, request: &[u8], reply: &[u8], tenant: &str) -> PyResult<()> {
-        self.engine.undelivered(method(method_number)?, request, reply, tenant, self.now());
+    fn undelivered(
+        &self,
+        method_number: u32,
+        request: &[u8],
+        reply: &[u8],
+        authorization: &str,
+        tenant: &str,
+    ) -> PyResult<()> {
+        let caller = Caller { authorization, tenant };
+        self.engine.undelivered(method(method_number)?, request, reply, &caller, self.now());
         self.stir();
         Ok(())
+    }
+
+    fn authorize<'py>(
+        &self,
+        py: Python<'py>,
+        path: &str,
+        authorization: &str,
+        tenant: &str,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        match self.engine.authorize(path, &Caller { authorization, tenant }) {
+            Err(refusal) => Ok(refusal_tuple(py, &refusal)?.into_any()),
+            Ok(granted) => {
+                let session = granted.session.as_deref();
+                let session = session.map(|s| (s.session_id.as_str(), PyBytes::new(py, &s.uid.bytes()), s.life));
+                Ok((&*granted.tenant, session).into_pyobject(py)?.into_any())
+            }
+        }
+    }
+
+    fn keys_required(&self) -> bool {
+        self.engine.keys_required()
     }
 
     fn refuse<'py>(
@@ -248,12 +294,18 @@ impl Engine {
         next
     }
 
-    fn describe<'py>(&self, py: Python<'py>, rows: Vec<Bound<'py, PyTuple>>) -> PyResult<Vec<Bound<'py, PyBytes>>> {
+    #[pyo3(signature = (rows, outline=false))]
+    fn describe<'py>(
+        &self,
+        py: Python<'py>,
+        rows: Vec<Bound<'py, PyTuple>>,
+        outline: bool,
+    ) -> PyResult<Vec<Bound<'py, PyBytes>>> {
         rows.iter()
             .map(|row| {
                 let tenant: String = row.get_item(1)?.extract()?;
                 let row = rows::session_row(row)?;
-                Ok(PyBytes::new(py, &self.engine.describe(&tenant, &row).map_err(corrupt)?))
+                Ok(PyBytes::new(py, &self.engine.describe(&tenant, &row, outline).map_err(corrupt)?))
             })
             .collect()
     }
@@ -591,6 +643,14 @@ impl Batch {
         self.batch.forgets.iter().map(|(_, uid, prev)| (PyBytes::new(py, &uid.bytes()), *prev)).collect()
     }
 
+    fn keys<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyTuple>>> {
+        self.batch.keys.iter().map(|(_, key)| rows::key_row(py, key)).collect()
+    }
+
+    fn revoked_keys<'py>(&self, py: Python<'py>) -> Vec<(Bound<'py, PyBytes>, i64)> {
+        self.batch.revoked_keys.iter().map(|(_, id, ms)| (PyBytes::new(py, &id.bytes()), *ms)).collect()
+    }
+
     fn split(&self) -> Vec<Batch> {
         self.batch.split().into_iter().map(|batch| Batch { batch }).collect()
     }
@@ -649,6 +709,19 @@ impl Rows {
     }
 }
 
+/// What is wrong with an admin key as it is configured, in words that do not tell it; `None` for a good one.
+#[pyfunction]
+fn admin_key_fault(key: &str) -> Option<&'static str> {
+    keys::admin_key_hash(key).err()
+}
+
+#[pyfunction]
+fn new_admin_key() -> String {
+    let mut entropy = [0; 48];
+    getrandom::fill(&mut entropy).expect("the operating system gives random bytes");
+    keys::new_admin_key(&entropy)
+}
+
 #[pymodule(gil_used = false)]
 mod _core {
     #[pymodule_export]
@@ -656,10 +729,11 @@ mod _core {
     #[pymodule_export]
     use super::failpoint::failpoint;
     #[pymodule_export]
-    use super::{Batch, Engine, Rows};
-    use super::{Limits, Method, Reason};
+    use super::{Batch, Engine, Rows, admin_key_fault, new_admin_key};
+    use super::{Limits, Method, Reason, Rule};
     use pyo3::prelude::*;
     use pyo3::types::PyDict;
+    use std::collections::BTreeMap;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -668,6 +742,8 @@ mod _core {
             methods.set_item(name, number)?;
         }
         module.add("METHODS", methods)?;
+        let rules: BTreeMap<_, _> = Rule::TABLE.iter().map(|(name, rule)| (*name, rule.name())).collect();
+        module.add("RULES", rules)?;
         let reasons: Vec<_> =
             Reason::ALL.iter().map(|r| (r.name(), r.code() as i32, r.meaning(), r.advice())).collect();
         module.add("REASONS", reasons)?;

@@ -8,7 +8,8 @@ use roost_core::engine::{
     StaleTree,
 };
 use roost_core::ids::Uid;
-use roost_core::journal::{Close, Finished, Record, Reopen, Row, Step};
+use roost_core::journal::{Close, Finished, KeyRow, Record, Reopen, Row, Step};
+use roost_core::keys::KeyHash;
 
 /// A tuple of what each expression becomes in Python.
 macro_rules! tuple {
@@ -151,6 +152,27 @@ pub(crate) fn cleanup_step(step: &Bound<'_, PyTuple>) -> PyResult<CleanupStep> {
     })
 }
 
+pub(crate) fn key_row<'py>(py: Python<'py>, key: &KeyRow) -> PyResult<Bound<'py, PyTuple>> {
+    let request = key.request.as_ref().map(|mark| bytes(py, &roost_core::engine::encode(mark)));
+    let hash = bytes(py, key.hash.bytes());
+    tuple!(py, bytes(py, &key.id.bytes()), &*key.tenant, hash, key.create_ms, key.revoke_ms, request)
+}
+
+pub(crate) fn key(row: &Bound<'_, PyTuple>) -> PyResult<KeyRow> {
+    let damaged = || pyo3::exceptions::PyValueError::new_err("the row of an API key is damaged");
+    Ok(KeyRow {
+        id: uid(row, 0)?,
+        tenant: column::<String>(row, 1)?.into(),
+        hash: KeyHash::from_bytes(&blob(row, 2)?).ok_or_else(damaged)?,
+        create_ms: column(row, 3)?,
+        revoke_ms: column(row, 4)?,
+        request: match maybe_blob(row, 5)? {
+            Some(mark) => Some(roost_core::engine::decode_mark(&mark).ok_or_else(damaged)?),
+            None => None,
+        },
+    })
+}
+
 /// Column `i` of a row.
 pub(crate) fn column<'py, T: for<'a> FromPyObject<'a, 'py>>(row: &Bound<'py, PyTuple>, i: usize) -> PyResult<T> {
     row.get_item(i)?.extract().map_err(Into::into)
@@ -202,7 +224,9 @@ pub(crate) fn found(row: &Bound<'_, PyTuple>) -> PyResult<FoundSession> {
     Ok(FoundSession {
         uid: uid(row, 0)?,
         root: uid(row, 1)?,
+        parent: maybe_uid(row, 4)?,
         state: column(row, 2)?,
+        cleanup: maybe_blob(row, 5)?,
         rows: rows.iter().map(header_row).collect::<PyResult<_>>()?,
     })
 }

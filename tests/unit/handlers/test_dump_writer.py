@@ -278,8 +278,8 @@ async def test_what_a_target_says_reaches_the_caller_and_the_next_try_ends_it(ho
 
 # What session ids may be: letters, digits and . _ : -
 HURTING = ["..", ".", "...", "." * 128, "a" * 256, "-", "-rf", "CON", "nul", "a", "A", "a:b", ":", "manifest.json"]
-# A tenant may be called anything.
-TENANTS = ["t", "T", "../../x", "a\0b", "." * 128, "\u0430", "a", "caf\u00e9", "cafe\u0301", "a/b", "", " ", "-", "~"]
+# What tenants may be called: letters, digits and . _ -
+TENANTS = ["t", "T", "..", ".", "...", "." * 64, "a" * 64, "-", "-rf", "CON", "nul", "a", "_", "manifest.json"]
 
 
 async def test_i25_ids_and_tenants_built_to_hurt_stay_out_of_all_names(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ class FakeEngine:
     def cancel(self, ticket: int) -> None:
         self._do("cancel")
 
-    def undelivered(self, method: int, request: bytes, reply: bytes, tenant: str) -> None:
+    def undelivered(self, method: int, request: bytes, reply: bytes, authorization: str, tenant: str) -> None:
         self._do("undelivered")
 
     def ready_sequence(self) -> int:
@@ -48,7 +48,7 @@ class FakeEngine:
         self._do("tick")
         return 100
 
-    def call(self, method: int, request: bytes, tenant: str, connection: int) -> int:
+    def call(self, method: int, request: bytes, authorization: str, tenant: str, connection: int) -> int:
         self._do("call")
         return 1
 
@@ -62,7 +62,8 @@ def guarded(panics: str) -> tuple[Any, Any, list[str]]:
         raise Ended
 
     engine: Any = FakeEngine(panics)
-    return Transport(engine, 1 << 20, About({}, 0.0), fail), engine, failures
+    store: Any = None
+    return Transport(engine, store, 1 << 20, About({}, 0.0), fail), engine, failures
 
 
 @pytest.mark.parametrize("method", ["tick", "completed"])
@@ -83,7 +84,7 @@ async def test_a_panic_while_answers_are_handed_out_ends_the_process() -> None:
 async def test_a_panic_in_a_call_ends_the_process() -> None:
     transport, _, failures = guarded("call")
     with pytest.raises(Ended):
-        transport._call(1, b"", 0)
+        transport._call(1, b"", ("", ""), 0)
     assert failures == ["the engine failed: Panic"]
 
 
@@ -94,7 +95,7 @@ async def test_a_panic_while_a_call_is_given_up_ends_the_process(answered: bool)
 
     async def wait() -> None:
         try:
-            await transport._wait(1, b"", 7)
+            await transport._wait(1, b"", ("", ""), 7)
         except Ended as error:
             over.append(error)
 

@@ -50,6 +50,8 @@ class FakeBatch:
     purged: list[int] = field(default_factory=list)
     purged_whole: list[bytes] = field(default_factory=list)
     forget_rows: list[tuple[Any, ...]] = field(default_factory=list)
+    key_rows: list[tuple[Any, ...]] = field(default_factory=list)
+    revoked_key_rows: list[tuple[Any, ...]] = field(default_factory=list)
 
     def sessions(self) -> list[tuple[Any, ...]]:
         return self.session_rows
@@ -89,6 +91,12 @@ class FakeBatch:
 
     def forgets(self) -> list[tuple[Any, ...]]:
         return self.forget_rows
+
+    def keys(self) -> list[tuple[Any, ...]]:
+        return self.key_rows
+
+    def revoked_keys(self) -> list[tuple[Any, ...]]:
+        return self.revoked_key_rows
 
     def split(self) -> list[FakeBatch]:
         raise NotImplementedError

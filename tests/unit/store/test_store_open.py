@@ -421,7 +421,12 @@ def test_a_failed_start_gives_the_directory_up(open_store: Open, directory: Path
 
 def test_close_leaves_one_whole_file(open_store: Open, directory: Path) -> None:
     path = made(open_store, sessions=5)
-    assert sorted(entry.name for entry in directory.iterdir()) == ["roost.db", "roost.lock", "roost.reserve"]
+    assert sorted(entry.name for entry in directory.iterdir()) == [
+        "roost.db",
+        "roost.lock",
+        "roost.reserve",
+        "roost.secret",
+    ]
     assert integrity(path) == "ok"
     assert len(dump(path)["session"]) == 5
 

@@ -222,9 +222,7 @@ def _short(batch: FakeBatch) -> None:
     batch.finished_rows[0] = batch.finished_rows[0][:-1]
 
 
-@pytest.mark.parametrize(
-    "spoil", [_number_again, _no_records, _bad_reward, _turn_zero_record, _short]
-)
+@pytest.mark.parametrize("spoil", [_number_again, _no_records, _bad_reward, _turn_zero_record, _short])
 def test_i22_a_batch_that_breaks_a_rule_changes_nothing(
     put: Put, maker: Maker, directory: Path, spoil: Callable[[FakeBatch], None]
 ) -> None:

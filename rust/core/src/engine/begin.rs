@@ -24,8 +24,10 @@ impl Engine {
         let id = begin.session_id.clone();
         match self.locate(call, &id, work) {
             Located::Gone => {}
-            Located::Ended(call, _) => self.refuse(call.ticket, closed(&id), work),
+            Located::Ended(call, ..) => self.refuse(call.ticket, closed(&id), work),
             Located::At(call, tree, index) => match Self::still_at(&tree, index, &id) {
+                // It came to be there since the gate was passed.
+                Some(state) if !call.who.reaches(&state, index) => work.calls.push_back(call),
                 Some(mut state) => self.begin_at(call, &tree, &mut state, index, work, now),
                 None => work.calls.push_back(call),
             },
@@ -196,6 +198,12 @@ impl Engine {
         work: &mut Work,
         now: &mut Moment,
     ) {
+        if let Err(refusal) = self.keys.still_valid(&call.who) {
+            // Its key was revoked while it waited.
+            self.return_slots(tree, state, index, work);
+            self.reply(call.ticket, Err(refusal), tree, state, work);
+            return self.drop_unborn(tree, state, index, now);
+        }
         let (Call::Begin(begin), Some(line)) = (&call.call, state.line(index)) else {
             return self.return_slots(tree, state, index, work);
         };
@@ -571,7 +579,12 @@ impl Engine {
                         work.calls.push_back(call);
                         return;
                     };
-                    renew_one(state, index, &id, &token, &mut renew.after, now)
+                    if call.who.reaches(&state, index) {
+                        renew_one(state, index, &id, &token, &mut renew.after, now)
+                    } else {
+                        renew.after = renew.after.max(state.last_seq);
+                        Err(not_found(&id))
+                    }
                 }
             };
             let Call::Renew(renew) = &mut call.call else { return };
@@ -591,10 +604,12 @@ impl Engine {
 
     /// What the store says of a session whose lease is to be renewed and which is not in memory.
     pub(crate) fn renew_row_read(&self, mut call: Pending, row: Option<super::SessionRow>, work: &mut Work) {
+        let reached = row.as_ref().is_some_and(|row| self.reaches_row(&call, row));
         let Call::Renew(renew) = &mut call.call else { return };
         let Some(id) = renew.renewals.get(renew.results.len()).map(|r| r.session_id.clone()) else { return };
         let refusal = match row {
             None => not_found(&id),
+            Some(_) if !reached => not_found(&id),
             Some(row) if row.state != v1::SessionState::Open as i32 => closed(&id),
             // It came to memory meanwhile: there it is looked at.
             Some(_) if call.tenant.directory.get(&id).is_some() => {

@@ -8,7 +8,7 @@ use super::events::Ended;
 use super::reload::Located;
 use super::requests::CloseCall;
 use super::tree::{Lease, Tree, TreeState};
-use super::{Answer, Call, Engine, Moment, Pending, Work, count, not_found};
+use super::{Answer, Call, Engine, Moment, Pending, Work, closed, count, not_found};
 use crate::gen_store::{EndedBy, Receipt, RequestMark, SessionFacts};
 use crate::gen_v1 as v1;
 use crate::ids::{Uid, dump_name, repeats};
@@ -50,7 +50,7 @@ impl Engine {
             Located::Gone => {}
             Located::Absent(call) => self.refuse(call.ticket, not_found(&id), work),
             // Closing again returns the receipt.
-            Located::Ended(call, _) => self.ask_row(call, &id, 0),
+            Located::Ended(call, ..) => self.ask_row(call, &id, 0),
             Located::At(call, tree, index) => match Self::still_at(&tree, index, &id) {
                 Some(mut state) => self.close_at(call, &id, &tree, &mut state, index, work, now),
                 None => work.calls.push_back(call),
@@ -281,7 +281,7 @@ impl Engine {
         let id = call.call.session_id().to_owned();
         let result = match (&call.call, row) {
             (_, None) => Err(not_found(&id)),
-            (Call::Close(close), Some(row)) => match close_again(close, &row) {
+            (Call::Close(close), Some(row)) => match close_again(close, call.who.past_life(&row), &row) {
                 Ok(None) => {
                     // No close of before: it is to be closed now.
                     call.new_since = Some(row.last);
@@ -296,15 +296,27 @@ impl Engine {
             }),
             (_, Some(row)) => self
                 .row_view(&call.tenant, &row)
-                .map(|view| v1::GetSessionResponse { session: Some(view.to_proto()) }.encode_to_vec()),
+                .map(|view| v1::GetSessionResponse { session: Some(view.shown(call.outline)) }.encode_to_vec()),
         };
         work.answers.push(Answer { ticket: call.ticket, result, after: 0, root: None });
     }
 }
 
-/// What became of the close of an earlier call; `None` if the session is open and none of its closes was this one.
-fn close_again(close: &CloseCall, row: &super::SessionRow) -> Result<Option<Vec<u8>>, crate::error::Refusal> {
+/// What became of the close of an earlier call; `None` if the session is open and none of its closes was this one. A key
+/// of a life that is over (`past_life`) gets the receipt of its end, while that is known, and nothing of what came after.
+fn close_again(
+    close: &CloseCall,
+    past_life: Option<u32>,
+    row: &super::SessionRow,
+) -> Result<Option<Vec<u8>>, crate::error::Refusal> {
     let past = SessionFacts::decode(&row.facts[..]).map(|f| f.past_receipts).unwrap_or_default();
+    let stored = row.receipt.as_deref().and_then(|bytes| Receipt::decode(bytes).ok());
+    if let Some(life) = past_life {
+        let mut known = stored.iter().chain(&past);
+        let receipt = known.find(|r| r.close_number == life).ok_or_else(|| closed(&row.session_id))?;
+        repeats(receipt.request.as_ref(), close.mark.as_ref())?;
+        return Ok(Some(closed_reply(Some(receipt), close.last_turn)));
+    }
     for receipt in past.iter().rev().filter(|r| r.request.is_some()) {
         if repeats(receipt.request.as_ref(), close.mark.as_ref())? {
             return Ok(Some(closed_reply(Some(receipt), close.last_turn)));
@@ -313,7 +325,6 @@ fn close_again(close: &CloseCall, row: &super::SessionRow) -> Result<Option<Vec<
     if row.state == v1::SessionState::Open as i32 {
         return Ok(None);
     }
-    let stored = row.receipt.as_deref().and_then(|bytes| Receipt::decode(bytes).ok());
     repeats(stored.as_ref().and_then(|r| r.request.as_ref()), close.mark.as_ref())?;
     Ok(Some(closed_reply(stored.as_ref(), close.last_turn)))
 }

@@ -56,7 +56,7 @@ impl Engine {
             Located::Gone => {}
             Located::Absent(call) => self.refuse(call.ticket, not_found(&id), work),
             // It may be the repeat of the commit that ended it.
-            Located::Ended(call, uid) => self.ask_repeat(call, uid, true, 0, work),
+            Located::Ended(call, past) => self.ask_repeat(call, past.uid, true, 0, work),
             Located::At(call, tree, index) => match Self::still_at(&tree, index, &id) {
                 Some(mut state) => self.end_at(call, &tree, &mut state, index, work, now),
                 None => work.calls.push_back(call),
@@ -444,7 +444,7 @@ impl Engine {
     ) {
         let id = call.call.session_id().to_owned();
         let loaded = loaded.ok_or_else(|| not_found(&id)).and_then(|loaded| {
-            if super::ended::is_purging(&loaded.row) {
+            if super::ended::is_purging(loaded.row.cleanup.as_deref()) {
                 return Err(closed(&id));
             }
             let facts = SessionFacts::decode(&loaded.row.facts[..])

@@ -3,6 +3,7 @@
 //! An ended session is not in memory; its row in the store is all there is of it. One call at a time may change the ended
 //! sessions of a tree (a *claim*): it reads their rows, decides, appends, and the next one reads when that is durable.
 
+use super::keyring::Who;
 use super::reload::{Effect, Located, Purpose};
 use super::tree::{Line, Tree, TreeState};
 use super::{Answer, Call, Engine, Found, Moment, Pending, SessionRow, Work, closed, count, not_found, quarantined};
@@ -86,7 +87,7 @@ impl Engine {
         now: Moment,
     ) -> super::Outcome {
         let call = Call::Step(Box::new(StepCall { session_id: session_id.to_owned(), uid, root, prev, step }));
-        self.start(call, tenant, 0, now)
+        self.start(call, tenant, Who::ADMIN, 0, now)
     }
 
     pub(crate) fn cleanup(&self, call: Pending) {
@@ -268,7 +269,7 @@ impl Engine {
         match self.locate(call, &id, work) {
             Located::Gone => {}
             Located::Absent(call) => self.refuse_call(call, not_found(&id), work),
-            Located::Ended(call, uid) => self.ask_family(call, uid, 0),
+            Located::Ended(call, past) => self.ask_family(call, past.uid, 0),
             Located::At(mut call, tree, index) => {
                 let Some(state) = Self::still_at(&tree, index, &id) else {
                     work.calls.push_back(call);
@@ -560,12 +561,16 @@ fn receipt_of(row: &SessionRow) -> Option<Receipt> {
 
 /// `None` if it does not decode.
 fn cleanup_of(row: &SessionRow) -> Option<Cleanup> {
-    row.cleanup.as_deref().map_or(Some(Cleanup::default()), |bytes| Cleanup::decode(bytes).ok())
+    decode_cleanup(row.cleanup.as_deref())
 }
 
-/// Whether its content is deleted, in part or whole.
-pub(crate) fn is_purging(row: &SessionRow) -> bool {
-    cleanup_of(row).is_none_or(|cleanup| cleanup.purging)
+fn decode_cleanup(bytes: Option<&[u8]>) -> Option<Cleanup> {
+    bytes.map_or(Some(Cleanup::default()), |bytes| Cleanup::decode(bytes).ok())
+}
+
+/// Whether the content of a session with this clean-up is deleted, in part or whole.
+pub(crate) fn is_purging(cleanup: Option<&[u8]>) -> bool {
+    decode_cleanup(cleanup).is_none_or(|cleanup| cleanup.purging)
 }
 
 /// The receipt of the close that came with, or first after, the record of this sequence: it may have been opened and
@@ -583,7 +588,7 @@ fn close_of(row: &SessionRow) -> Option<(i64, i64)> {
 
 /// Why a session of the family cannot come back, if it cannot.
 fn may_reopen(row: &SessionRow, id: &str) -> Option<Refusal> {
-    if is_purging(row) {
+    if is_purging(row.cleanup.as_deref()) {
         let message = format!("the content of session {:?} is deleted", row.session_id);
         return Some(Refusal::new(Reason::SessionPurged, message).with("session_id", &row.session_id));
     }

@@ -7,6 +7,7 @@
 //! journal, or one of the small tables below; two trees are never locked at once. Whatever a transition sets off elsewhere (a waiter of another tree, an eviction, calls that
 //! were parked) is noted in [`Work`] and done when the tree's lock is free.
 
+mod access;
 mod begin;
 mod check;
 mod close;
@@ -16,6 +17,7 @@ mod end;
 mod ended;
 mod events;
 mod interrupt;
+mod keyring;
 mod open;
 mod read;
 mod recover;
@@ -37,6 +39,7 @@ use crate::residency::{Handle, Index};
 use crate::slots::SlotNode;
 use crate::sync::Padded;
 use directory::Directory;
+use keyring::{Keyring, Who};
 use parking_lot::{Mutex, RwLock};
 use prost::Message;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -45,8 +48,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
 use tree::{Gate, Line, Place, Queue, Tenant, Tenants, TreeState};
 
+pub use access::{Granted, Rule};
 pub use ended::{CleanupStep, DumpMade};
 pub use events::{Event, Value};
+pub use keyring::{Caller, DEFAULT_TENANT, Keys, MAX_TENANT_KEYS, maker};
+pub(crate) use keyring::{KEYS_ROOT, KeyChange};
 pub use read::{Dress, RecordRow, SessionView, verify_history};
 pub use recover::Appended;
 pub use reload::{
@@ -101,6 +107,7 @@ pub(crate) struct Pending {
     /// 0 for the engine's own calls: nobody waits for the answer.
     pub(crate) ticket: u64,
     pub(crate) tenant: Arc<Tenant>,
+    pub(crate) who: Who,
     pub(crate) connection: u64,
     pub(crate) since_ms: u64,
     pub(crate) call: Call,
@@ -112,6 +119,8 @@ pub(crate) struct Pending {
     pub(crate) new_since: Option<Seq>,
     /// The place in the queue that it had before it had to be run again.
     pub(crate) arrival: Option<u64>,
+    /// It may see the outline of its session, no more.
+    pub(crate) outline: bool,
     /// What was read for it alone.
     pub(crate) found: Option<Found>,
     /// It is the one call that may change ended sessions of this tree; it runs to its end whoever waits for it.
@@ -141,11 +150,21 @@ pub(crate) enum Found {
     Family(Arc<Vec<SessionRow>>),
 }
 
+/// A session that is not open, as the store tells it to who looks its id up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Past {
+    pub(crate) uid: Uid,
+    /// Unless it is a root.
+    pub(crate) parent: Option<Uid>,
+    /// Its content is deleted, in part or whole.
+    pub(crate) purging: bool,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Known {
     Absent,
     /// Known, and not open.
-    Ended(Uid),
+    Ended(Past),
     /// Its tree is set aside.
     Quarantined,
 }
@@ -270,6 +289,7 @@ pub struct Engine {
     events: Mutex<events::Events>,
     logging: AtomicBool,
     due: Mutex<due::Due>,
+    keys: Keyring,
     stale: Mutex<stale::Sweeper>,
     claims: ended::Claims,
     /// Whether there is a dump target: ended sessions are SEALED until they are dumped.
@@ -323,6 +343,7 @@ impl Engine {
             events: Mutex::default(),
             logging: AtomicBool::new(false),
             due: Mutex::default(),
+            keys: Keyring::new(Keys::default()),
             stale: Mutex::default(),
             claims: ended::Claims::default(),
             dumps: AtomicBool::new(false),
@@ -334,23 +355,30 @@ impl Engine {
     }
 
     /// Runs one RPC. `connection` tells connections apart; only waiting calls are counted by it.
-    pub fn call(&self, method: Method, request: &[u8], tenant: &str, connection: u64, now: Moment) -> Outcome {
-        let call = match Call::parse(method, request, tenant, &self.limits) {
-            Ok(call) => call,
+    pub fn call(&self, method: Method, request: &[u8], caller: &Caller<'_>, connection: u64, now: Moment) -> Outcome {
+        let accepted = self.keys.authenticate(caller).and_then(|(tenant, who)| {
+            Rule::admits(method.rule(), who.kind)?;
+            let call = Call::parse(method, request, &tenant, who.session.as_deref(), &self.limits)?;
+            Ok((call, tenant, who))
+        });
+        let (call, tenant, who) = match accepted {
+            Ok(accepted) => accepted,
             Err(refusal) => {
                 count(&self.counters.refusals);
                 return Outcome::Refused(refusal);
             }
         };
-        self.start(call, tenant, connection, now)
+        self.start(call, &tenant, who, connection, now)
     }
 
-    fn start(&self, call: Call, tenant: &str, connection: u64, mut now: Moment) -> Outcome {
+    /// Runs a call that was accepted, or one of the server's own.
+    fn start(&self, call: Call, tenant: &str, who: Who, connection: u64, mut now: Moment) -> Outcome {
         let _going = self.world.read();
         let ticket = self.next_ticket.fetch_add(1, Ordering::Relaxed);
         self.tickets.lock().insert(ticket, TicketState::Open);
         let mut work = Work { direct: Some(ticket), ..Work::default() };
-        work.calls.push_back(self.pending(ticket, self.tenant(tenant), connection, call, &now));
+        let pending = Pending { who, ..self.pending(ticket, self.tenant(tenant), connection, call, &now) };
+        work.calls.push_back(pending);
         self.finish(&mut work, &mut now);
         match work.direct_result {
             Some(Ok(reply)) => Outcome::Reply(reply),
@@ -391,7 +419,7 @@ impl Engine {
     }
 
     /// The reply to `request` could not be written. A grant in it is released at once.
-    pub fn undelivered(&self, method: Method, request: &[u8], reply: &[u8], tenant: &str, mut now: Moment) {
+    pub fn undelivered(&self, method: Method, request: &[u8], reply: &[u8], caller: &Caller<'_>, mut now: Moment) {
         let _going = self.world.read();
         let lease = match method {
             Method::BeginTurn => v1::BeginTurnResponse::decode(reply).ok().and_then(|r| r.grant),
@@ -405,7 +433,8 @@ impl Engine {
             _ => v1::CommitTurnRequest::decode(request).ok().map(|r| r.session_id),
         };
         let (Some(lease), Some(session_id)) = (lease, session_id) else { return };
-        let Some((tree, index)) = self.tenant(tenant).directory.get(&session_id) else { return };
+        let Some(tenant) = self.keys.tenant_of(caller) else { return };
+        let Some((tree, index)) = self.tenant(&tenant).directory.get(&session_id) else { return };
         let mut work = Work::default();
         self.release_grant(&tree, index, lease.fence, &mut work, &now);
         self.finish(&mut work, &mut now);
@@ -519,6 +548,7 @@ impl Engine {
             ("tree_headers", self.header_count.load(Ordering::Relaxed) as i64),
             ("journal_entries", entries as i64),
             ("journal_bytes", bytes as i64),
+            ("api_keys", self.keys.active() as i64),
             ("store_low", i64::from(self.space() != Space::Ok)),
             ("quarantined_trees", quarantined as i64),
             ("calls_in_flight", self.tickets.lock().len() as i64),
@@ -532,12 +562,14 @@ impl Engine {
         Pending {
             ticket,
             tenant,
+            who: Who::ADMIN,
             connection,
             since_ms: now.mono_ms,
             call,
             known: Vec::new(),
             new_since: None,
             arrival: None,
+            outline: false,
             found: None,
             claimed: None,
             ran_ms: now.mono_ms,
@@ -590,10 +622,12 @@ impl Engine {
         // Whatever it was parked for since it last ran was a read.
         call.reload_ms += now.mono_ms.saturating_sub(call.ran_ms);
         call.ran_ms = now.mono_ms;
+        let Some(call) = self.within(call, work) else { return };
         match &call.call {
             Call::Get(_) => return self.get_session(call, work),
             Call::Renew(_) => return self.renew(call, work, now),
             Call::Checkpoint(_) => return self.get_checkpoint(call, work),
+            Call::ListKeys(_) => return self.list_keys(call, work),
             _ => {}
         }
         if let Err(refusal) = self.admit(&call.call) {
@@ -610,10 +644,12 @@ impl Engine {
             Call::Finish(_) => self.finish_trajectory(call, work, now),
             Call::FinishDue(_) => self.finish_due(call, work, now),
             Call::Ack(_) => self.ack_trajectories(call, work),
+            Call::CreateKey(_) => self.create_key(call, work, now),
+            Call::RevokeKey(_) => self.revoke_key(call, work, now),
             Call::Reopen(_) => self.reopen_session(call, work, now),
             Call::Step(_) => self.cleanup(call),
             Call::Sweep(_) => self.sweep(call, work, now),
-            Call::Get(_) | Call::Renew(_) | Call::Checkpoint(_) => {}
+            Call::Get(_) | Call::Renew(_) | Call::Checkpoint(_) | Call::ListKeys(_) => {}
         }
     }
 
@@ -788,6 +824,11 @@ pub(crate) fn duration(ms: u64) -> prost_types::Duration {
 
 pub(crate) fn timestamp(wall_ms: i64) -> prost_types::Timestamp {
     prost_types::Timestamp { seconds: wall_ms.div_euclid(1000), nanos: wall_ms.rem_euclid(1000) as i32 * 1_000_000 }
+}
+
+/// A request_id and the hash of its request, as they are stored.
+pub fn decode_mark(bytes: &[u8]) -> Option<crate::gen_store::RequestMark> {
+    Message::decode(bytes).ok()
 }
 
 /// Encodes a message, for who has no use for prost otherwise.

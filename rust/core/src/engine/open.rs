@@ -39,8 +39,10 @@ impl Engine {
         let id = open.session_id.clone();
         match self.locate(call, &id, work) {
             Located::Gone => {}
-            Located::Ended(call, _) => self.refuse(call.ticket, closed(&id), work),
+            Located::Ended(call, ..) => self.refuse(call.ticket, closed(&id), work),
             Located::At(call, tree, index) => match Self::still_at(&tree, index, &id) {
+                // It came to be there since the gate was passed.
+                Some(state) if !call.who.reaches(&state, index) => work.calls.push_back(call),
                 Some(mut state) => self.open_existing(call, &tree, &mut state, index, work, now),
                 None => work.calls.push_back(call),
             },
@@ -76,17 +78,14 @@ impl Engine {
         let Some(resident) = &line.resident else {
             return self.load(call, tree, state, index, Wanted::default());
         };
-        let exists = || {
-            Refusal::new(Reason::SessionExists, format!("session {:?} is open", open.session_id))
-                .with("session_id", &open.session_id)
-        };
         let result = match ids::repeats(resident.open_request.as_deref(), open.mark.as_ref()) {
             Err(refusal) => Err(refusal),
             Ok(repeat) if repeat || open.return_existing => {
                 let session = Some(self.line_view(state, index).to_proto());
-                Ok(v1::OpenSessionResponse { session, created: false }.encode_to_vec())
+                self.minted(open.mint_key, tree, line)
+                    .map(|session_key| v1::OpenSessionResponse { session, created: false, session_key }.encode_to_vec())
             }
-            Ok(_) => Err(exists()),
+            Ok(_) => Err(exists(&open.session_id)),
         };
         self.reply(call.ticket, result, tree, state, work);
     }
@@ -95,7 +94,7 @@ impl Engine {
         let Call::Open(open) = &call.call else { return };
         if open.validate_only && open.options.parent.is_empty() {
             let session = preview(open, &open.session_id, "/root".to_owned(), now);
-            let reply = v1::OpenSessionResponse { session: Some(session), created: false };
+            let reply = v1::OpenSessionResponse { session: Some(session), ..Default::default() };
             work.answers.push(super::Answer {
                 ticket: call.ticket,
                 result: Ok(reply.encode_to_vec()),
@@ -117,7 +116,7 @@ impl Engine {
             let path = site.parent.map_or_else(String::new, |p| state.path(p));
             let root = state.line(0).map(|l| l.session_id.to_string()).unwrap_or_default();
             let session = preview(open, &root, path + "/" + &name_or_made(&open.options.name, id), now);
-            let reply = v1::OpenSessionResponse { session: Some(session), created: false }.encode_to_vec();
+            let reply = v1::OpenSessionResponse { session: Some(session), ..Default::default() }.encode_to_vec();
             return self.reply(call.ticket, Ok(reply), &site.tree, &state, work);
         }
         let Some(index) = self.add_unborn(&site, &mut state, id, work) else {
@@ -138,14 +137,21 @@ impl Engine {
         now: &mut Moment,
     ) {
         let Call::Open(open) = call.call else { return };
+        if let Err(refusal) = self.may_mint(open.mint_key) {
+            self.reply(call.ticket, Err(refusal), tree, state, work);
+            return self.drop_unborn(tree, state, index, now);
+        }
         if let Err(refusal) = self.birth(tree, state, index, open.options, open.mark, now) {
             self.reply(call.ticket, Err(refusal), tree, state, work);
             return self.drop_unborn(tree, state, index, now);
         }
         self.append(tree, state, index, now, |_, _, _| ());
         let session = Some(self.line_view(state, index).to_proto());
-        let reply = v1::OpenSessionResponse { session, created: true }.encode_to_vec();
-        self.reply(call.ticket, Ok(reply), tree, state, work);
+        let Some(line) = state.line(index) else { return };
+        let reply = self
+            .minted(open.mint_key, tree, line)
+            .map(|session_key| v1::OpenSessionResponse { session, created: true, session_key }.encode_to_vec());
+        self.reply(call.ticket, reply, tree, state, work);
         work.evict = true;
     }
 
@@ -166,7 +172,7 @@ impl Engine {
                 self.refuse(call.ticket, parent_not_found(&parent), work);
                 None
             }
-            Located::Ended(call, _) => {
+            Located::Ended(call, ..) => {
                 self.refuse(call.ticket, closed(&parent), work);
                 None
             }
@@ -348,9 +354,9 @@ impl Engine {
         let (call, refusal) = match self.locate(call, &id, work) {
             Located::Gone => return None,
             Located::Absent(call) => (call, not_found(&id)),
-            Located::Ended(call, uid) => {
+            Located::Ended(call, past) => {
                 if call.may_repeat_finish() {
-                    self.ask_records(call, uid, Why::Repeat { ended: true }, 0);
+                    self.ask_records(call, past.uid, Why::Repeat { ended: true }, 0);
                     return None;
                 }
                 (call, closed(&id))
@@ -383,7 +389,13 @@ impl Engine {
     }
 }
 
-fn parent_not_found(parent: &str) -> Refusal {
+/// The refusal of an id that is in use.
+pub(crate) fn exists(session_id: &str) -> Refusal {
+    Refusal::new(Reason::SessionExists, format!("there is a session {session_id:?} already"))
+        .with("session_id", session_id)
+}
+
+pub(crate) fn parent_not_found(parent: &str) -> Refusal {
     Refusal::new(Reason::ParentNotFound, format!("no parent session {parent:?} is known")).with("session_id", parent)
 }
 

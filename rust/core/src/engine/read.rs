@@ -43,6 +43,29 @@ pub struct SessionView {
 }
 
 impl SessionView {
+    /// As it is shown to a caller who may see it whole, or its outline: where it stands and whether it runs, none of what
+    /// it was given or what it made.
+    pub fn shown(&self, outline: bool) -> v1::Session {
+        let whole = self.to_proto();
+        if !outline {
+            return whole;
+        }
+        v1::Session {
+            session_id: whole.session_id,
+            uid: whole.uid,
+            parent_session_id: whole.parent_session_id,
+            root_session_id: whole.root_session_id,
+            path: whole.path,
+            state: whole.state,
+            activity: whole.activity,
+            last_outcome: whole.last_outcome,
+            residency: whole.residency,
+            turn_count: whole.turn_count,
+            create_time: whole.create_time,
+            ..v1::Session::default()
+        }
+    }
+
     pub fn to_proto(&self) -> v1::Session {
         v1::Session {
             session_id: self.session_id.clone(),
@@ -113,7 +136,7 @@ impl Engine {
             let after = state.last_seq;
             self.ask_row(call, &id, after);
         } else {
-            let session = Some(self.line_view(&state, index).to_proto());
+            let session = Some(self.line_view(&state, index).shown(call.outline));
             self.reply(call.ticket, Ok(v1::GetSessionResponse { session }.encode_to_vec()), &tree, &state, work);
         }
     }
@@ -247,9 +270,9 @@ impl Engine {
         })
     }
 
-    /// A session row as an encoded `roost.v1.Session`.
-    pub fn describe(&self, tenant: &str, row: &super::SessionRow) -> Result<Vec<u8>, Refusal> {
-        Ok(self.row_view(&self.tenant(tenant), row)?.to_proto().encode_to_vec())
+    /// A session row as an encoded `roost.v1.Session`, or its outline.
+    pub fn describe(&self, tenant: &str, row: &super::SessionRow, outline: bool) -> Result<Vec<u8>, Refusal> {
+        Ok(self.row_view(&self.tenant(tenant), row)?.shown(outline).encode_to_vec())
     }
 }
 

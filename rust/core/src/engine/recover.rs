@@ -102,6 +102,7 @@ impl Engine {
                 Held::Answer(answer) => self.deliver(answer.ticket, Err(not_stored()), work),
                 Held::Effect(id, _) => self.lost_effect(id, work),
                 Held::Claim(tree) => self.unclaim(tree.root, work),
+                Held::Key(change) => self.keys.lost(change),
                 Held::Cleanup(..) | Held::Event(_) | Held::Ready(..) => {}
             }
         }
@@ -113,6 +114,7 @@ impl Engine {
                 Held::Claim(tree) => self.unclaim(tree.root, work),
                 Held::Event(event) => self.emit(*event, now),
                 Held::Ready(_, seq) => self.ready(seq),
+                Held::Key(change) => self.keys.happened(change),
             }
         }
         if reread {

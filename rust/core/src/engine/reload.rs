@@ -4,8 +4,9 @@
 //! starts when all entries of its tree are durable. Calls that waited run again from their start: whatever happened
 //! meanwhile, they see it.
 
+use super::ended::is_purging;
 use super::tree::{Lease, Line, Loading, Resident, Tenant, Tree, TreeState};
-use super::{Engine, Found, Known, Moment, Pending, RecordRow, Timer, Work, count};
+use super::{Engine, Found, Known, Moment, Past, Pending, RecordRow, Timer, Work, count};
 use crate::chain;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Reason, Refusal};
@@ -125,7 +126,11 @@ pub struct HeaderRow {
 pub struct FoundSession {
     pub uid: Uid,
     pub root: Uid,
+    /// `None` for a root.
+    pub parent: Option<Uid>,
     pub state: i32,
+    /// Of one that is not open.
+    pub cleanup: Option<Vec<u8>>,
     pub rows: Vec<HeaderRow>,
 }
 
@@ -225,7 +230,7 @@ pub(crate) struct Effects {
 pub(crate) enum Located {
     At(Pending, Arc<Tree>, u32),
     Absent(Pending),
-    Ended(Pending, Uid),
+    Ended(Pending, Past),
     /// Parked, or refused.
     Gone,
 }
@@ -241,7 +246,11 @@ impl Engine {
         if let Some(at) = call.known.iter().position(|(known, _)| &**known == id) {
             return match call.known.swap_remove(at).1 {
                 Known::Absent => Located::Absent(call),
-                Known::Ended(uid) => Located::Ended(call, uid),
+                Known::Ended(past) => Located::Ended(call, past),
+                // Its own tree it would have met first.
+                Known::Quarantined if call.who.is_beyond(id) => {
+                    Located::Ended(call, Past { uid: Uid(0), parent: None, purging: false })
+                }
                 Known::Quarantined => {
                     self.refuse_part(call, super::quarantined(id), work);
                     Located::Gone
@@ -464,15 +473,22 @@ impl Engine {
         let mut work = Work::default();
         let known = match found {
             None => Some(Known::Absent),
-            Some(f) if f.state != v1::SessionState::Open as i32 => Some(Known::Ended(f.uid)),
+            Some(f) if f.state != v1::SessionState::Open as i32 => {
+                Some(Known::Ended(Past { uid: f.uid, parent: f.parent, purging: is_purging(f.cleanup.as_deref()) }))
+            }
             Some(f) if self.recovery.lock().quarantined.contains(&f.root) => Some(Known::Quarantined),
             Some(f) => {
                 count(&self.counters.header_loads);
                 match self.insert_tree(&tenant, f.root, &f.rows, &mut work, &now) {
                     Ok(()) => None,
                     Err(refusal) => {
-                        for call in tenant.directory.found(&session_id) {
-                            self.refuse_part(call, refusal.clone(), &mut work);
+                        for mut call in tenant.directory.found(&session_id) {
+                            if call.who.is_beyond(&session_id) {
+                                call.known.push((session_id.clone(), Known::Quarantined));
+                                work.calls.push_back(call);
+                            } else {
+                                self.refuse_part(call, refusal.clone(), &mut work);
+                            }
                         }
                         None
                     }

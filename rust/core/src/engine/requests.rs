@@ -2,15 +2,19 @@
 //!
 //! Nothing here looks at a session; a request that fails here has touched nothing (I22).
 
+use super::access::Rule;
+use super::keyring::{CreateKey, ListKeys, parse_key_id};
 use crate::chain::digest;
 use crate::checkpoint::TOKEN;
 use crate::error::{Reason, Refusal};
 use crate::gen_store::{self as store, RequestMark};
 use crate::gen_v1 as v1;
-use crate::ids::{self, LeaseToken, TrajectoryId};
+use crate::ids::{self, LeaseToken, TrajectoryId, Uid};
+use crate::keys::SessionRef;
 use crate::limits::{LEASE_MS, Limits, MAX_FINISH_AFTER_MS};
 use prost::Message;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
 
 /// The RPCs that the engine answers, numbered for the boundary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +34,9 @@ pub enum Method {
     AckTrajectories,
     GetCheckpoint,
     ReopenSession,
+    CreateApiKey,
+    RevokeApiKey,
+    ListApiKeys,
 }
 
 impl Method {
@@ -50,7 +57,17 @@ impl Method {
         // One part of its stream a call; the transport asks for the next.
         ("/roost.v1.TurnService/GetCheckpoint", Method::GetCheckpoint),
         ("/roost.v1.SessionService/ReopenSession", Method::ReopenSession),
+        ("/roost.v1.AdminService/CreateApiKey", Method::CreateApiKey),
+        ("/roost.v1.AdminService/RevokeApiKey", Method::RevokeApiKey),
+        ("/roost.v1.AdminService/ListApiKeys", Method::ListApiKeys),
     ];
+
+    /// What may be done with it. `None`: nothing, by nobody.
+    pub(crate) fn rule(self) -> Option<Rule> {
+        static RULES: LazyLock<Vec<Option<Rule>>> =
+            LazyLock::new(|| Method::ALL.iter().map(|(name, _)| Rule::of(name)).collect());
+        RULES.get(self as usize).copied().flatten()
+    }
 }
 
 #[derive(Debug)]
@@ -68,6 +85,7 @@ pub(crate) struct Open {
     pub(crate) options: OpenOptions,
     pub(crate) return_existing: bool,
     pub(crate) validate_only: bool,
+    pub(crate) mint_key: bool,
 }
 
 #[derive(Debug)]
@@ -237,6 +255,9 @@ pub(crate) enum Call {
     Step(Box<super::ended::StepCall>),
     /// The engine's own: close the tree of this root if it is stale.
     Sweep(String),
+    CreateKey(CreateKey),
+    RevokeKey(Uid),
+    ListKeys(ListKeys),
     /// The engine's own: finish the active trajectory of this session if it is due.
     FinishDue(String),
     /// The engine's own: end the grant of this fence, whose lease ran out.
@@ -462,7 +483,7 @@ fn span(t: v1::TokenSpan) -> Result<Span, Refusal> {
 }
 
 impl Call {
-    /// The session it addresses; empty for RenewTurns and AckTrajectories, which address many.
+    /// The session it addresses; empty for RenewTurns and AckTrajectories, which address many, and for what is about keys.
     pub(crate) fn session_id(&self) -> &str {
         match self {
             Call::Open(c) => &c.session_id,
@@ -478,7 +499,7 @@ impl Call {
             Call::Finish(c) => &c.session_id,
             Call::Checkpoint(c) => &c.session_id,
             Call::Expire { session_id, .. } => session_id,
-            Call::Renew(_) | Call::Ack(_) => "",
+            Call::Renew(_) | Call::Ack(_) | Call::CreateKey(_) | Call::RevokeKey(_) | Call::ListKeys(_) => "",
         }
     }
 
@@ -487,7 +508,14 @@ impl Call {
         matches!(self, Call::Begin(begin) if begin.want_provisional)
     }
 
-    pub(crate) fn parse(method: Method, bytes: &[u8], tenant: &str, limits: &Limits) -> Result<Call, Refusal> {
+    /// `own`: the session whose key the call bears.
+    pub(crate) fn parse(
+        method: Method,
+        bytes: &[u8],
+        tenant: &str,
+        own: Option<&SessionRef>,
+        limits: &Limits,
+    ) -> Result<Call, Refusal> {
         Ok(match method {
             Method::OpenSession => {
                 let mut r: v1::OpenSessionRequest = message(bytes)?;
@@ -498,7 +526,9 @@ impl Call {
                     let id = mark
                         .as_ref()
                         .ok_or_else(|| Refusal::field("session_id", "give one, or a request_id to derive it from"))?;
-                    r.session_id = ids::derived_session_id(tenant, &id.request_id);
+                    // Of a session's own, so that it does not meet those of others. No tenant's name has a slash.
+                    let space = own.map(|own| format!("{tenant}/{}", own.uid));
+                    r.session_id = ids::derived_session_id(space.as_deref().unwrap_or(tenant), &id.request_id);
                 }
                 ids::check_session_id("session_id", &r.session_id)?;
                 let options = options(r.options.unwrap_or_default(), limits)?;
@@ -509,6 +539,7 @@ impl Call {
                     options,
                     return_existing: if_exists == v1::IfExists::Return,
                     validate_only: r.validate_only,
+                    mint_key: r.mint_key,
                 })
             }
             Method::GetSession => {
@@ -628,6 +659,16 @@ impl Call {
                     from: r.from_offset,
                 })
             }
+            Method::CreateApiKey => {
+                let mut r: v1::CreateApiKeyRequest = message(bytes)?;
+                let mark = mark(&mut r, |r| &mut r.request_id)?;
+                Call::CreateKey(CreateKey::of(r, mark)?)
+            }
+            Method::RevokeApiKey => {
+                let r: v1::RevokeApiKeyRequest = message(bytes)?;
+                Call::RevokeKey(parse_key_id(&r.key_id)?)
+            }
+            Method::ListApiKeys => Call::ListKeys(ListKeys::of(message(bytes)?)?),
         })
     }
 }

@@ -247,6 +247,7 @@ impl Engine {
             self.refuse(call.ticket, refusal, &mut work);
             return self.finish(&mut work, &mut now);
         }
+        let reached = self.reached(&call);
         let mut found = found.into_iter();
         let mut ops: BTreeMap<Uid, (String, Vec<Op>)> = BTreeMap::new();
         let mut results = Vec::with_capacity(ack.wanted.len());
@@ -259,6 +260,7 @@ impl Engine {
                 }
             };
             let there = found.next().flatten().filter(|f| f.tenant == *call.tenant.name);
+            let there = there.filter(|_| reached.as_ref().is_none_or(|r| r.contains(&id.session)));
             results.push(match there {
                 None => ack_result(Some(&trajectory_not_found(*id)), false),
                 Some(there) if self.recovery.lock().quarantined.contains(&there.root) => {
@@ -273,7 +275,8 @@ impl Engine {
                 }
             });
         }
-        let mut after = 0;
+        // What is out of reach may be so by a close that is not durable.
+        let mut after = if reached.is_some() { self.journal.last_seq() } else { 0 };
         for (root, (session_id, ops)) in ops {
             let in_memory = call.tenant.directory.get(&session_id).map(|(tree, _)| tree).filter(|t| t.root == root);
             // Else one that carries the entry, no more: nobody looks it up.

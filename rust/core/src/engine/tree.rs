@@ -481,6 +481,11 @@ impl Line {
         self.born && self.closed.is_none()
     }
 
+    /// Which of its lives this is, counted from 1: each ReopenSession begins another. One that has ended is still that.
+    pub(crate) fn life(&self) -> u32 {
+        self.closes + 1
+    }
+
     /// A waiter whose caller is still there.
     pub(crate) fn waits(&self) -> bool {
         self.waiter.as_ref().is_some_and(|w| w.call.is_some())

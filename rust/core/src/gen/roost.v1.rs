@@ -21,12 +21,15 @@ pub struct StaleTree {
     /// What its root allows.
     #[prost(message, optional, tag = "4")]
     pub stale_timeout: ::core::option::Option<::prost_types::Duration>,
+    /// The tenant it is of.
+    #[prost(string, tag = "5")]
+    pub tenant: ::prost::alloc::string::String,
 }
 /// Response of Sweep.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SweepResponse {
-    /// The stale trees among the 500 that have had the longest time. Without dry_run their closes follow at once; one in which something happens before
-    /// that stays.
+    /// The stale trees among the 500 that have had the longest time, of all tenants. Without dry_run their closes follow at
+    /// once; one in which something happens before that stays.
     #[prost(message, repeated, tag = "1")]
     pub trees: ::prost::alloc::vec::Vec<StaleTree>,
     /// True if there may be more.
@@ -67,7 +70,7 @@ pub struct GetStatsResponse {
         i64,
     >,
     /// What is true now, by name: slots_held, turns_running, waiting, resident_sessions, resident_bytes,
-    /// tree_headers, journal_entries, journal_bytes, journal_lag_ms (age of the oldest entry not yet durable), store_low, quarantined_trees, calls_in_flight, store_bytes,
+    /// tree_headers, api_keys (active ones), journal_entries, journal_bytes, journal_lag_ms (age of the oldest entry not yet durable), store_low, quarantined_trees, calls_in_flight, store_bytes,
     /// wal_bytes, reserve_bytes, sessions_kept (ended, and kept because they were neither dumped nor acknowledged; counted
     /// now and then).
     #[prost(btree_map = "string, int64", tag = "2")]
@@ -90,6 +93,85 @@ pub struct GetStatsResponse {
     /// The store's own id, 8 hex characters.
     #[prost(string, tag = "7")]
     pub store_id: ::prost::alloc::string::String,
+}
+/// A key of a tenant, without the key.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ApiKey {
+    /// Its id, 32 hex characters: the part of the key after "roost_tenant_". No secret.
+    #[prost(string, tag = "1")]
+    pub key_id: ::prost::alloc::string::String,
+    /// The tenant it is of.
+    #[prost(string, tag = "2")]
+    pub tenant: ::prost::alloc::string::String,
+    /// When it was made.
+    #[prost(message, optional, tag = "3")]
+    pub create_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// When it was revoked; not set while it is active.
+    #[prost(message, optional, tag = "4")]
+    pub revoke_time: ::core::option::Option<::prost_types::Timestamp>,
+}
+/// Request of CreateApiKey.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CreateApiKeyRequest {
+    /// The tenant, 1-64 chars of \[A-Za-z0-9._-\]; empty: "default".
+    #[prost(string, tag = "1")]
+    pub tenant: ::prost::alloc::string::String,
+    /// Makes a repeat return the same key; 1-128 printable ASCII characters. Kept with the key, and one for all tenants.
+    #[prost(string, tag = "2")]
+    pub request_id: ::prost::alloc::string::String,
+}
+/// Response of CreateApiKey.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CreateApiKeyResponse {
+    /// What was made.
+    #[prost(message, optional, tag = "1")]
+    pub api_key: ::core::option::Option<ApiKey>,
+    /// The key, to be sent as `authorization: Bearer <key>`. The server keeps a hash of it only.
+    #[prost(string, tag = "2")]
+    pub key: ::prost::alloc::string::String,
+    /// True if this is the answer to a repeat; the key may have been revoked since.
+    #[prost(bool, tag = "3")]
+    pub repeated: bool,
+}
+/// Request of RevokeApiKey. It has no request_id: the key's id makes a repeat safe.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RevokeApiKeyRequest {
+    /// The id of the key.
+    #[prost(string, tag = "1")]
+    pub key_id: ::prost::alloc::string::String,
+}
+/// Response of RevokeApiKey.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RevokeApiKeyResponse {
+    /// The key as it is now.
+    #[prost(message, optional, tag = "1")]
+    pub api_key: ::core::option::Option<ApiKey>,
+    /// True if it was revoked before.
+    #[prost(bool, tag = "2")]
+    pub repeated: bool,
+}
+/// Request of ListApiKeys.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListApiKeysRequest {
+    /// At most this many; 0: 100; more than 1,000 is taken as 1,000; negative: INVALID_ARGUMENT.
+    #[prost(int32, tag = "1")]
+    pub page_size: i32,
+    /// The next_page_token of the page before; the tenant must be the same.
+    #[prost(string, tag = "2")]
+    pub page_token: ::prost::alloc::string::String,
+    /// Only those of this tenant; empty: of all.
+    #[prost(string, tag = "3")]
+    pub tenant: ::prost::alloc::string::String,
+}
+/// Response of ListApiKeys.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListApiKeysResponse {
+    /// The keys.
+    #[prost(message, repeated, tag = "1")]
+    pub api_keys: ::prost::alloc::vec::Vec<ApiKey>,
+    /// Empty on the last page.
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
 }
 /// A run of tokens that one engine weight version sampled.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -712,6 +794,10 @@ pub struct OpenSessionRequest {
     /// Check everything, take nothing, make nothing.
     #[prost(bool, tag = "5")]
     pub validate_only: bool,
+    /// Return a key of the session (`session_key`): for the agent that runs it. The key reaches the session and its
+    /// descendants and ends when the session does; a session that was reopened has another one.
+    #[prost(bool, tag = "6")]
+    pub mint_key: bool,
 }
 /// Response of OpenSession.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -722,6 +808,10 @@ pub struct OpenSessionResponse {
     /// False if it was there already (a repeat, or if_exists RETURN), and with validate_only.
     #[prost(bool, tag = "2")]
     pub created: bool,
+    /// With mint_key: the session's key, the same each time it is asked for until the session ends; not with validate_only.
+    /// The server does not keep it.
+    #[prost(string, tag = "3")]
+    pub session_key: ::prost::alloc::string::String,
 }
 /// Request of GetSession.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

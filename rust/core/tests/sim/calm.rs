@@ -4,7 +4,7 @@
 use super::request::{Req, TENANTS};
 use super::world::{OpenCall, World};
 use prost::Message;
-use roost_core::engine::{Appended, Outcome};
+use roost_core::engine::{Appended, Caller, Outcome};
 use roost_core::error::Refusal;
 use roost_core::ids::LeaseToken;
 use roost_core::proto::v1;
@@ -39,7 +39,7 @@ impl World {
                 }
                 let (method, bytes) = call.req.encode();
                 let now = self.now();
-                match self.engine.call(method, &bytes, TENANTS[call.tenant], 1, now) {
+                match self.engine.call(method, &bytes, &Caller::of(TENANTS[call.tenant]), 1, now) {
                     Outcome::Ticket(ticket) => drop(calls.insert(ticket, (self.step, call))),
                     Outcome::Reply(reply) => answers.push((self.step, call, Ok(reply))),
                     Outcome::Refused(refusal) => answers.push((self.step, call, Err(refusal))),

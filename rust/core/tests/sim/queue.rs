@@ -4,7 +4,7 @@ use super::request::{Req, TENANTS};
 use super::verify::Start;
 use super::world::{OpenCall, World};
 use prost::Message;
-use roost_core::engine::Outcome;
+use roost_core::engine::{Caller, Outcome};
 use roost_core::error::Refusal;
 use roost_core::proto::v1;
 use std::collections::BTreeMap;
@@ -17,7 +17,7 @@ impl World {
         let (now, start) = (self.now(), Start::of(&self.store, 0, &req));
         let call = OpenCall { tenant: 0, req, start };
         let (mut ticket, mut answers) = (None, Vec::new());
-        match self.engine.call(method, &bytes, TENANTS[0], 1, now) {
+        match self.engine.call(method, &bytes, &Caller::of(TENANTS[0]), 1, now) {
             Outcome::Ticket(t) => {
                 ticket = Some(t);
                 calls.insert(t, (n, call));

@@ -187,6 +187,7 @@ impl Clients {
                 options: Some(self.options(rng)),
                 if_exists: if rng.chance(40) { v1::IfExists::Return as i32 } else { 0 },
                 validate_only: rng.chance(6),
+                mint_key: false,
             }),
             12..44 => {
                 let head = rng.below(4) as u32;

@@ -4,9 +4,10 @@
 use super::rng::Rng;
 use super::store::Store;
 use prost::Message;
-use roost_core::engine::{Appended, CleanupStep, Effect, Engine, Method, Moment, Outcome};
+use roost_core::engine::{Appended, Caller, CleanupStep, Effect, Engine, Keys, Method, Moment, Outcome};
 use roost_core::error::{Reason, Refusal};
 use roost_core::ids::Uid;
+use roost_core::keys::Maker;
 use roost_core::limits::Limits;
 use roost_core::proto::v1;
 use std::collections::{HashMap, HashSet};
@@ -35,7 +36,7 @@ impl World {
     pub(crate) fn new(limits: Limits) -> Self {
         let mut store = Store::default();
         (store.tenant_cap, store.tree_cap, store.max_rewind) = (1_000, 8, 8);
-        let engine = Engine::new(limits.clone(), 0, 1);
+        let engine = engine(&limits, 0);
         let (done, unreadable) = (HashMap::new(), HashSet::new());
         World { engine, store, limits, moments: 0, done, unreadable, loads: 0, ahead: 0, dumps: false }
     }
@@ -48,7 +49,7 @@ impl World {
 
     /// Another engine over what the store holds.
     pub(crate) fn restart(&mut self) {
-        self.engine = Engine::new(self.limits.clone(), self.store.last_seq, 1);
+        self.engine = engine(&self.limits, self.store.last_seq);
         self.engine.set_dumps(self.dumps);
         self.done.clear();
         self.loads = 0;
@@ -135,7 +136,7 @@ impl World {
     /// Starts a call, which waits for the store.
     pub(crate) fn start(&mut self, method: Method, request: &impl Message) -> u64 {
         let now = self.now();
-        match self.engine.call(method, &request.encode_to_vec(), TENANT, 0, now) {
+        match self.engine.call(method, &request.encode_to_vec(), &Caller::of(TENANT), 0, now) {
             Outcome::Ticket(ticket) => ticket,
             ended => panic!("it ended at once: {ended:?}"),
         }
@@ -148,8 +149,19 @@ impl World {
     }
 
     pub(crate) fn call<R: Message + Default>(&mut self, method: Method, request: &impl Message) -> Result<R, Reason> {
-        let now = self.now();
-        let ticket = match self.engine.call(method, &request.encode_to_vec(), TENANT, 0, now) {
+        self.call_as("", method, request)
+    }
+
+    /// A call that bears a key, unless that is empty: then it is the operator's, for its tenant.
+    pub(crate) fn call_as<R: Message + Default>(
+        &mut self,
+        key: &str,
+        method: Method,
+        request: &impl Message,
+    ) -> Result<R, Reason> {
+        let (now, bearer) = (self.now(), if key.is_empty() { String::new() } else { format!("Bearer {key}") });
+        let caller = Caller { authorization: &bearer, tenant: TENANT };
+        let ticket = match self.engine.call(method, &request.encode_to_vec(), &caller, 0, now) {
             Outcome::Ticket(ticket) => ticket,
             Outcome::Reply(reply) => return Ok(R::decode(&reply[..]).expect("a reply decodes")),
             Outcome::Refused(refusal) => return Err(refusal.reason),
@@ -211,6 +223,12 @@ impl World {
         let session = self.store.by_id(TENANT, id).expect("it is stored");
         session.trajectories.iter().map(|(f, _)| (f.number, f.first_turn, f.turn_count)).collect()
     }
+}
+
+/// No key is needed, and one that is brought is looked at.
+fn engine(limits: &Limits, last_seq: u64) -> Engine {
+    let keys = Keys { maker: Some(Maker::new(&[3; 32])), ..Keys::default() };
+    Engine::new(limits.clone(), last_seq, 1).with_keys(keys)
 }
 
 pub(crate) fn begin(id: &str, parent: &str) -> v1::BeginTurnRequest {

@@ -564,7 +564,8 @@ impl Store {
     pub(crate) fn find(&self, tenant: &str, id: &str) -> Option<FoundSession> {
         let s = self.by_id(tenant, id)?;
         let rows = if s.state == OPEN { self.header(s.row.root).1 } else { Vec::new() };
-        Some(FoundSession { uid: s.row.uid, root: s.row.root, state: s.state, rows })
+        let (uid, root, parent) = (s.row.uid, s.row.root, s.row.parent);
+        Some(FoundSession { uid, root, parent, state: s.state, cleanup: s.cleanup.clone(), rows })
     }
 
     pub(crate) fn read(&self, tenant: &str, id: &str) -> Option<SessionRow> {

@@ -4,7 +4,7 @@ use super::request::{Clients, Req, TENANTS};
 use super::rng::Rng;
 use super::store::{OPEN, Store};
 use super::verify::{Ledger, Start};
-use roost_core::engine::{Appended, CleanupStep, DumpMade, Effect, Engine, Moment, Outcome, Space};
+use roost_core::engine::{Appended, Caller, CleanupStep, DumpMade, Effect, Engine, Moment, Outcome, Space};
 use roost_core::error::Refusal;
 use roost_core::journal::Batch;
 use roost_core::limits::Limits;
@@ -204,7 +204,7 @@ impl World {
         let (method, bytes) = call.req.encode();
         let connection = 1 + self.rng.below(3) as u64;
         let now = self.now();
-        match self.engine.call(method, &bytes, TENANTS[call.tenant], connection, now) {
+        match self.engine.call(method, &bytes, &Caller::of(TENANTS[call.tenant]), connection, now) {
             Outcome::Reply(reply) => self.answered(&call, Ok(reply)),
             Outcome::Refused(refusal) => self.answered(&call, Err(refusal)),
             Outcome::Ticket(ticket) => {
@@ -254,7 +254,7 @@ impl World {
                 self.ledger.gave_up(call);
                 let (method, bytes) = call.req.encode();
                 let now = self.now();
-                self.engine.undelivered(method, &bytes, &reply, TENANTS[call.tenant], now);
+                self.engine.undelivered(method, &bytes, &reply, &Caller::of(TENANTS[call.tenant]), now);
             } else {
                 self.clients.learn(call.tenant, &call.req, &reply);
                 if let Some(grant) = self.ledger.acknowledged(&self.store, call, &reply)? {
