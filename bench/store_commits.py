@@ -167,11 +167,11 @@ def rows_arm(directory: Path, args: argparse.Namespace, vfs: str | None, entries
     make_durable(conn)
     conn.wal_autocheckpoint(1000)
     load = Load(args.working_set, args.record_bytes)
-    columns = (*SessionUpsert._fields[:-1], "closes", "cleanup_due")
+    columns = (*SessionUpsert._fields[:-1], "closes", "cleanup_due", "close_seq")
     insert = f"INSERT INTO session ({', '.join(columns)}) VALUES ({','.join('?' * len(columns))})"
     with conn:
         for row in load.open(0, args.working_set).session_rows:
-            conn.execute(insert, (*row[:-1], 0, 0))
+            conn.execute(insert, (*row[:-1], 0, 0, 0))
     update = (
         "UPDATE session SET head = ?, head_version = ?, fence = ?, last = ?, running = ?, lease = ?, facts = ?, "
         "seq = ? WHERE uid = ? AND seq = ?"

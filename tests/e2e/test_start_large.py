@@ -23,9 +23,9 @@ ROWS = """
     WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < :count)
     INSERT INTO session (uid, tenant, session_id, root, parent, path, depth, create_ms, state, head, head_version,
                          fence, provisional, last, running, finish_due, closes, stale_ms, active_ms, stale_due,
-                         cleanup_due, seq, lease, facts, receipt)
+                         cleanup_due, close_seq, seq, lease, facts, receipt)
     SELECT uid(i), 'default', name(i), uid(i), x'', '/root', 0, :now, 1, 0, 0, 0, 0, 0, 0, 0, 0, 3600000, 0, 3600000,
-           0, i, NULL, :facts, NULL
+           0, 0, i, NULL, :facts, NULL
     FROM n
 """
 NOW = 1_700_000_000_000
