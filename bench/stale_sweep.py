@@ -40,7 +40,7 @@ def settle(engine: Engine, store: SqliteStore) -> None:
             return
         for kind, number, *arguments in effects:
             if kind == "stale":
-                engine.stale_found(number, *store.stale(*arguments))
+                engine.stale_found(number, store.stale(*arguments)[0])
             elif kind == "find":
                 engine.found(number, store.find(*arguments))
             elif kind == "due":

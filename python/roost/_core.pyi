@@ -212,7 +212,7 @@ class Engine:
     def trajectories_found(self, effect: int, found: Sequence[tuple[str, bytes, str, int] | None]) -> bool:
         """found: (tenant, root, root's session id, acknowledged) or None, in the order asked for."""
     def due_found(self, effect: int, found: Sequence[tuple[Any, ...]], next_ms: int | None) -> bool: ...  # DueRow
-    def stale_found(self, effect: int, found: Sequence[tuple[Any, ...]], next_ms: int | None) -> bool: ...  # StaleRow
+    def stale_found(self, effect: int, found: Sequence[tuple[Any, ...]]) -> bool: ...  # StaleRow
     def family_read(self, effect: int, found: Sequence[tuple[Any, ...]]) -> bool: ...  # SessionRow
     def load_failed(self, effect: int, message: str) -> bool: ...
     def wake_reader(self) -> None: ...

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,12 @@ from roost.v1 import (
 
 PYTHON = Path(__file__).resolve().parents[2] / "python"
 DEADLINE = 30.0  # seconds any one step of a test may take
+
+
+def until(true: Callable[[], Any]) -> None:
+    """Ask until it is so; the test's timeout bounds it."""
+    while not true():
+        pass
 
 
 def environment(**more: str) -> dict[str, str]:

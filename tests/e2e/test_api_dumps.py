@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from conftest import Start
-from roost_server import Api, ClockedServer, refused, roost
+from roost_server import Api, ClockedServer, refused, roost, until
 from s3_server import S3, running
 
 from roost.handlers.dump.reader import list_dumps, verify_dump
@@ -21,12 +21,6 @@ from roost.v1 import types_pb2 as types
 SEALED, CLOSED = types.SESSION_STATE_SEALED, types.SESSION_STATE_CLOSED
 FAILED = grpc.StatusCode.FAILED_PRECONDITION
 HURTFUL = ("..", "a" * 256, "A-b", "a-B", "x:y", "con", "." * 128, "-rf")
-
-
-def until(true: Callable[[], Any]) -> None:
-    """Ask until it is so; the test's timeout bounds it."""
-    while not true():
-        pass
 
 
 def dumps(where: str, options: dict[str, str] | None = None) -> list[str]:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable
 from typing import Any
 
 import grpc
 import pytest
 from conftest import Start
-from roost_server import DEADLINE, Api, ClockedServer, Server, fresh, record_input, refused, roost
+from roost_server import DEADLINE, Api, ClockedServer, Server, fresh, record_input, refused, roost, until
 
 from roost.v1 import session_service_pb2 as sessions
 from roost.v1 import trajectory_service_pb2 as trajectories
@@ -30,12 +29,6 @@ def clocked(start: Start, *flags: str) -> ClockedServer:
     server = start(*flags, clocked=True)
     assert isinstance(server, ClockedServer)
     return server
-
-
-def until(true: Callable[[], Any]) -> None:
-    """Ask until it is so; the test's timeout bounds it."""
-    while not true():
-        pass
 
 
 def tree(api: Api, **options: Any) -> tuple[str, str, str]:

@@ -164,7 +164,7 @@ def _settled(engine: Engine) -> list[tuple[int, bytes]]:
                 engine.due_found(number, [], None)
                 continue
             if kind == "stale":
-                engine.stale_found(number, [], None)
+                engine.stale_found(number, [])
                 continue
             assert kind == "find"
             engine.found(number, None)

@@ -156,17 +156,19 @@ class Cleaner:
                 if step is None or not await self._step(row, step):
                     return
                 if step[0] == "keep":
-                    await self._kept(uid)
+                    # What was acknowledged while this was decided has asked for nothing: so it is looked at again.
+                    kept = await self._kept(uid)
+                    if kept is not None and await self._rows(partial(_acknowledged, self._store, kept)):
+                        await self._step(kept, ("purge", [], kept.last, True))
         except Exception as error:
             log.exception("cleanup_failed", uid=uid.hex())
             if row is not None:
                 await self._step(row, ("failed", f"internal: {type(error).__name__}"))
 
-    async def _kept(self, uid: bytes) -> None:
-        """What was acknowledged while it was decided to keep the session has asked for nothing: so it is looked at."""
+    async def _kept(self, uid: bytes) -> SessionRow | None:
+        """The row of a session, if it is kept for want of a dump or an acknowledgement."""
         row: SessionRow | None = await self._rows(partial(self._store.session_by_uid, uid))
-        if row is not None and row.cleanup_due == -1 and await self._rows(partial(_acknowledged, self._store, row)):
-            await self._step(row, ("purge", [], row.last, True))
+        return row if row is not None and row.cleanup_due == -1 else None
 
     async def _step(self, row: SessionRow, step: Step) -> bool:
         failpoint(f"cleanup.{step[0]}.before")
@@ -257,8 +259,8 @@ class Cleaner:
         page: list[bytes] = await self._rows(partial(self._store.kept, b"", _PAGE))
 
         async def begin(uid: bytes) -> None:
-            row: SessionRow | None = await self._rows(partial(self._store.session_by_uid, uid))
-            if row is not None and row.cleanup_due == -1:
+            row = await self._kept(uid)
+            if row is not None:
                 await self._step(row, ("purge", [], row.last, False))
 
         await asyncio.gather(*(begin(uid) for uid in page))

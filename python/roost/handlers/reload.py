@@ -135,7 +135,7 @@ class StoreReader:
             found = [row and (row.tenant, row.root, row.root_session_id, int(row.ack_ms > 0)) for row in rows]
             return engine.trajectories_found(number, found)
         if kind == "stale":
-            return engine.stale_found(number, *store.stale(*arguments))
+            return engine.stale_found(number, store.stale(*arguments)[0])
         if kind == "family":
             return engine.family_read(number, store.family(*arguments))
         if kind == "due":

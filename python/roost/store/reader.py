@@ -298,21 +298,22 @@ class Reader:
 
     def due(self, until_ms: int, after: tuple[int, bytes] | None, limit: int) -> tuple[list[DueRow], int | None]:
         """See base.Store."""
-        place = after or (0, b"")
-        with self._snapshot() as conn:
-            rows = [DueRow._make(row) for row in conn.execute(_DUE, (*place, limit + 1))]
-        now = [row for row in rows[:limit] if row.finish_due <= until_ms]
-        later = rows[len(now) :]
-        return now, later[0].finish_due if later else None
+        rows, following = self._due_by(_DUE, until_ms, after, limit)
+        return [DueRow._make(row) for row in rows], following
 
     def stale(self, until_ms: int, after: tuple[int, bytes] | None, limit: int) -> tuple[list[StaleRow], int | None]:
         """See base.Store."""
-        place = after or (0, b"")
+        rows, following = self._due_by(_STALE, until_ms, after, limit)
+        return [StaleRow._make(row) for row in rows], following
+
+    def _due_by(
+        self, sql: str, until_ms: int, after: tuple[int, bytes] | None, limit: int
+    ) -> tuple[list[Any], int | None]:
+        """Rows, in order of the time they begin with, whose time has come; and the time of the next one after them."""
         with self._snapshot() as conn:
-            rows = [StaleRow._make(row) for row in conn.execute(_STALE, (*place, limit + 1))]
-        now = [row for row in rows[:limit] if row.stale_due <= until_ms]
-        later = rows[len(now) :]
-        return now, later[0].stale_due if later else None
+            rows: list[Any] = conn.execute(sql, (*(after or (0, b"")), limit + 1)).fetchall()
+        now = [row for row in rows[:limit] if row[0] <= until_ms]
+        return now, rows[len(now)][0] if len(now) < len(rows) else None
 
     def family(self, uid: bytes) -> list[SessionRow]:
         """See base.Store."""

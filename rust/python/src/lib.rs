@@ -514,17 +514,10 @@ impl Engine {
         }))
     }
 
-    #[pyo3(signature = (effect, found, next_ms))]
-    fn stale_found(
-        &self,
-        py: Python<'_>,
-        effect: u64,
-        found: Vec<Bound<'_, PyTuple>>,
-        next_ms: Option<u64>,
-    ) -> PyResult<bool> {
+    fn stale_found(&self, py: Python<'_>, effect: u64, found: Vec<Bound<'_, PyTuple>>) -> PyResult<bool> {
         let found = found.iter().map(rows::stale).collect::<PyResult<Vec<_>>>()?;
         Ok(py.detach(|| {
-            self.engine.stale_found(effect, found, next_ms, self.now());
+            self.engine.stale_found(effect, found, self.now());
             self.stirred()
         }))
     }

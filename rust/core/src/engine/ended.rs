@@ -477,7 +477,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Puts lines for all of them in, or none.
+    /// Puts lines for all of them in, or none. Each stands below one that is in already: `check_return` has seen to it.
     fn bring_back(
         &self,
         tree: &Arc<Tree>,
@@ -503,26 +503,21 @@ impl Engine {
             line.seq = row.seq;
             let id = line.session_id.clone();
             let index = state.add(line);
-            match tree.tenant.directory.insert(&id, tree, index) {
-                Ok(calls) if above.is_some() || row.depth == 0 => {
-                    work.calls.extend(calls);
-                    by_id.insert(&row.session_id, index);
-                    lines.push(index);
-                    continue;
+            let Ok(calls) = tree.tenant.directory.insert(&id, tree, index) else {
+                for index in lines.into_iter().chain([index]) {
+                    if let Some(line) = state.lines[index as usize].take() {
+                        tree.tenant.directory.remove(&line.session_id, tree);
+                    }
+                    state.free.push(index);
                 }
-                Ok(_) => tree.tenant.directory.remove(&id, tree),
-                Err(()) => {}
-            }
-            for index in lines.into_iter().chain([index]) {
-                if let Some(line) = state.lines[index as usize].take() {
-                    tree.tenant.directory.remove(&line.session_id, tree);
+                if state.lines.iter().all(Option::is_none) {
+                    self.drop_tree(tree, state, now);
                 }
-                state.free.push(index);
-            }
-            if state.lines.iter().all(Option::is_none) {
-                self.drop_tree(tree, state, now);
-            }
-            return None;
+                return None;
+            };
+            work.calls.extend(calls);
+            by_id.insert(&row.session_id, index);
+            lines.push(index);
         }
         Some(lines)
     }

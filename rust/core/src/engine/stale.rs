@@ -69,8 +69,8 @@ impl Engine {
         (stale.next_ms, stale.forced) = (0, true);
     }
 
-    /// The answer to a Stale: trees in the order of their times, and when the next one after them is due.
-    pub fn stale_found(&self, id: u64, found: Vec<StaleTree>, next_ms: Option<u64>, mut now: Moment) {
+    /// The answer to a Stale: trees in the order of their times. A page that is not full is the last of its series.
+    pub fn stale_found(&self, id: u64, found: Vec<StaleTree>, mut now: Moment) {
         let _going = self.world.read();
         let Some(Purpose::Stale) = self.purpose(id) else { return };
         let mut work = Work::default();
@@ -78,10 +78,8 @@ impl Engine {
             let mut stale = self.stale.lock();
             stale.looking = false;
             stale.after = if found.len() < AT_ONCE { None } else { found.last().cloned() };
-            stale.next_ms = match (&stale.after, next_ms) {
-                (Some(_), _) => now.mono_ms,
-                (None, _) => now.mono_ms + self.limits.sweep_interval_ms,
-            };
+            let pause_ms = if stale.after.is_some() { 0 } else { self.limits.sweep_interval_ms };
+            stale.next_ms = now.mono_ms + pause_ms;
         }
         for tree in found {
             let tenant = self.tenant(&tree.tenant);

@@ -519,8 +519,8 @@ impl Store {
                 Box::new(move |engine, now| engine.due_found(id, due, next, now))
             }
             Effect::Stale { id, until_ms, after, limit } => {
-                let (stale, next) = self.stale(until_ms, after.as_ref(), limit);
-                Box::new(move |engine, now| engine.stale_found(id, stale, next, now))
+                let stale = self.stale(until_ms, after.as_ref(), limit);
+                Box::new(move |engine, now| engine.stale_found(id, stale, now))
             }
             Effect::Family { id, uid } => {
                 let family = self.family(uid);
@@ -611,16 +611,11 @@ impl Store {
         family.iter().filter_map(|s| self.read(&s.row.tenant, &s.row.session_id)).collect()
     }
 
-    pub(crate) fn stale(
-        &self,
-        until_ms: u64,
-        after: Option<&StaleTree>,
-        limit: usize,
-    ) -> (Vec<StaleTree>, Option<u64>) {
+    pub(crate) fn stale(&self, until_ms: u64, after: Option<&StaleTree>, limit: usize) -> Vec<StaleTree> {
         let mut stale: Vec<StaleTree> = self
             .sessions
             .values()
-            .filter(|s| s.stale_due > 0)
+            .filter(|s| s.stale_due > 0 && s.stale_due <= until_ms)
             .map(|s| StaleTree {
                 due_ms: s.stale_due,
                 root: s.row.uid,
@@ -630,10 +625,8 @@ impl Store {
             .filter(|d| after.is_none_or(|a| (d.due_ms, d.root) > (a.due_ms, a.root)))
             .collect();
         stale.sort_by_key(|d| (d.due_ms, d.root));
-        let now = stale.iter().take_while(|d| d.due_ms <= until_ms).count().min(limit);
-        let next = stale.get(now).map(|d| d.due_ms);
-        stale.truncate(now);
-        (stale, next)
+        stale.truncate(limit);
+        stale
     }
 
     pub(crate) fn load(&self, uid: Uid, wanted: Wanted) -> Option<LoadedSession> {
