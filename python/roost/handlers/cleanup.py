@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import structlog
 
 from roost._core import failpoint
+from roost.handlers.cold import is_restoring
 from roost.store.base import CleanupRow, SessionRow, Store
 from roost.store.v1.store_pb2 import Cleanup, Receipt, SessionFacts
 
@@ -56,7 +57,8 @@ class Cleaner:
 
     `read` runs a job on the reader thread; `journal` has the engine journal a step and says whether it was done;
     `oldest_stream` says when the oldest running export began; `dump` is None without a dump target; `gauges` is told
-    how many sessions are kept because they were neither dumped nor acknowledged ("sessions_kept").
+    how many sessions are kept because they were neither dumped nor acknowledged ("sessions_kept"); `restoring` has the
+    uids of the sessions that are being restored now.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Cleaner:
         dump: Dump | None,
         purge_without_dump: bool,
         gauges: dict[str, int],
+        restoring: Container[bytes] = (),
     ) -> None:
         self._engine = engine
         self._store = store
@@ -80,6 +83,7 @@ class Cleaner:
         self._dumping: dict[bytes, asyncio.Task[None]] = {}
         self._marked: dict[bytes, float] = {}  # sessions that wait for exports, since when
         self._gauges = gauges
+        self._restoring = restoring
 
     async def run(self) -> None:
         """Work until cancelled. A failure of ours is logged, and the step is taken again at the next look."""
@@ -111,7 +115,7 @@ class Cleaner:
         while True:
             page: list[CleanupRow] = await self._rows(partial(self._store.cleanups, until, after, _PAGE))
             for due in page:
-                await self._take(due.uid)
+                await self.take(due.uid)
             if len(page) < _PAGE:
                 return
             after = (page[-1].cleanup_due, page[-1].uid)
@@ -126,12 +130,17 @@ class Cleaner:
         [answer] = await self._read(lambda: [job()])
         return answer
 
-    async def _take(self, uid: bytes) -> None:
+    async def take(self, uid: bytes) -> None:
         """The steps of one session that are due."""
         while True:
             row: SessionRow | None = await self._rows(partial(self._store.session_by_uid, uid))
             if row is None or row.state == _OPEN or not 0 < row.cleanup_due <= self._engine.wall_ms():
                 return
+            if row.state == _SEALED and is_restoring(row):
+                # What a restore left half made, which ended or was killed, goes; its dump is there.
+                if row.uid in self._restoring or not await self._step(row, ("purge", [], row.last, False)):
+                    return
+                continue
             if row.state == _SEALED:
                 await self._start_dump(row)
                 return

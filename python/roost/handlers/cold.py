@@ -37,8 +37,13 @@ Step = bytes | Follow
 
 
 def is_purging(row: SessionRow) -> bool:
-    """Whether the content of a session is deleted, in part or whole."""
-    return row.cleanup is not None and Cleanup.FromString(row.cleanup).purging
+    """Whether the content of a session is not all there: deleted, in part or whole, or still being restored."""
+    return row.cleanup is not None and (is_restoring(row) or Cleanup.FromString(row.cleanup).purging)
+
+
+def is_restoring(row: SessionRow) -> bool:
+    """Whether a session is being made from its dump, or what is left of that is being deleted."""
+    return row.cleanup is not None and Cleanup.FromString(row.cleanup).restoring
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,9 @@ class Cold:
         if found is None:  # purged since its row was read
             raise session_not_found(self.engine, row.session_id)
         row, page = found
+        if is_restoring(row):
+            message = f"session {row.session_id!r} is being restored"
+            raise refused(self.engine, "SESSION_RESTORING", message, session_id=row.session_id)
         if is_purging(row):
             message = f"the content of session {row.session_id!r} is deleted"
             raise refused(self.engine, "SESSION_PURGED", message, session_id=row.session_id)

@@ -9,7 +9,7 @@ from typing import Final
 
 import structlog
 
-from roost.handlers.cold import PAGE_BYTES, Cold
+from roost.handlers.cold import PAGE_BYTES, Cold, is_restoring
 from roost.handlers.errors import check_id, invalid, parse, refused, session_not_found
 from roost.handlers.wire import field, repeated
 from roost.store.base import SessionFilter, SessionRow
@@ -52,7 +52,10 @@ def list_sessions(cold: Cold, data: bytes) -> bytes:
 
 
 def _describe(cold: Cold, rows: list[SessionRow]) -> list[bytes | None]:
-    """Rows encoded; None for one that does not verify. GetSession says so; here the others are still served."""
+    """Rows encoded; None for one that is being restored, or does not verify. GetSession says so; here the others are
+    still served."""
+    if any(is_restoring(row) for row in rows):
+        return [None if is_restoring(row) else _describe(cold, [row])[0] for row in rows]
     try:
         return [*cold.engine.describe(rows)]
     except ValueError:

@@ -28,6 +28,7 @@ from roost.handlers.dump.target import Target, open_target
 from roost.handlers.dumping import Dumper
 from roost.handlers.journal import JournalWriter
 from roost.handlers.reload import StoreReader
+from roost.handlers.restore import Restorer
 from roost.handlers.stats import About
 from roost.server import address, logs
 from roost.server.config import ConfigError, Configuration, Settings
@@ -99,6 +100,7 @@ class Process:
         self._door: Door | None = None
         self._stop = asyncio.Event()
         self._signals = 0
+        self._restoring: set[bytes] = set()  # uid of the session that is being restored
 
     async def serve(self) -> int:
         """Serve until SIGTERM or SIGINT."""
@@ -113,7 +115,18 @@ class Process:
         door = self._door = Door(self._settings, introspection)
         writer = JournalWriter(self._engine, self._store, self._wake, self._fail)
         reader = StoreReader(self._engine, self._store, loop.call_soon_threadsafe, self._transport.drain, self._fail)
-        self._transport.register(door.server, reader, Cold(self._engine, self._store, TENANT))
+        cleaner = self._cleaner(reader)
+        restorer = Restorer(
+            self._engine,
+            self._store,
+            TENANT,
+            self._dumps,
+            reader.read,
+            self._transport.settle,
+            cleaner.take,
+            self._restoring,
+        )
+        self._transport.register(door.server, reader, Cold(self._engine, self._store, TENANT), restorer)
         try:
             port = door.server.add_insecure_port(self._where.target)
         except RuntimeError as error:
@@ -127,7 +140,7 @@ class Process:
         await door.server.start()
         address.bound(self._where)
         listening = self._where.named(port)
-        cleaning = asyncio.create_task(self._cleaner(reader).run())
+        cleaning = asyncio.create_task(cleaner.run())
         log.info("ready", listen=listening, version=VERSION, epoch=self._store.epoch, running_trees=roots)
         print(f"roost is ready on {listening}", flush=True)  # noqa: T201 - for people and scripts; logs go to stderr
 
@@ -156,6 +169,7 @@ class Process:
             None if self._dumps is None else Dumper(self._store, self._dumps, reader.read),
             self._settings.purge_without_dump,
             self._about.gauges,
+            self._restoring,
         )
 
     def _load_running(self) -> int:

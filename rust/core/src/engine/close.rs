@@ -281,6 +281,7 @@ impl Engine {
         let id = call.call.session_id().to_owned();
         let result = match (&call.call, row) {
             (_, None) => Err(not_found(&id)),
+            (_, Some(row)) if super::ended::is_restoring(&row) => Err(super::ended::restoring(&id)),
             (Call::Close(close), Some(row)) => match close_again(close, &row) {
                 Ok(None) => {
                     // No close of before: it is to be closed now.

@@ -286,11 +286,12 @@ pub(crate) struct LatestReward {
     pub(crate) request: Option<(RequestMark, RewardedTurn)>,
 }
 
-/// What a session keeps of the close that it came back from.
+/// What a session keeps of the close that it came back from, and of the restore.
 #[derive(Debug, Clone)]
 pub(crate) struct Reopened {
     pub(crate) receipt: Option<Receipt>,
     pub(crate) request: Option<RequestMark>,
+    pub(crate) restored: Option<RequestMark>,
 }
 
 /// An InterruptSession request, and what the session did and ran then.
@@ -319,7 +320,8 @@ impl Resident {
                 .as_ref()
                 .map_or(0, |m| size_of::<InterruptMark>() + m.mark.request_id.len() + m.mark.hash.len())
             + self.reopened.as_ref().map_or(0, |r| {
-                let marks = [r.request.as_ref(), r.receipt.as_ref().and_then(|r| r.request.as_ref())];
+                let closed = r.receipt.as_ref().and_then(|r| r.request.as_ref());
+                let marks = [r.request.as_ref(), closed, r.restored.as_ref()];
                 size_of::<Reopened>()
                     + marks.into_iter().flatten().map(|m| m.request_id.len() + 64).sum::<usize>()
                     + 128
@@ -368,6 +370,7 @@ impl Resident {
             interrupt_turn: self.interrupt_request.as_ref().map_or(0, |m| m.turn),
             last_receipt: self.reopened.as_ref().and_then(|r| r.receipt.clone()),
             reopen_request: self.reopened.as_ref().and_then(|r| r.request.clone()),
+            restore_request: self.reopened.as_ref().and_then(|r| r.restored.clone()),
         }
     }
 
@@ -411,8 +414,10 @@ impl Resident {
         });
         let interrupt_activity = v1::Activity::try_from(facts.interrupt_activity).unwrap_or(v1::Activity::Idle);
         let interrupt_turn = facts.interrupt_turn;
-        let reopened = (facts.last_receipt.is_some() || facts.reopen_request.is_some())
-            .then(|| Box::new(Reopened { receipt: facts.last_receipt, request: facts.reopen_request }));
+        let reopened = (facts.last_receipt.is_some() || facts.reopen_request.is_some()).then(|| {
+            let (receipt, request) = (facts.last_receipt, facts.reopen_request);
+            Box::new(Reopened { receipt, request, restored: facts.restore_request })
+        });
         Resident {
             labels: facts.labels,
             stale_timeout_ms: facts.stale_timeout_ms,
