@@ -149,13 +149,12 @@ class Restorer:
         if not 0 < len(names) <= MOST_NAMES:
             rule = f"{len(names)} are given; from 1 to {MOST_NAMES} are allowed"
             raise invalid(self._engine, "dump_names", rule, size=len(names), limit=MOST_NAMES)
-        if len(set(names)) != len(names):
-            raise invalid(self._engine, "dump_names", "each name may be given once")
-        for name in names:
-            try:
-                check_dump(name)
-            except DumpError as error:
-                raise invalid(self._engine, "dump_names", str(error)) from None
+        try:
+            sessions = {check_dump(name)[:2] for name in names}
+        except DumpError as error:
+            raise invalid(self._engine, "dump_names", str(error)) from None
+        if len(sessions) != len(names):
+            raise invalid(self._engine, "dump_names", "two are of one session: name the one that is to come back")
         request_id = request.request_id
         if len(request_id) > MOST_REQUEST_ID or not all("!" <= c <= "~" for c in request_id):
             rule = "must be at most 128 printable ASCII characters without spaces"

@@ -276,6 +276,7 @@ class Transport:
                 result = await future
             finally:
                 self._pending.pop(ticket, None)
+                self._unclaimed.pop(ticket, None)  # it came when this was given up already
         return result  # type: ignore[return-value]
 
     async def _wait(self, method: int, request: bytes, ticket: int) -> bytes | Refusal:

@@ -1156,7 +1156,7 @@ pub struct AckTrajectoriesResponse {
 /// Request of RestoreSessions.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RestoreSessionsRequest {
-    /// The names of the dumps, as receipts bear them: 1 to 100, each once.
+    /// The names of the dumps, as receipts bear them: 1 to 100, of as many sessions.
     #[prost(string, repeated, tag = "1")]
     pub dump_names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     /// Makes a repeat safe; kept with each session that it made.
