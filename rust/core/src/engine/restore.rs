@@ -124,9 +124,10 @@ impl Engine {
     fn restore_absent(&self, call: Pending, work: &mut Work, now: &mut Moment) {
         let Call::Restore(restore) = &call.call else { return };
         let session = &restore.session;
-        let allowed = match self.is_quarantined(session.root) {
-            true => Err(super::quarantined(&session.session_id)),
-            false => self.check_store_bytes(),
+        let allowed = if self.is_quarantined(session.root) {
+            Err(super::quarantined(&session.session_id))
+        } else {
+            self.check_store_bytes()
         };
         if let Err(refusal) = allowed {
             return self.refuse(call.ticket, refusal, work);
