@@ -161,7 +161,7 @@ fn played(id: &str, parent: &str, world: &mut World) {
         world.reward(id, if n == 1 { Some(0) } else { None }).expect("it is rewarded");
     }
     let lease = world.begin(id).lease;
-    let back = v1::CommitTurnRequest { base_turn: Some(2), ..commit(id, &lease) };
+    let back = v1::CommitTurnRequest { base_turn: Some(2), state: Some(b"mine".to_vec()), ..commit(id, &lease) };
     world.commit(&back);
     let lease = world.begin(id).lease;
     world.commit(&v1::CommitTurnRequest {
