@@ -23,6 +23,9 @@ def failpoint(name: str) -> None:
 def tenant_uid(tenant: str) -> str:
     """What stands for a tenant in the names of its dumps: 32 hex characters."""
 
+def request_hash(payload: bytes) -> bytes:
+    """The hash that a request_id is kept with; the payload is the request encoded without its request_id."""
+
 def dump_name(tenant: str, uid: bytes, close_number: int) -> str:
     """The name of the dump of one close of a session: "<tenant uid>/<uid>-<close number>"."""
 
@@ -72,6 +75,7 @@ class Batch:
     def acks(self) -> list[tuple[Any, ...]]: ...  # TrajectoryAck columns
     def stales(self) -> list[tuple[Any, ...]]: ...  # StaleUpdate columns
     def reopens(self) -> list[tuple[Any, ...]]: ...  # SessionReopen columns
+    def restores(self) -> list[tuple[Any, ...]]: ...  # SessionRestore columns
     def steps(self) -> list[tuple[Any, ...]]: ...  # CleanupStep columns
     def purged_records(self) -> list[int]: ...
     def purged_sessions(self) -> list[bytes]: ...
@@ -131,7 +135,15 @@ class Engine:
         """Journal a step of an ended session's clean-up, decided by its row of sequence `prev`: as `call`, with the
         reply b"done", or b"changed" where the row is another by now or the step is not one of its state. Steps:
         ("cleaned",), ("dumped", bytes, sha256), ("failed", why), ("purge", record sequences, newest left,
-        acknowledged), ("keep",), ("forget",), ("later",)."""
+        acknowledged), ("keep",), ("forget",), ("later",), ("restore", [(RecordRow of a dump, reward)],
+        [DumpedTrajectory with the sequences that its records have here], end). That one appends the records under
+        consecutive sequences, of which the row's `last` is then the last; `end` makes the session CLOSED: None, or
+        (state_seq, head_seq, trajectory_seq, for each of the past receipts the sequence of the last record before that
+        close, bytes and SHA-256 of the dump, (request_id, request_hash) or None)."""
+    def restore_session(self, tenant: str, session: tuple[Any, ...], parent_session_id: str) -> bytes | int | Refusal:
+        """Journal the row of a session that is to be restored, from a DumpedSession: as `call`, with the reply b"done".
+        Its dump was verified, and the store does not know its uid; one session at a time. Refused PARENT_NOT_FOUND
+        where the parent that it had is not the session of that id ("" for a root), or is not all there itself."""
     def ended_count(self) -> int:
         """Grows whenever a close became durable."""
     def tree_activity(self, tenant: str, root_session_id: str) -> tuple[int | None, int, int] | None:

@@ -282,11 +282,20 @@ class TrajectoryNotFound(RoostError):
     ADVICE = "Export what is READY; the ids are there."
 
 
+class DumpNotFound(RoostError):
+    """DUMP_NOT_FOUND: The dump target holds no dump of this name. Look for its name with `roost dumps list`;
+    receipts bear it."""
+
+    REASON = "DUMP_NOT_FOUND"
+    ADVICE = "Look for its name with `roost dumps list`; receipts bear it."
+
+
 class SessionExists(RoostError):
-    """SESSION_EXISTS: A session of this id is open. Use it, choose another id, or say if_exists RETURN."""
+    """SESSION_EXISTS: A session of this id is open; of a restore: the session, or another of its id, is known. Use
+    it, choose another id, or say if_exists RETURN; a session is restored where it is not known."""
 
     REASON = "SESSION_EXISTS"
-    ADVICE = "Use it, choose another id, or say if_exists RETURN."
+    ADVICE = "Use it, choose another id, or say if_exists RETURN; a session is restored where it is not known."
 
 
 class PathCollision(RoostError):
@@ -313,10 +322,18 @@ class SessionSealed(RoostError):
 
 class SessionPurged(RoostError):
     """SESSION_PURGED: The session has ended and its content is deleted, or is being deleted. Restore it from its
-    dump."""
+    dump, where it is not known: on another server, or here once its tombstone is over."""
 
     REASON = "SESSION_PURGED"
-    ADVICE = "Restore it from its dump."
+    ADVICE = "Restore it from its dump, where it is not known: on another server, or here once its tombstone is over."
+
+
+class SessionRestoring(RoostError):
+    """SESSION_RESTORING: The session is being made from its dump, or what is left of a try is being deleted. Retry
+    after the delay."""
+
+    REASON = "SESSION_RESTORING"
+    ADVICE = "Retry after the delay."
 
 
 class TurnInProgress(RoostError):
@@ -387,6 +404,20 @@ class TrajectoryFinished(RoostError):
 
     REASON = "TRAJECTORY_FINISHED"
     ADVICE = "Set rewards before the trajectory is finished."
+
+
+class NoDumpTarget(RoostError):
+    """NO_DUMP_TARGET: The server has no dump target. Set `dump_target` to where the dumps lie."""
+
+    REASON = "NO_DUMP_TARGET"
+    ADVICE = "Set `dump_target` to where the dumps lie."
+
+
+class DumpNewer(RoostError):
+    """DUMP_NEWER: A newer version of Roost wrote the dump. Restore it on that version or a newer one."""
+
+    REASON = "DUMP_NEWER"
+    ADVICE = "Restore it on that version or a newer one."
 
 
 class TreeTurns(RoostError):
@@ -485,6 +516,14 @@ class LoadFailed(RoostError):
     ADVICE = "Retry; if it stays, look at the server's log."
 
 
+class DumpUnreadable(RoostError):
+    """DUMP_UNREADABLE: The dump target cannot be read; the message says why. Retry; if it stays, look at the
+    target."""
+
+    REASON = "DUMP_UNREADABLE"
+    ADVICE = "Retry; if it stays, look at the target."
+
+
 class ShuttingDown(RoostError):
     """SHUTTING_DOWN: The server is stopping. Retry; another process, or the next one, answers."""
 
@@ -498,6 +537,14 @@ class SessionCorrupt(RoostError):
 
     REASON = "SESSION_CORRUPT"
     ADVICE = "Restore it from a dump or backup."
+
+
+class DumpDamaged(RoostError):
+    """DUMP_DAMAGED: The dump is not what Roost wrote. Nothing of it was restored. Restore another dump or a
+    backup; `roost dumps verify` says what is wrong."""
+
+    REASON = "DUMP_DAMAGED"
+    ADVICE = "Restore another dump or a backup; `roost dumps verify` says what is wrong."
 
 
 class TreeQuarantined(RoostError):
@@ -532,11 +579,13 @@ BY_REASON: dict[str, type[RoostError]] = {
     "PARENT_NOT_FOUND": ParentNotFound,
     "TURN_NOT_FOUND": TurnNotFound,
     "TRAJECTORY_NOT_FOUND": TrajectoryNotFound,
+    "DUMP_NOT_FOUND": DumpNotFound,
     "SESSION_EXISTS": SessionExists,
     "PATH_COLLISION": PathCollision,
     "SESSION_CLOSED": SessionClosed,
     "SESSION_SEALED": SessionSealed,
     "SESSION_PURGED": SessionPurged,
+    "SESSION_RESTORING": SessionRestoring,
     "TURN_IN_PROGRESS": TurnInProgress,
     "TURN_MISMATCH": TurnMismatch,
     "TURN_ENDED": TurnEnded,
@@ -546,6 +595,8 @@ BY_REASON: dict[str, type[RoostError]] = {
     "REWIND_REFUSED": RewindRefused,
     "TRAJECTORY_EMPTY": TrajectoryEmpty,
     "TRAJECTORY_FINISHED": TrajectoryFinished,
+    "NO_DUMP_TARGET": NoDumpTarget,
+    "DUMP_NEWER": DumpNewer,
     "TREE_TURNS": TreeTurns,
     "TENANT_TURNS": TenantTurns,
     "TREE_SESSIONS": TreeSessions,
@@ -559,8 +610,10 @@ BY_REASON: dict[str, type[RoostError]] = {
     "NOT_STORED": NotStored,
     "RECOVERING": Recovering,
     "LOAD_FAILED": LoadFailed,
+    "DUMP_UNREADABLE": DumpUnreadable,
     "SHUTTING_DOWN": ShuttingDown,
     "SESSION_CORRUPT": SessionCorrupt,
+    "DUMP_DAMAGED": DumpDamaged,
     "TREE_QUARANTINED": TreeQuarantined,
     "INTERNAL_ERROR": InternalError,
 }

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import Start
 from ended_sessions import House, read_now
+from restored import CLOSED, until
 from roost_server import environment, roost
 from s3_server import S3, SECRET, running
 
@@ -148,3 +150,36 @@ main()
         without.stderr
         == "roost: dumps in an object store need the package obstore: install roost[server] or roost[cli]\n"
     )
+
+
+def test_dumps_are_restored_by_a_server(start: Start, tmp_path: Path) -> None:
+    place = tmp_path / "dumps"
+    place.mkdir()
+    first = start("--dump-target", str(place), data_dir=tmp_path / "first")
+    with first.api() as api:
+        api.open("root")
+        api.turn("root")
+        api.close("root")
+        until(lambda: api.get("root").state == CLOSED)
+        assert api.reopen("root").reopened == 1
+        api.open("child", parent_session_id="root")
+        api.close("root")
+        until(lambda: {api.get(name).state for name in ("root", "child")} == {CLOSED})
+        names = [api.get(name).receipt.dump_name for name in ("root", "child")]
+    second = start("--dump-target", str(place), data_dir=tmp_path / "second")
+    at = ["--target", second.address]
+    done = roost("dumps", "restore", names[1], *at)
+    assert (done.returncode, "PARENT_NOT_FOUND" in done.stderr) == (1, True)
+    done = roost("dumps", "restore", "--all", "--from", str(place), "-o", "json", *at)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    # Of the two dumps of the root that of its last close.
+    assert [one["dump"] for one in told] == names
+    assert [one["session"]["state"] for one in told] == ["SESSION_STATE_CLOSED"] * 2
+    done = roost("dumps", "restore", "--all", "--from", str(place), *at)
+    assert (done.returncode, done.stdout.count("SESSION_EXISTS")) == (0, 2)
+    done = roost("dumps", "restore", names[0], *at)
+    assert done.returncode == 1
+    assert done.stderr.startswith("roost: SESSION_EXISTS: ")
+    for wrong in ([], ["--all"], [*names, "--all"]):
+        assert roost("dumps", "restore", *wrong, *at).returncode == 2

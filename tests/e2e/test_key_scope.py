@@ -117,7 +117,7 @@ ABOUT_ONE = [path for path, rule in RULES.items() if rule in ("inside", "outline
 def test_every_rule_is_tried_here() -> None:
     each = {"RenewTurns", "AckTrajectories", "ExportTrajectories"}
     assert {path.rpartition("/")[2] for path, rule in RULES.items() if rule == "each"} == each
-    assert set(RULES.values()) == {"admin", "inside", "outline", "make", "each"}
+    assert set(RULES.values()) == {"admin", "tenant", "inside", "outline", "make", "each"}
 
 
 @pytest.mark.parametrize("path", [*ABOUT_ONE, "/roost.v1.TrajectoryService/ExportTrajectories"])
@@ -348,10 +348,10 @@ def assert_over(trees: Trees, name: str, reason: str) -> None:
             for target in ("a", "a1", "b", "other", "nobody"):
                 if method == "CloseSession" and target == name and reason == "SESSION_CLOSED":
                     continue
-                plain = rule in ("admin", "each")
+                plain = rule in ("admin", "tenant", "each")
                 refusal = said(agent, path, None if plain else about(method, target, trees))
                 assert refusal is not None, (path, target)
-                expected = "KEY_SCOPE" if rule == "admin" else reason
+                expected = "KEY_SCOPE" if rule in ("admin", "tenant") else reason
                 assert refusal.reason == expected, (path, target, refusal)
 
 
@@ -434,7 +434,7 @@ def test_a_key_of_an_id_that_another_session_has_is_no_key(tmp_path: Path) -> No
         two.start()
         with keyed(two, key) as api:
             for path in METHODS:
-                if RULES[path] != "admin":
+                if RULES[path] not in ("admin", "tenant"):
                     request = (
                         None if RULES[path] == "each" else about(path.rpartition("/")[2], "root", Trees(two, "", ""))
                     )

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
-from roost._core import LIMITS, METHODS, Engine
+from roost._core import LIMITS, METHODS, Batch, Engine
 from roost.handlers.reload import StoreReader
 from roost.store import SqliteStore
 from roost.v1 import session_service_pb2, trajectory_service_pb2, turn_service_pb2, types_pb2
@@ -28,27 +28,29 @@ class House:
     def __init__(self, data_dir: Path, *, tenant: str = "default", **limits: int) -> None:
         self.tenant = tenant
         self.store = SqliteStore(data_dir, reserve_bytes=1 << 20, reserve_margin=0, background_checkpoint=False)
-        self._engine = Engine({name: default for name, default, _, _ in LIMITS} | limits, self.store.last_seq)
-        parts: tuple[Any, ...] = (self._engine, self.store, lambda *_: None, lambda: None, lambda _: None)
+        self.engine = Engine({name: default for name, default, _, _ in LIMITS} | limits, self.store.last_seq)
+        parts: tuple[Any, ...] = (self.engine, self.store, lambda *_: None, lambda: None, lambda _: None)
         self._reader = StoreReader(*parts)
 
     def call(self, service: str, method: str, request: Message, answer: type[M]) -> M:
         """One RPC."""
         number = METHODS[f"/roost.v1.{service}/{method}"]
-        outcome: Any = self._engine.call(number, request.SerializeToString(), "", self.tenant, 1)
+        outcome: Any = self.engine.call(number, request.SerializeToString(), "", self.tenant, 1)
         if isinstance(outcome, int):
-            outcome = self._ended(outcome)
+            outcome = self.ended(outcome)
         assert isinstance(outcome, bytes), outcome
         return answer.FromString(outcome)
 
-    def _ended(self, ticket: int) -> Any:
+    def ended(self, ticket: int, carried: Callable[[Batch], object] = lambda _: None) -> Any:
+        """What a ticket comes to, once everything is stored; `carried` is shown each batch."""
         for _ in range(1_000):
-            for kind, number, *arguments in self._engine.next_effects(timeout_ms=0):
+            for kind, number, *arguments in self.engine.next_effects(timeout_ms=0):
                 self._reader._load(kind, number, tuple(arguments))
-            while (batch := self._engine.next_batch(timeout_ms=0, linger_us=0)) is not None:
+            while (batch := self.engine.next_batch(timeout_ms=0, linger_us=0)) is not None:
+                carried(batch)
                 outcome = self.store.append(0, self.store.epoch, batch.first_seq, batch)
-                self._engine.appended(batch, outcome.value, [])
-            for done, answer in self._engine.completed():
+                self.engine.appended(batch, outcome.value, [])
+            for done, answer in self.engine.completed():
                 if done == ticket:
                     return answer
         raise AssertionError("the call does not end")

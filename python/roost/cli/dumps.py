@@ -1,9 +1,10 @@
-"""`roost dumps list|show|verify`: on the place where dumps lie, without a server."""
+"""`roost dumps list|show|verify`: on the place where dumps lie, without a server; `restore`: by a server."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -12,25 +13,33 @@ import typer
 
 from roost.cli.output import (
     CANNOT_REACH,
+    DEFAULT_TARGET,
     DIFFERENT,
+    REFUSED,
     UNUSABLE,
     WRONG_USAGE,
     Failure,
     Format,
     Output,
+    as_dict,
+    connect,
     print_json,
     print_table,
 )
+from roost.cli.output import Target as Server
 
 if TYPE_CHECKING:
     from roost.handlers.dump.errors import DumpError
     from roost.handlers.dump.manifest import Manifest, Part
     from roost.handlers.dump.target import Target
+    from roost.v1.trajectory_service_pb2 import RestoreResult
 
 T = TypeVar("T")
 _PAGE = 1_000
 
-app = typer.Typer(help="Dumps of ended sessions, where they lie; no server is needed.", no_args_is_help=True)
+_AT_ONCE = 10  # dumps that one call restores: progress shows after each
+
+app = typer.Typer(help="Dumps of ended sessions, where they lie; only `restore` needs a server.", no_args_is_help=True)
 
 Where = Annotated[
     str,
@@ -193,6 +202,103 @@ def verify(
         raise Failure(
             bad[0]["error"] if len(found) == 1 else f"{len(bad)} of {len(found)} dumps do not verify", DIFFERENT
         )
+
+
+_RESTORE_EPILOG = """
+The server reads its own dump target (dump_target); --from, which may be another way to the same place, only says which
+dumps --all names: of each session of the tenant the one of its last close. The tenant is that of `roost --tenant`, or
+else default. Parents come before their children. Sessions come back CLOSED; ReopenSession makes them live.
+
+Exit codes: 1 if a dump was refused (with --all not for sessions that the server knows already).
+
+Examples:
+$ roost dumps restore bedbfa66a4839fbb3c6911e1a058a34c/0198f6a0-0000-7000-8000-000000000000-1
+$ roost dumps restore --all --from /var/lib/roost-dumps -o json
+"""
+
+
+@app.command("restore", epilog=_RESTORE_EPILOG)
+def restore(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="The dumps: <tenant uid>/<session uid>-<close number>.", metavar="NAME...", show_default=False
+        ),
+    ] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Every session of the tenant that --from has a dump of.")] = False,
+    where: Annotated[
+        str | None,
+        typer.Option("--from", help="Where --all finds the names.", metavar="URL", envvar="ROOST_DUMP_TARGET"),
+    ] = None,
+    target: Server = DEFAULT_TARGET,
+    output: Output = Format.TABLE,
+    option: Options = None,
+    timeout: Annotated[float, typer.Option("--timeout", min=0.001, help="Seconds that one call may take.")] = 600.0,
+) -> None:
+    """Have a server make sessions from their dumps."""
+    if bool(names) == all_:
+        raise typer.BadParameter("name dumps, or give --all", param_hint="NAME")
+    if all_ and where is None:
+        raise typer.BadParameter("--all needs to know where the dumps are", param_hint="--from")
+    wanted = _latest(where, option, timeout) if all_ and where is not None else list(names or ())
+    found = _restore(target, timeout, wanted)
+    if output is Format.JSON:
+        print_json([{"dump": name} | as_dict(found[name]) for name in wanted])
+    else:
+        rows = [(name, found[name].session.session_id, _told(found[name])) for name in wanted]
+        print_table(("dump", "session", "restored"), rows, "no dumps")
+    refused = [one.refusal for one in found.values() if one.HasField("refusal")]
+    if all_:
+        refused = [refusal for refusal in refused if refusal.reason != "SESSION_EXISTS"]
+    if refused:
+        sentence = f"{refused[0].reason}: {refused[0].message}"
+        many = f"{len(refused)} of {len(wanted)} dumps were refused; the first: {sentence}"
+        raise Failure(sentence if len(wanted) == 1 else many, REFUSED)
+
+
+def _told(result: RestoreResult) -> str:
+    if result.HasField("refusal"):
+        return f"{result.refusal.reason}: {result.refusal.message}"
+    return "before" if result.repeated else "yes"
+
+
+def _latest(where: str, option: list[str] | None, timeout: float) -> list[str]:
+    """The names of the dumps of each session's last close, in order of uid, of the tenant that the command acts for."""
+    from roost.handlers.dump.names import check_dump
+    from roost.handlers.dump.reader import list_dumps
+
+    tenant = os.environ.get("ROOST_TENANT", "") or "default"
+
+    async def look(target: Target) -> list[str]:
+        latest: dict[str, tuple[int, str]] = {}
+        page = await list_dumps(target, tenant=tenant)
+        while page:
+            for name in page:
+                _, uid, number = check_dump(name)
+                latest[uid] = max(latest.get(uid, (0, "")), (number, name))
+            page = await list_dumps(target, tenant=tenant, after=page[-1])
+        return [latest[uid][1] for uid in sorted(latest)]
+
+    return _run(where, option, timeout, look)
+
+
+def _restore(server: str, timeout: float, names: list[str]) -> dict[str, RestoreResult]:
+    """What became of each. A child whose parent comes later in the list is tried again after it."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    found: dict[str, RestoreResult] = {}
+    left = names
+    with connect(server, timeout) as client:
+        while left:
+            starts = range(0, len(left), _AT_ONCE)
+            for at in track(starts, "restoring", console=console, transient=True, disable=not console.is_terminal):
+                some = left[at : at + _AT_ONCE]
+                found |= zip(some, client.restore_sessions(some), strict=True)
+            again = [name for name in left if found[name].refusal.reason == "PARENT_NOT_FOUND"]
+            left = again if len(again) < len(left) else []
+    return found
 
 
 def _run(where: str, options: list[str] | None, timeout: float, work: Callable[[Target], Coroutine[Any, Any, T]]) -> T:

@@ -468,6 +468,17 @@ class AsyncClient:
         answer = await self._call(TRAJECTORY + "AckTrajectories", request, trajectory.AckTrajectoriesResponse, timeout)
         return answer.results
 
+    async def restore_sessions(
+        self, dump_names: Iterable[str], *, request_id: str | None = None, timeout: float | None = None
+    ) -> Sequence[trajectory.RestoreResult]:
+        """Make up to 100 sessions from their dumps in the server's dump target. They come back CLOSED; `reopen_session`
+        makes them live. Parents come before their children whatever the order here. One result each, in order; a
+        refused one bears `refusal`. A long one takes its time: give it a `timeout` (seconds). Raises NoDumpTarget."""
+        request = trajectory.RestoreSessionsRequest(dump_names=dump_names, request_id=_request_id(request_id))
+        method = TRAJECTORY + "RestoreSessions"
+        answer = await self._call(method, request, trajectory.RestoreSessionsResponse, timeout)
+        return answer.results
+
     async def trajectories(
         self,
         session_ids: Iterable[str] = (),

@@ -431,6 +431,18 @@ class Client:
         `refusal`."""
         return self._bridge.run(self._inner.ack_trajectories(trajectory_ids, timeout=timeout))
 
+    def restore_sessions(
+        self,
+        dump_names: Iterable[str],
+        *,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Sequence[trajectory.RestoreResult]:
+        """Make up to 100 sessions from their dumps in the server's dump target. They come back CLOSED; `reopen_session`
+        makes them live. Parents come before their children whatever the order here. One result each, in order; a
+        refused one bears `refusal`. A long one takes its time: give it a `timeout` (seconds). Raises NoDumpTarget."""
+        return self._bridge.run(self._inner.restore_sessions(dump_names, request_id=request_id, timeout=timeout))
+
     def trajectories(
         self,
         session_ids: Iterable[str] = (),

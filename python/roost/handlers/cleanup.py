@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import structlog
 
 from roost._core import failpoint
+from roost.handlers.cold import is_restoring
 from roost.store.base import CleanupRow, SessionRow, Store
 from roost.store.v1.store_pb2 import Cleanup, Receipt, SessionFacts
 
@@ -55,7 +56,8 @@ class Cleaner:
 
     `read` runs a job on the reader thread; `journal` has the engine journal a step and says whether it was done;
     `oldest_stream` says when the oldest running export began; `dump` is None without a dump target; `gauges` is told
-    how many sessions are kept because they were neither dumped nor acknowledged ("sessions_kept").
+    how many sessions are kept because they were neither dumped nor acknowledged ("sessions_kept"); `restoring` has the
+    uids of the sessions that are being restored now.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Cleaner:
         dump: Dump | None,
         purge_without_dump: bool,
         gauges: dict[str, int],
+        restoring: Container[bytes] = (),
     ) -> None:
         self._engine = engine
         self._store = store
@@ -80,6 +83,7 @@ class Cleaner:
         self._room = False  # a dump has ended: the next one may begin
         self._marked: dict[bytes, float] = {}  # sessions that wait for exports, since when
         self._gauges = gauges
+        self._restoring = restoring
 
     async def run(self) -> None:
         """Work until cancelled, on the dumps and on what is CLOSED apart: what hangs in one holds up nothing else."""
@@ -174,15 +178,15 @@ class Cleaner:
         failpoint(f"cleanup.{step[0]}.before")
         done = await self._journal(row, step)
         failpoint(f"cleanup.{step[0]}.after")
-        if done and step[0] == "purge" and not step[1] and step[2]:
+        if done and step[0] == "purge" and not step[1] and step[2] and not is_restoring(row.cleanup):
             # The mark is on disk: no export begins from here on, and those that run are waited for.
             self._marked[row.uid] = time.monotonic()
         return done
 
-    # -- SEALED: the dump
+    # -- SEALED: the dump, or the end of a restore that was not gone on with
 
     async def _start_dumps(self) -> None:
-        """Begin dumps of SEALED sessions that are due, as many as there is room for."""
+        """Begin what is due for SEALED sessions, as much as there is room for."""
         after: tuple[int, bytes] | None = None
         until = self._engine.wall_ms()
         while len(self._dumping) < DUMPS_AT_ONCE:
@@ -193,10 +197,17 @@ class Cleaner:
                 if due.uid in self._dumping or len(self._dumping) >= DUMPS_AT_ONCE:
                     continue
                 row = await self._due(due.uid)
-                if row is not None and row.state == _SEALED:
-                    task = asyncio.create_task(self._clean(row))
-                    self._dumping[due.uid] = task
-                    task.add_done_callback(partial(self._dumped, due.uid))
+                if row is None or row.state != _SEALED:
+                    continue
+                if not is_restoring(row.cleanup):
+                    work = self._clean(row)
+                elif row.uid not in self._restoring:
+                    work = self.undo_restore(row.uid)
+                else:
+                    continue
+                task = asyncio.create_task(work)
+                self._dumping[due.uid] = task
+                task.add_done_callback(partial(self._dumped, due.uid))
             if len(page) < DUMPS_AT_ONCE:
                 return
             after = (page[-1].cleanup_due, page[-1].uid)
@@ -222,6 +233,20 @@ class Cleaner:
             log.exception("dump_failed", session=row.session_id, name=name)
             step = ("failed", f"internal: {type(error).__name__}")
         await self._step(row, step)
+
+    async def undo_restore(self, uid: bytes) -> None:
+        """Delete what a restore has left half made: its dump is there, and nobody has seen it. What cannot be deleted
+        now is deleted later."""
+        try:
+            row = await self._due(uid)
+            if row is None or not is_restoring(row.cleanup):
+                return
+            if row.state == _SEALED:
+                await self._step(row, ("purge", [], row.last, False))
+        except Exception:
+            log.exception("cleanup_failed", uid=uid.hex())
+            return
+        await self._take(uid)
 
     # -- CLOSED: purge, then forget
 

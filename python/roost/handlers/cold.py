@@ -40,8 +40,17 @@ Step = bytes | Follow
 
 
 def is_purging(cleanup: bytes | None) -> bool:
-    """Whether the content of a session whose row has this is deleted, in part or whole."""
-    return cleanup is not None and Cleanup.FromString(cleanup).purging
+    """Whether the content of a session whose row has this is not all there: deleted, in part or whole, or still being
+    restored."""
+    if cleanup is None:
+        return False
+    told = Cleanup.FromString(cleanup)
+    return told.purging or told.restoring
+
+
+def is_restoring(cleanup: bytes | None) -> bool:
+    """Whether a session whose row has this is being made from its dump, or what is left of that is being deleted."""
+    return cleanup is not None and Cleanup.FromString(cleanup).restoring
 
 
 @dataclass(frozen=True)
@@ -98,6 +107,9 @@ class Cold:
         if found is None:  # purged since its row was read
             raise session_not_found(self.engine, row.session_id)
         row, page = found
+        if is_restoring(row.cleanup):
+            message = f"session {row.session_id!r} is being restored"
+            raise refused(self.engine, "SESSION_RESTORING", message, session_id=row.session_id)
         if is_purging(row.cleanup):
             message = f"the content of session {row.session_id!r} is deleted"
             raise refused(self.engine, "SESSION_PURGED", message, session_id=row.session_id)

@@ -9,7 +9,7 @@ from typing import Final
 
 import structlog
 
-from roost.handlers.cold import PAGE_BYTES, Cold
+from roost.handlers.cold import PAGE_BYTES, Cold, is_restoring
 from roost.handlers.errors import check_id, invalid, parse, refused, session_not_found
 from roost.handlers.wire import field, repeated
 from roost.store.base import SessionFilter, SessionRow
@@ -63,7 +63,10 @@ def _shown(cold: Cold, rows: list[SessionRow]) -> list[bytes | None]:
 
 
 def _describe(cold: Cold, rows: list[SessionRow], outline: bool = False) -> list[bytes | None]:
-    """Rows encoded; None for one that does not verify. GetSession says so; here the others are still served."""
+    """Rows encoded; None for one that is being restored, or does not verify. GetSession says so; here the others are
+    still served."""
+    if any(is_restoring(row.cleanup) for row in rows):
+        return [None if is_restoring(row.cleanup) else _describe(cold, [row], outline)[0] for row in rows]
     try:
         return [*cold.engine.describe(rows, outline)]
     except ValueError:

@@ -27,6 +27,7 @@ from roost.handlers.dump.target import Target, open_target
 from roost.handlers.dumping import Dumper
 from roost.handlers.journal import JournalWriter
 from roost.handlers.reload import StoreReader
+from roost.handlers.restore import Restorer
 from roost.handlers.stats import About
 from roost.server import address, logs
 from roost.server.config import ConfigError, Configuration, Settings
@@ -101,6 +102,7 @@ class Process:
         self._door: Door | None = None
         self._stop = asyncio.Event()
         self._signals = 0
+        self._restoring: set[bytes] = set()  # uid of the session that is being restored
 
     async def serve(self) -> int:
         """Serve until SIGTERM or SIGINT."""
@@ -115,7 +117,10 @@ class Process:
         door = self._door = Door(self._settings, introspection)
         writer = JournalWriter(self._engine, self._store, self._wake, self._fail)
         reader = StoreReader(self._engine, self._store, loop.call_soon_threadsafe, self._transport.drain, self._fail)
-        self._transport.register(door.server, reader)
+        cleaner = self._cleaner(reader)
+        settle, undo = self._transport.settle, cleaner.undo_restore
+        restorer = Restorer(self._engine, self._store, self._dumps, reader.read, settle, undo, self._restoring)
+        self._transport.register(door.server, reader, restorer)
         try:
             port = door.server.add_insecure_port(self._where.target)
         except RuntimeError as error:
@@ -130,7 +135,7 @@ class Process:
         address.bound(self._where)
         listening = self._where.named(port)
         self._warn(listening)
-        cleaning = asyncio.create_task(self._cleaner(reader).run())
+        cleaning = asyncio.create_task(cleaner.run())
         keys = self._engine.keys_required()
         log.info("ready", listen=listening, version=VERSION, epoch=self._store.epoch, running_trees=roots, keys=keys)
         print(f"roost is ready on {listening}", flush=True)  # noqa: T201 - for people and scripts; logs go to stderr
@@ -171,6 +176,7 @@ class Process:
             None if self._dumps is None else Dumper(self._store, self._dumps, reader.read),
             self._settings.purge_without_dump,
             self._about.gauges,
+            self._restoring,
         )
 
     def _load_running(self) -> int:

@@ -18,7 +18,7 @@ import structlog
 
 from roost._core import METHODS
 from roost.handlers.cold import Cold, Follow, Step
-from roost.handlers.errors import failure
+from roost.handlers.errors import Refused, failure
 from roost.handlers.export import export_trajectories
 from roost.handlers.history import read_history
 from roost.handlers.lists import list_sessions
@@ -42,6 +42,7 @@ SERVICES: Final = tuple(
     )
 )
 _BEGIN: Final = "/roost.v1.TurnService/BeginTurn"
+_RESTORE: Final = "/roost.v1.TrajectoryService/RestoreSessions"
 _CHECKPOINT: Final = "/roost.v1.TurnService/GetCheckpoint"
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 _DETAILS: Final = "grpc-status-details-bin"
@@ -51,6 +52,8 @@ log = structlog.get_logger("roost.transport")
 Context = Any  # grpc.aio.ServicerContext of bytes
 Handler = Callable[[bytes, Context], Awaitable[bytes]]
 Caller = tuple[str, str]  # the metadata authorization and x-roost-tenant, as they came
+# Answers a request for the tenant that the first argument names; that raises Refused once the caller's key is no good.
+Long = Callable[[Callable[[], str], bytes], Awaitable[bytes]]
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -188,8 +191,8 @@ class Transport:
 
     # -- registration
 
-    def register(self, server: grpc.aio.Server, reader: StoreReader) -> None:
-        """Add every RPC of every Roost service."""
+    def register(self, server: grpc.aio.Server, reader: StoreReader, restore: Long) -> None:
+        """Add every RPC of every Roost service. `restore` answers RestoreSessions."""
         unary: dict[str, Callable[[Cold, bytes], bytes]] = {
             "/roost.v1.SessionService/ListSessions": list_sessions,
             "/roost.v1.AdminService/GetStats": partial(get_stats, about=self._about),
@@ -214,6 +217,8 @@ class Transport:
                     continue
                 if path in unary:
                     handler = self._cold(path, unary[path], reader)
+                elif path == _RESTORE:
+                    handler = self._long(path, restore)
                 elif path == _BEGIN:
                     handler = self._begin(METHODS[path])
                 else:
@@ -275,6 +280,11 @@ class Transport:
         """Journal a step of an ended session's clean-up and wait until it is durable. False if nothing was done: the
         session's row is another by now, or the server must not write at the moment."""
         result = self._ask(self._engine.cleanup_step, row.tenant, row.session_id, row.uid, row.root, row.seq, step)
+        return await self.settle(result) == b"done"
+
+    async def settle(self, result: bytes | int | Refusal) -> bytes | Refusal:
+        """What a step that the server itself had journaled comes to, once it is durable. It is taken even if nobody
+        waits for it any more."""
         if type(result) is int:
             ticket, future = result, asyncio.get_running_loop().create_future()
             self._pending[ticket] = future
@@ -282,7 +292,8 @@ class Transport:
                 result = await future
             finally:
                 self._pending.pop(ticket, None)
-        return result == b"done"
+                self._unclaimed.pop(ticket, None)  # it came when this was given up already
+        return result  # type: ignore[return-value]
 
     async def _wait(self, method: int, request: bytes, caller: Caller, ticket: int) -> bytes | Refusal:
         """Await a ticket; the engine learns of it when the caller is gone (I24)."""
@@ -331,6 +342,36 @@ class Transport:
             if type(answer) is bytes:
                 return answer
             return await _refuse(context, answer)
+
+        return handle
+
+    def _long(self, path: str, work: Long) -> Handler:
+        """A unary RPC that runs on the event loop, over many reads and steps; given up with its call. Whether its key
+        is still good is for `work` to ask."""
+
+        async def handle(request: bytes, context: Context) -> bytes:
+            self.requests += 1
+            if len(request) > self._limit:
+                await self._too_large(context, len(request))
+            caller = caller_of(context)
+
+            def tenant() -> str:
+                cold = self._authorize(path, caller)
+                if not isinstance(cold, Cold):
+                    raise Refused(cold)
+                return cold.tenant
+
+            self._cold_running += 1
+            try:
+                return await work(tenant, request)
+            except Refused as error:
+                refusal = error.refusal
+            except Exception:
+                log.exception("call_failed")
+                refusal = self._engine.refuse("INTERNAL_ERROR", "the server failed to answer; see its log", {})
+            finally:
+                self._cold_running -= 1
+            return await _refuse(context, refusal)
 
         return handle
 

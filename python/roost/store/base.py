@@ -136,8 +136,32 @@ class SessionReopen(NamedTuple):
     facts: bytes
 
 
+class SessionRestore(NamedTuple):
+    """Makes the row of a session that is restored from its dump: SEALED, without records as yet."""
+
+    uid: bytes
+    tenant: str
+    session_id: str
+    root: bytes
+    parent: bytes
+    path: str
+    depth: int
+    create_ms: int
+    head: int
+    head_version: int
+    fence: int
+    stale_ms: int
+    closes: int
+    cleanup_due: int
+    close_seq: int  # as its receipt has it: sessions that one close ended have the same
+    seq: int
+    facts: bytes
+    receipt: bytes
+    cleanup: bytes
+
+
 class CleanupStep(NamedTuple):
-    """One step of an ended session's clean-up. `prev` is compared and set as in SessionUpsert."""
+    """One step of an ended session's clean-up or restore. `prev` is compared and set as in SessionUpsert."""
 
     uid: bytes
     prev: int
@@ -194,6 +218,7 @@ class Batch(Protocol):
     def acks(self) -> list[tuple[Any, ...]]: ...
     def stales(self) -> list[tuple[Any, ...]]: ...
     def reopens(self) -> list[tuple[Any, ...]]: ...
+    def restores(self) -> list[tuple[Any, ...]]: ...
     def steps(self) -> list[tuple[Any, ...]]: ...
     def purged_records(self) -> list[int]:
         """Rowids of records to delete."""

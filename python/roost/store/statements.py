@@ -12,10 +12,11 @@ from functools import cache
 from itertools import chain
 from typing import Any
 
-from .base import ApiKeyRow, Batch, RecordInsert, RewardUpsert, SessionUpsert, TrajectoryInsert
+from .base import ApiKeyRow, Batch, RecordInsert, RewardUpsert, SessionRestore, SessionUpsert, TrajectoryInsert
 
 MAX_ROWS = 64
 OPEN_STATE = 1  # roost.v1.SESSION_STATE_OPEN
+SEALED_STATE = 2  # roost.v1.SESSION_STATE_SEALED
 
 Row = tuple[Any, ...]
 
@@ -47,6 +48,17 @@ _STEP = (
     "cleanup = v.column7, cleanup_due = v.column8 FROM (VALUES "
 )
 
+# What else the row of a session has that is to be restored: nothing of it is there yet.
+_RESTORE_REST = {
+    "state": SEALED_STATE,
+    "provisional": 0,
+    "last": 0,
+    "running": 0,
+    "finish_due": 0,
+    "active_ms": 0,
+    "stale_due": 0,
+}
+
 # Each kind: (values a row, SQL around the list of placeholders). The WHERE of an update is the compare-and-set:
 # a row that does not have the expected seq is not changed, and the count of changed rows tells. The unary + keeps the
 # planner from the partial indexes: it is the uid that finds the row.
@@ -75,6 +87,11 @@ _KINDS: dict[str, tuple[int, str, str]] = {
         7,
         _REOPEN,
         ") AS v WHERE session.uid = v.column1 AND session.seq = v.column2 AND +session.state = 3",
+    ),
+    "restore_session": (
+        len(SessionRestore._fields) + len(_RESTORE_REST),
+        f"INSERT INTO session ({', '.join((*SessionRestore._fields, *_RESTORE_REST))}) VALUES ",
+        "",
     ),
     "cleanup_step": (
         8,
@@ -205,6 +222,7 @@ class Plan:
         yield from chunks("reopen_session", batch.reopens())
         yield from chunks("update_session", self._staying)
         yield from self._births()
+        yield from chunks("restore_session", [(*row, *_RESTORE_REST.values()) for row in batch.restores()])
         yield from chunks("insert_record", batch.records())
         yield from chunks("set_status", batch.statuses())
         yield from chunks("set_reward", batch.rewards())

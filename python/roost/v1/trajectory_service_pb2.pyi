@@ -190,3 +190,27 @@ class AckTrajectoriesResponse(_message.Message):
     RESULTS_FIELD_NUMBER: _ClassVar[int]
     results: _containers.RepeatedCompositeFieldContainer[AckResult]
     def __init__(self, results: _Optional[_Iterable[_Union[AckResult, _Mapping]]] = ...) -> None: ...
+
+class RestoreSessionsRequest(_message.Message):
+    __slots__ = ("dump_names", "request_id")
+    DUMP_NAMES_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    dump_names: _containers.RepeatedScalarFieldContainer[str]
+    request_id: str
+    def __init__(self, dump_names: _Optional[_Iterable[str]] = ..., request_id: _Optional[str] = ...) -> None: ...
+
+class RestoreResult(_message.Message):
+    __slots__ = ("refusal", "session", "repeated")
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    REPEATED_FIELD_NUMBER: _ClassVar[int]
+    refusal: _types_pb2.Refusal
+    session: _types_pb2.Session
+    repeated: bool
+    def __init__(self, refusal: _Optional[_Union[_types_pb2.Refusal, _Mapping]] = ..., session: _Optional[_Union[_types_pb2.Session, _Mapping]] = ..., repeated: bool = ...) -> None: ...
+
+class RestoreSessionsResponse(_message.Message):
+    __slots__ = ("results",)
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    results: _containers.RepeatedCompositeFieldContainer[RestoreResult]
+    def __init__(self, results: _Optional[_Iterable[_Union[RestoreResult, _Mapping]]] = ...) -> None: ...

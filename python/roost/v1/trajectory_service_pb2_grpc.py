@@ -56,6 +56,11 @@ class TrajectoryServiceStub(object):
                 request_serializer=roost_dot_v1_dot_trajectory__service__pb2.AckTrajectoriesRequest.SerializeToString,
                 response_deserializer=roost_dot_v1_dot_trajectory__service__pb2.AckTrajectoriesResponse.FromString,
                 _registered_method=True)
+        self.RestoreSessions = channel.unary_unary(
+                '/roost.v1.TrajectoryService/RestoreSessions',
+                request_serializer=roost_dot_v1_dot_trajectory__service__pb2.RestoreSessionsRequest.SerializeToString,
+                response_deserializer=roost_dot_v1_dot_trajectory__service__pb2.RestoreSessionsResponse.FromString,
+                _registered_method=True)
 
 
 class TrajectoryServiceServicer(object):
@@ -98,6 +103,17 @@ class TrajectoryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RestoreSessions(self, request, context):
+        """Makes sessions from their dumps in the server's dump target. They come back CLOSED, with receipt, history, rewards
+        and trajectories, of which none is acknowledged; ReopenSession makes them live. Each dump is read whole and verified
+        before anything is written, and its session is there whole or not at all. Parents are restored before their
+        children, whatever their order here; a child needs its parent to be known. A call that ends before its answer leaves
+        out what it has not finished. Errors: NO_DUMP_TARGET (FAILED_PRECONDITION).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TrajectoryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -120,6 +136,11 @@ def add_TrajectoryServiceServicer_to_server(servicer, server):
                     servicer.AckTrajectories,
                     request_deserializer=roost_dot_v1_dot_trajectory__service__pb2.AckTrajectoriesRequest.FromString,
                     response_serializer=roost_dot_v1_dot_trajectory__service__pb2.AckTrajectoriesResponse.SerializeToString,
+            ),
+            'RestoreSessions': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestoreSessions,
+                    request_deserializer=roost_dot_v1_dot_trajectory__service__pb2.RestoreSessionsRequest.FromString,
+                    response_serializer=roost_dot_v1_dot_trajectory__service__pb2.RestoreSessionsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -232,6 +253,33 @@ class TrajectoryService(object):
             '/roost.v1.TrajectoryService/AckTrajectories',
             roost_dot_v1_dot_trajectory__service__pb2.AckTrajectoriesRequest.SerializeToString,
             roost_dot_v1_dot_trajectory__service__pb2.AckTrajectoriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreSessions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/roost.v1.TrajectoryService/RestoreSessions',
+            roost_dot_v1_dot_trajectory__service__pb2.RestoreSessionsRequest.SerializeToString,
+            roost_dot_v1_dot_trajectory__service__pb2.RestoreSessionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -54,6 +54,13 @@ class TrajectoryServiceStub:
     """Says that READY trajectories have been taken: an export leaves them out from now on, unless it asks for ALL. Works
     on sessions in every state. Acknowledging again is no error.
     """
+    RestoreSessions: _grpc.UnaryUnaryMultiCallable[_trajectory_service_pb2.RestoreSessionsRequest, _trajectory_service_pb2.RestoreSessionsResponse]
+    """Makes sessions from their dumps in the server's dump target. They come back CLOSED, with receipt, history, rewards
+    and trajectories, of which none is acknowledged; ReopenSession makes them live. Each dump is read whole and verified
+    before anything is written, and its session is there whole or not at all. Parents are restored before their
+    children, whatever their order here; a child needs its parent to be known. A call that ends before its answer leaves
+    out what it has not finished. Errors: NO_DUMP_TARGET (FAILED_PRECONDITION).
+    """
 
 @_typing.type_check_only
 class TrajectoryServiceAsyncStub(TrajectoryServiceStub):
@@ -80,6 +87,13 @@ class TrajectoryServiceAsyncStub(TrajectoryServiceStub):
     AckTrajectories: _aio.UnaryUnaryMultiCallable[_trajectory_service_pb2.AckTrajectoriesRequest, _trajectory_service_pb2.AckTrajectoriesResponse]  # type: ignore[assignment]
     """Says that READY trajectories have been taken: an export leaves them out from now on, unless it asks for ALL. Works
     on sessions in every state. Acknowledging again is no error.
+    """
+    RestoreSessions: _aio.UnaryUnaryMultiCallable[_trajectory_service_pb2.RestoreSessionsRequest, _trajectory_service_pb2.RestoreSessionsResponse]  # type: ignore[assignment]
+    """Makes sessions from their dumps in the server's dump target. They come back CLOSED, with receipt, history, rewards
+    and trajectories, of which none is acknowledged; ReopenSession makes them live. Each dump is read whole and verified
+    before anything is written, and its session is there whole or not at all. Parents are restored before their
+    children, whatever their order here; a child needs its parent to be known. A call that ends before its answer leaves
+    out what it has not finished. Errors: NO_DUMP_TARGET (FAILED_PRECONDITION).
     """
 
 class TrajectoryServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -128,6 +142,19 @@ class TrajectoryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_trajectory_service_pb2.AckTrajectoriesResponse, _abc.Awaitable[_trajectory_service_pb2.AckTrajectoriesResponse]]:
         """Says that READY trajectories have been taken: an export leaves them out from now on, unless it asks for ALL. Works
         on sessions in every state. Acknowledging again is no error.
+        """
+
+    @_abc_1.abstractmethod
+    def RestoreSessions(
+        self,
+        request: _trajectory_service_pb2.RestoreSessionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trajectory_service_pb2.RestoreSessionsResponse, _abc.Awaitable[_trajectory_service_pb2.RestoreSessionsResponse]]:
+        """Makes sessions from their dumps in the server's dump target. They come back CLOSED, with receipt, history, rewards
+        and trajectories, of which none is acknowledged; ReopenSession makes them live. Each dump is read whole and verified
+        before anything is written, and its session is there whole or not at all. Parents are restored before their
+        children, whatever their order here; a child needs its parent to be known. A call that ends before its answer leaves
+        out what it has not finished. Errors: NO_DUMP_TARGET (FAILED_PRECONDITION).
         """
 
 def add_TrajectoryServiceServicer_to_server(servicer: TrajectoryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

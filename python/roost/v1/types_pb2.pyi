@@ -237,7 +237,7 @@ class CloseReceipt(_message.Message):
     def __init__(self, reason: _Optional[_Union[CloseReason, str]] = ..., close_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., slots_released: _Optional[int] = ..., children_closed: _Optional[int] = ..., turn_count: _Optional[int] = ..., close_number: _Optional[int] = ..., provisionals_aborted: _Optional[int] = ..., dump_name: _Optional[str] = ...) -> None: ...
 
 class Cleanup(_message.Message):
-    __slots__ = ("closed_time", "dump_time", "dump_bytes", "dump_sha256", "attempts", "error", "due_time", "purged_time")
+    __slots__ = ("closed_time", "dump_time", "dump_bytes", "dump_sha256", "attempts", "error", "due_time", "purged_time", "restored_time")
     CLOSED_TIME_FIELD_NUMBER: _ClassVar[int]
     DUMP_TIME_FIELD_NUMBER: _ClassVar[int]
     DUMP_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -246,6 +246,7 @@ class Cleanup(_message.Message):
     ERROR_FIELD_NUMBER: _ClassVar[int]
     DUE_TIME_FIELD_NUMBER: _ClassVar[int]
     PURGED_TIME_FIELD_NUMBER: _ClassVar[int]
+    RESTORED_TIME_FIELD_NUMBER: _ClassVar[int]
     closed_time: _timestamp_pb2.Timestamp
     dump_time: _timestamp_pb2.Timestamp
     dump_bytes: int
@@ -254,7 +255,8 @@ class Cleanup(_message.Message):
     error: str
     due_time: _timestamp_pb2.Timestamp
     purged_time: _timestamp_pb2.Timestamp
-    def __init__(self, closed_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., dump_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., dump_bytes: _Optional[int] = ..., dump_sha256: _Optional[bytes] = ..., attempts: _Optional[int] = ..., error: _Optional[str] = ..., due_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., purged_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    restored_time: _timestamp_pb2.Timestamp
+    def __init__(self, closed_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., dump_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., dump_bytes: _Optional[int] = ..., dump_sha256: _Optional[bytes] = ..., attempts: _Optional[int] = ..., error: _Optional[str] = ..., due_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., purged_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., restored_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class Session(_message.Message):
     __slots__ = ("session_id", "uid", "parent_session_id", "root_session_id", "path", "state", "activity", "last_outcome", "residency", "turn_count", "head_version", "checkpoint_tokens", "labels", "stale_timeout", "create_time", "running", "receipt", "provisional_turn", "trajectory", "trajectory_first_turn", "finish_time", "cleanup")

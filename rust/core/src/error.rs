@@ -70,11 +70,13 @@ reasons! {
     ParentNotFound "PARENT_NOT_FOUND" NotFound "No session of the parent's id is known." "Open the parent first.";
     TurnNotFound "TURN_NOT_FOUND" NotFound "The session's live line has no turn of this number." "Read the session's history.";
     TrajectoryNotFound "TRAJECTORY_NOT_FOUND" NotFound "No finished trajectory of this id is known." "Export what is READY; the ids are there.";
-    SessionExists "SESSION_EXISTS" AlreadyExists "A session of this id is open." "Use it, choose another id, or say if_exists RETURN.";
+    DumpNotFound "DUMP_NOT_FOUND" NotFound "The dump target holds no dump of this name." "Look for its name with `roost dumps list`; receipts bear it.";
+    SessionExists "SESSION_EXISTS" AlreadyExists "A session of this id is open; of a restore: the session, or another of its id, is known." "Use it, choose another id, or say if_exists RETURN; a session is restored where it is not known.";
     PathCollision "PATH_COLLISION" AlreadyExists "An open sibling has this name." "Choose another name.";
     SessionClosed "SESSION_CLOSED" FailedPrecondition "The session has ended; it never comes back by itself." "Open another one.";
     SessionSealed "SESSION_SEALED" FailedPrecondition "The session has ended and its clean-up, or that of a descendant which ended with it, still runs." "Retry after the delay; GetSession tells how far it is.";
-    SessionPurged "SESSION_PURGED" FailedPrecondition "The session has ended and its content is deleted, or is being deleted." "Restore it from its dump.";
+    SessionPurged "SESSION_PURGED" FailedPrecondition "The session has ended and its content is deleted, or is being deleted." "Restore it from its dump, where it is not known: on another server, or here once its tombstone is over.";
+    SessionRestoring "SESSION_RESTORING" FailedPrecondition "The session is being made from its dump, or what is left of a try is being deleted." "Retry after the delay.";
     TurnInProgress "TURN_IN_PROGRESS" FailedPrecondition "A turn of this session runs or waits already." "Wait until it ends, or end it.";
     TurnMismatch "TURN_MISMATCH" FailedPrecondition "The session's head is not what the caller expected." "Read the session and decide again.";
     TurnEnded "TURN_ENDED" FailedPrecondition "The turn that this request_id began is over; `outcome` says how." "Begin a new turn with a new request_id.";
@@ -84,6 +86,8 @@ reasons! {
     RewindRefused "REWIND_REFUSED" FailedPrecondition "`base_turn` is not a turn that the session may go back to. Nothing was written." "Go back by at most max_rewind turns, and not into a finished trajectory.";
     TrajectoryEmpty "TRAJECTORY_EMPTY" FailedPrecondition "The active trajectory has nothing to finish, or no committed turn to reward." "Run a turn first.";
     TrajectoryFinished "TRAJECTORY_FINISHED" FailedPrecondition "The turn belongs to a trajectory that is finished: its rewards are fixed." "Set rewards before the trajectory is finished.";
+    NoDumpTarget "NO_DUMP_TARGET" FailedPrecondition "The server has no dump target." "Set `dump_target` to where the dumps lie.";
+    DumpNewer "DUMP_NEWER" FailedPrecondition "A newer version of Roost wrote the dump." "Restore it on that version or a newer one.";
     TreeTurns "TREE_TURNS" ResourceExhausted "The tree runs as many turns as it may." "Wait for a slot (`wait`), or end a turn that the details name.";
     TenantTurns "TENANT_TURNS" ResourceExhausted "The tenant runs as many turns as it may." "Wait for a slot (`wait`), or end a running turn (list them by activity RUNNING).";
     TreeSessions "TREE_SESSIONS" ResourceExhausted "The tree has as many open sessions as it may." "Close sessions of the tree.";
@@ -97,8 +101,10 @@ reasons! {
     NotStored "NOT_STORED" Unavailable "The change was not stored, and nothing of it happened." "Retry with the same request_id.";
     Recovering "RECOVERING" Unavailable "The server re-reads its state after a write that the store refused." "Retry after the delay.";
     LoadFailed "LOAD_FAILED" Unavailable "The session could not be read from the store." "Retry; if it stays, look at the server's log.";
+    DumpUnreadable "DUMP_UNREADABLE" Unavailable "The dump target cannot be read; the message says why." "Retry; if it stays, look at the target.";
     ShuttingDown "SHUTTING_DOWN" Unavailable "The server is stopping." "Retry; another process, or the next one, answers.";
     SessionCorrupt "SESSION_CORRUPT" DataLoss "What the store holds of this session does not verify; it is quarantined, the others are served." "Restore it from a dump or backup.";
+    DumpDamaged "DUMP_DAMAGED" DataLoss "The dump is not what Roost wrote. Nothing of it was restored." "Restore another dump or a backup; `roost dumps verify` says what is wrong.";
     TreeQuarantined "TREE_QUARANTINED" DataLoss "The store refused this tree's entries alone; it is set aside until a restart." "Report it with the server's log; restart the server.";
     InternalError "INTERNAL_ERROR" Internal "The server has a bug." "Report it with the server's log.";
 }

@@ -162,10 +162,12 @@ pub fn check_request_id(id: &str) -> Result<(), Refusal> {
 /// The mark that a request leaves on the thing it made; `None` without a request_id. `payload` is the request encoded
 /// with its request_id cleared.
 pub fn mark(request_id: &str, payload: impl FnOnce() -> Vec<u8>) -> Option<RequestMark> {
-    (!request_id.is_empty()).then(|| RequestMark {
-        request_id: request_id.to_owned(),
-        hash: blake3::hash(&payload()).as_bytes()[..16].to_vec(),
-    })
+    (!request_id.is_empty()).then(|| RequestMark { request_id: request_id.to_owned(), hash: request_hash(&payload()) })
+}
+
+/// The hash of a request's payload in its mark.
+pub fn request_hash(payload: &[u8]) -> Vec<u8> {
+    blake3::hash(payload).as_bytes()[..16].to_vec()
 }
 
 /// Whether `now` repeats `then`: `Ok(true)` the same request, `Ok(false)` another id, `Err` same id, other payload.

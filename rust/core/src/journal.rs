@@ -106,6 +106,31 @@ pub struct Reopen {
     pub facts: Vec<u8>,
 }
 
+/// A session that is made from its dump: SEALED and not to be seen before a step says otherwise.
+#[derive(Debug, Clone)]
+pub struct Restore {
+    pub uid: Uid,
+    pub tenant: Arc<str>,
+    pub session_id: Arc<str>,
+    pub root: Uid,
+    pub parent: Option<Uid>,
+    pub path: String,
+    pub depth: u32,
+    pub create_ms: i64,
+    pub head: u32,
+    pub head_version: u64,
+    pub fence: u64,
+    pub stale_ms: i64,
+    pub closes: u32,
+    pub cleanup_due: i64,
+    /// As its receipt has it: of another journal. Those that one close ended come back together.
+    pub close_seq: i64,
+    pub seq: Seq,
+    pub facts: Vec<u8>,
+    pub receipt: Vec<u8>,
+    pub cleanup: Vec<u8>,
+}
+
 /// A step of an ended session's clean-up.
 #[derive(Debug, Clone)]
 pub struct Step {
@@ -168,6 +193,7 @@ pub enum Op {
         due: u64,
     },
     Reopen(Box<Reopen>),
+    Restore(Box<Restore>),
     Step(Box<Step>),
     /// The row of a session whose content is purged is deleted.
     Forget {
@@ -197,6 +223,7 @@ impl Op {
             | Op::RevokeKey { .. } => 0,
             Op::Close(c) => c.receipt.encoded_len(),
             Op::Reopen(r) => r.facts.len(),
+            Op::Restore(r) => r.facts.len() + r.receipt.len() + r.session_id.len() + r.path.len(),
             Op::Step(s) => s.facts.len() + s.cleanup.len() + s.purge.len() * 8,
             Op::Key(k) => k.tenant.len() + k.request.as_ref().map_or(0, Message::encoded_len),
         };
@@ -262,6 +289,7 @@ pub struct Batch {
     pub acks: Vec<(u32, Uid, u32, i64)>,
     pub stales: Vec<(u32, Uid, i64, u64)>,
     pub reopens: Vec<(u32, Reopen)>,
+    pub restores: Vec<(u32, Restore)>,
     pub steps: Vec<(u32, Step)>,
     pub forgets: Vec<(u32, Uid, Seq)>,
     pub keys: Vec<(u32, KeyRow)>,
@@ -318,6 +346,7 @@ impl Batch {
                 }
             }
             Op::Reopen(reopen) => self.reopens.push((root, *reopen)),
+            Op::Restore(restore) => self.restores.push((root, *restore)),
             Op::Step(step) => self.steps.push((root, *step)),
             Op::Forget { uid, prev } => self.forgets.push((root, uid, prev)),
         }
@@ -339,6 +368,7 @@ impl Batch {
                 acks: self.acks.iter().filter(|r| r.0 == n).map(|r| (0, r.1, r.2, r.3)).collect(),
                 stales: self.stales.iter().filter(|r| r.0 == n).map(|r| (0, r.1, r.2, r.3)).collect(),
                 reopens: self.reopens.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),
+                restores: self.restores.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),
                 steps: self.steps.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),
                 forgets: self.forgets.iter().filter(|r| r.0 == n).map(|r| (0, r.1, r.2)).collect(),
                 keys: self.keys.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),

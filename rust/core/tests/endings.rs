@@ -12,9 +12,13 @@ mod scene;
 #[allow(dead_code, unused_imports)]
 mod store;
 
-use roost_core::engine::{CleanupStep, DumpMade, Method};
+use prost::Message;
+use roost_core::engine::{
+    CleanupStep, DumpMade, DumpedRecord, DumpedSession, DumpedTrajectory, Method, Outcome, RestoreEnd, RestoreStep,
+};
 use roost_core::error::Reason;
 use roost_core::limits::Limits;
+use roost_core::proto::store_v1::{Receipt, SessionFacts};
 use roost_core::proto::v1;
 use scene::{TENANT, World, begin, close, commit};
 
@@ -64,6 +68,348 @@ impl World {
     fn unload(&mut self) {
         self.restart();
     }
+}
+
+/// What a dump holds, with the sequences that it names.
+type Dump = (DumpedSession, Vec<(u64, DumpedRecord)>, Vec<DumpedTrajectory>);
+
+impl World {
+    fn dump(&self, id: &str) -> Dump {
+        self.store.dump(self.store.by_id(TENANT, id).expect("it is stored"))
+    }
+
+    fn dump_of_ended(&mut self, id: &str) -> Dump {
+        self.close(id);
+        self.dump(id)
+    }
+
+    /// Asks for a restore below the session of its parent's uid.
+    fn ask_restore(&mut self, session: &DumpedSession) -> Outcome {
+        let above = session.parent.and_then(|parent| self.store.sessions.get(&parent));
+        let above = above.map_or(String::new(), |above| above.row.session_id.to_string());
+        let now = self.now();
+        self.engine.restore_session(TENANT, session.clone(), &above, now)
+    }
+
+    /// Begins to restore; how that ended.
+    fn begin_restore(&mut self, session: &DumpedSession) -> Result<(), Reason> {
+        let ticket = match self.ask_restore(session) {
+            Outcome::Ticket(ticket) => ticket,
+            Outcome::Refused(refusal) => return Err(refusal.reason),
+            Outcome::Reply(_) => panic!("nothing was read"),
+        };
+        self.settle();
+        self.done.remove(&ticket).expect("it has ended").map(|_| ()).map_err(|refusal| refusal.reason)
+    }
+
+    /// Restores a session, two records a step, up to and without step `stop`. Whether it is whole.
+    fn restore_up_to(&mut self, dump: &Dump, stop: usize) -> Result<bool, Reason> {
+        let (session, records, trajectories) = dump;
+        if stop == 0 {
+            return Ok(false);
+        }
+        self.begin_restore(session)?;
+        let id = &*session.session_id;
+        let mut places: Vec<(u64, u64)> = vec![(0, 0)];
+        for (n, part) in records.chunks(2).enumerate() {
+            if n + 1 >= stop {
+                return Ok(false);
+            }
+            let step = RestoreStep { records: part.iter().map(|(_, r)| r.clone()).collect(), ..RestoreStep::default() };
+            assert!(self.step(id, CleanupStep::Restore(Box::new(step))));
+            let last = self.store.by_id(TENANT, id).expect("it is stored").row.last;
+            let first = last + 1 - part.len() as u64;
+            places.extend(part.iter().map(|(then, _)| *then).zip(first..));
+        }
+        if records.len().div_ceil(2) + 1 >= stop {
+            return Ok(false);
+        }
+        let at = |then: u64| places.iter().find(|(t, _)| *t == then).expect("it is there").1;
+        let facts = SessionFacts::decode(&session.facts[..]).expect("facts decode");
+        let last_by =
+            |r: &Receipt| places.iter().rfind(|(then, _)| *then <= r.close_seq as u64).map_or(0, |(_, now)| *now);
+        let end = RestoreEnd {
+            state_seq: at(facts.state_seq as u64),
+            head_seq: at(facts.head_seq as u64),
+            trajectory_seq: at(facts.trajectory_seq as u64),
+            closed_seqs: facts.past_receipts.iter().map(last_by).collect(),
+            dump_bytes: 10,
+            ..RestoreEnd::default()
+        };
+        let here = |t: &DumpedTrajectory| DumpedTrajectory {
+            ready_seq: at(t.ready_seq),
+            after_seq: at(t.after_seq),
+            ..t.clone()
+        };
+        let trajectories = trajectories.iter().map(here).collect();
+        let step = RestoreStep { trajectories, end: Some(end), ..RestoreStep::default() };
+        assert!(self.step(id, CleanupStep::Restore(Box::new(step))));
+        Ok(true)
+    }
+
+    fn restore(&mut self, dump: &Dump) -> Result<bool, Reason> {
+        self.restore_up_to(dump, usize::MAX)
+    }
+
+    /// What clean-up does with a restore that nobody goes on with.
+    fn clear_up(&mut self, id: &str) {
+        let row = |world: &World| world.store.by_id(TENANT, id).expect("it is stored").row.last;
+        let last = row(self);
+        assert!(self.step(id, CleanupStep::Purge { records: vec![], last, acknowledged: false }));
+        if last > 0 {
+            let session = self.store.by_id(TENANT, id).expect("it is stored");
+            let records = self.store.line(session).map(|(seq, _)| seq).collect();
+            assert!(self.step(id, CleanupStep::Purge { records, last: 0, acknowledged: false }));
+        }
+        assert!(self.step(id, CleanupStep::Forget));
+    }
+}
+
+/// A session with a bit of everything, closed twice: retries, a rewind, rewards, two trajectories, a tail.
+fn played(id: &str, parent: &str, world: &mut World) {
+    for n in 0..3 {
+        world.turn(id, parent);
+        let lease = world.begin(id).lease;
+        world.abort(id, &lease);
+        world.reward(id, if n == 1 { Some(0) } else { None }).expect("it is rewarded");
+    }
+    let lease = world.begin(id).lease;
+    let back = v1::CommitTurnRequest { base_turn: Some(2), state: Some(b"mine".to_vec()), ..commit(id, &lease) };
+    world.commit(&back);
+    let lease = world.begin(id).lease;
+    world.commit(&v1::CommitTurnRequest {
+        then: v1::Then::Close as i32,
+        request_id: "last".into(),
+        ..commit(id, &lease)
+    });
+}
+
+// I4, I7, I8, I13, I23: a restored session is CLOSED, is what it was, and goes on from there once it is opened again.
+#[test]
+fn what_is_restored_is_what_was_dumped_and_goes_on() {
+    let mut world = World::new(Limits::default());
+    played("root", "", &mut world);
+    assert_eq!(world.reopen("root"), Ok(1));
+    for id in ["a", "b"] {
+        played(id, "root", &mut world);
+    }
+    world.turn("root", "");
+    world.close("root");
+    let dumps: Vec<Dump> = ["root", "a", "b"].map(|id| world.dump(id)).into();
+    let there = ["root", "a", "b"].map(|id| world.get(id));
+    // A journal with other sequences; the second one is far ahead of where the dumps come from.
+    for turns in [0, 100] {
+        let mut other = World::new(Limits::default());
+        other.moments = 1_000_000;
+        for n in 0..turns {
+            other.turn(&format!("else{n}"), "");
+        }
+        for dump in &dumps {
+            assert_eq!(other.restore(dump), Ok(true));
+        }
+        for (dump, was) in dumps.iter().zip(&there) {
+            let id = &*dump.0.session_id;
+            let mut is = other.get(id);
+            assert!(is.cleanup.take().is_some_and(|c| c.restored_time.is_some() && c.dump_time.is_some()));
+            assert_eq!(is, v1::Session { cleanup: None, ..was.clone() });
+            assert_eq!(other.state(id), CLOSED);
+            let again = other.dump(id);
+            assert_eq!(
+                again.1.iter().map(|(_, r)| r).collect::<Vec<_>>(),
+                dump.1.iter().map(|(_, r)| r).collect::<Vec<_>>()
+            );
+        }
+        other.store.verify_all().expect("I23: chains verify");
+        // I21: a repeat that comes in the next life is told of its own close.
+        let last = |world: &mut World, id: &str| {
+            let request = v1::CloseSessionRequest { session_id: id.into(), ..Default::default() };
+            world.call::<v1::CloseSessionResponse>(Method::CloseSession, &request).expect("it ended").receipt
+        };
+        assert_eq!(last(&mut other, "a"), there[1].receipt.clone());
+        assert_eq!(other.reopen("a"), Err(Reason::SessionClosed), "its parent has ended");
+        assert_eq!(other.reopen("root"), Ok(1), "its children were closed by themselves");
+        assert_eq!(other.reopen("a"), Ok(1));
+        for id in ["root", "a"] {
+            other.turn(id, "");
+            other.unload();
+            other.turn(id, "");
+        }
+        other.store.verify_all().expect("I23: chains verify");
+        let receipt = other.close("root");
+        assert_eq!((receipt.close_number, receipt.children_closed), (3, 1));
+    }
+}
+
+// I13: a known session and a known id are refused, whether it is open or has ended; and nothing is changed by that (I22).
+#[test]
+fn what_is_known_is_not_restored() {
+    let mut world = World::new(Limits::default());
+    played("s", "", &mut world);
+    let dump = world.dump("s");
+    assert_eq!(world.restore(&dump), Err(Reason::SessionExists), "it has ended");
+    assert_eq!(world.reopen("s"), Ok(1));
+    assert_eq!(world.restore(&dump), Err(Reason::SessionExists), "it is open");
+    let mut other = World::new(Limits::default());
+    let waiting =
+        other.start(Method::OpenSession, &v1::OpenSessionRequest { session_id: "s".into(), ..Default::default() });
+    assert_eq!(other.restore(&dump), Err(Reason::SessionExists), "another of its id is being opened");
+    let opened: Result<v1::OpenSessionResponse, _> = other.answer(waiting);
+    assert!(opened.is_ok_and(|o| o.created));
+}
+
+// What of a dump's session the store's rules would not let in is refused before it is journaled: a dump is not trusted.
+#[test]
+fn a_session_that_cannot_be_is_refused() {
+    let mut world = World::new(Limits::default());
+    played("s", "", &mut world);
+    let (session, records, _) = world.dump("s");
+    let mut other = World::new(Limits::default());
+    let cases: [fn(&mut DumpedSession); 8] = [
+        |s| s.session_id = "a/b".into(),
+        |s| s.depth = 1,
+        |s| s.parent = Some(s.uid),
+        |s| s.path = "/root/x".into(),
+        |s| s.path = "/other".into(),
+        |s| s.fence = u64::MAX,
+        |s| s.receipt = vec![],
+        |s| s.facts = vec![0xFF],
+    ];
+    for (n, change) in cases.iter().enumerate() {
+        let mut changed = session.clone();
+        change(&mut changed);
+        assert_eq!(other.begin_restore(&changed), Err(Reason::DumpDamaged), "case {n}");
+    }
+    assert_eq!(other.engine.backlog(), 0);
+    other.begin_restore(&session).expect("this one can be");
+    let mut record = records[0].1.clone();
+    record.chain.pop();
+    let step = RestoreStep { records: vec![record], ..RestoreStep::default() };
+    let (uid, seq) = (session.uid, other.store.by_id(TENANT, "s").expect("it is stored").row.seq);
+    let now = other.now();
+    let Outcome::Ticket(ticket) =
+        other.engine.cleanup_step(TENANT, "s", (uid, uid), seq, CleanupStep::Restore(Box::new(step)), now)
+    else {
+        panic!("it reads first")
+    };
+    other.settle();
+    let told = other.done.remove(&ticket).expect("it has ended").map_err(|refusal| refusal.reason);
+    assert_eq!(told, Err(Reason::DumpDamaged));
+}
+
+// Nobody sees half of a session, whatever step it broke off at; what is left is deleted, and it can be restored again.
+#[test]
+fn half_a_session_is_nobodys() {
+    let mut world = World::new(Limits::default());
+    played("s", "", &mut world);
+    let dump = world.dump("s");
+    let steps = dump.1.len().div_ceil(2) + 2;
+    let mut other = World::new(Limits::default());
+    for stop in 1..steps {
+        assert_eq!(other.restore_up_to(&dump, stop), Ok(false));
+        for lives in [false, true] {
+            if lives {
+                other.unload();
+            }
+            let id = v1::GetSessionRequest { session_id: "s".into() };
+            assert_eq!(other.call::<v1::GetSessionResponse>(Method::GetSession, &id), Err(Reason::SessionRestoring));
+            let closing = other.call::<v1::CloseSessionResponse>(Method::CloseSession, &close("s"));
+            assert_eq!(closing, Err(Reason::SessionRestoring));
+            assert_eq!(other.reopen("s"), Err(Reason::SessionRestoring));
+            let begun = other.call::<v1::BeginTurnResponse>(Method::BeginTurn, &begin("s", ""));
+            assert_eq!(begun, Err(Reason::SessionClosed));
+            assert_eq!(other.begin_restore(&dump.0), Err(Reason::SessionExists));
+        }
+        // It is no session that is dumped, kept or forgotten either.
+        assert!(!other.step("s", dumped()) && !other.step("s", CleanupStep::Keep));
+        assert!(!other.step("s", CleanupStep::Forget));
+        other.clear_up("s");
+        assert!(other.store.by_id(TENANT, "s").is_none() && other.store.records.is_empty());
+    }
+    assert_eq!(other.restore(&dump), Ok(true));
+    assert_eq!(other.state("s"), CLOSED);
+    let last = other.store.by_id(TENANT, "s").expect("it is stored").row.last;
+    let step = RestoreStep { end: Some(RestoreEnd::default()), ..RestoreStep::default() };
+    assert!(!other.step("s", CleanupStep::Restore(Box::new(step))), "once");
+    // A dump that was verified is leave to purge (I14).
+    assert!(other.step("s", CleanupStep::Purge { records: vec![], last, acknowledged: false }));
+}
+
+/// A root that is a tombstone, and the dump of a session that was below it.
+fn tombstone() -> (World, Dump) {
+    let mut world = World::new(Limits { purge_without_dump: 1, ..Limits::default() });
+    world.turn("root", "");
+    let root = world.dump_of_ended("root");
+    let mut other = World::new(Limits::default());
+    other.moments = 1_000_000;
+    assert_eq!(other.restore(&root), Ok(true));
+    assert_eq!(other.reopen("root"), Ok(1));
+    other.turn("child", "root");
+    let child = other.dump_of_ended("child");
+    let records = root.1.iter().map(|(seq, _)| *seq).collect();
+    assert!(world.step("root", CleanupStep::Purge { records, last: 0, acknowledged: false }));
+    (world, child)
+}
+
+// A child is restored below a tombstone, which then stays as long as the child does: whoever has decided by the tombstone
+// alone that it goes has to look again.
+#[test]
+fn a_tombstone_that_gets_a_child_is_not_forgotten_as_it_was() {
+    let root = |world: &World| world.store.by_id(TENANT, "root").map(|session| (session.row.uid, session.row.seq));
+    let (mut world, child) = tombstone();
+    let (uid, decided) = root(&world).expect("it is stored");
+    let now = world.now();
+    let forget = world.engine.cleanup_step(TENANT, "root", (uid, uid), decided, CleanupStep::Forget, now);
+    let (Outcome::Ticket(forget), Outcome::Ticket(restore)) = (forget, world.ask_restore(&child.0)) else {
+        panic!("both read first")
+    };
+    world.settle();
+    assert!(world.done.remove(&forget).is_some_and(|told| told.is_ok()));
+    let told = world.done.remove(&restore).expect("it has ended").map_err(|refusal| refusal.reason);
+    assert_eq!((told, root(&world)), (Err(Reason::ParentNotFound), None));
+
+    let (mut world, child) = tombstone();
+    let (uid, decided) = root(&world).expect("it is stored");
+    assert_eq!(world.restore(&child), Ok(true));
+    assert!(!world.step_by("root", uid, decided, CleanupStep::Forget));
+    assert_eq!(world.state("child"), CLOSED);
+    assert_eq!(world.reopen("child"), Err(Reason::SessionClosed));
+    assert!(world.step("root", CleanupStep::Later));
+}
+
+// A child goes below the session that its parent was, and no other: not one that took its id, nor half of one.
+#[test]
+fn a_child_is_restored_below_its_own_parent_alone() {
+    let (mut other, child) = tombstone();
+    assert!(other.step("root", CleanupStep::Forget));
+    let ask = |world: &mut World, above: &str| {
+        let now = world.now();
+        let Outcome::Ticket(ticket) = world.engine.restore_session(TENANT, child.0.clone(), above, now) else {
+            panic!("it reads first")
+        };
+        world.settle();
+        world.done.remove(&ticket).expect("it has ended").map(|_| ()).map_err(|refusal| refusal.reason)
+    };
+    assert_eq!(ask(&mut other, "root"), Err(Reason::ParentNotFound));
+    other.turn("root", "");
+    assert_eq!(ask(&mut other, "root"), Err(Reason::ParentNotFound), "another has its id");
+    assert_eq!(ask(&mut other, ""), Err(Reason::ParentNotFound));
+}
+
+// A batch that the store refuses takes a restore's step with it; its id is free, or its row as it was.
+#[test]
+fn a_step_of_a_restore_that_is_not_stored_did_not_happen() {
+    let mut world = World::new(Limits::default());
+    played("s", "", &mut world);
+    let dump = world.dump("s");
+    let mut other = World::new(Limits::default());
+    let Outcome::Ticket(ticket) = other.ask_restore(&dump.0) else { panic!("it reads first") };
+    while other.read() {}
+    assert!(other.append(false));
+    other.settle();
+    let told = other.done.remove(&ticket).expect("it has ended").map_err(|refusal| refusal.reason);
+    assert!(matches!(told, Err(Reason::NotStored | Reason::Recovering)), "{told:?}");
+    assert!(other.store.by_id(TENANT, "s").is_none());
+    assert_eq!(other.restore(&dump), Ok(true));
 }
 
 /// root -> a -> b, and root -> c, each with a turn.

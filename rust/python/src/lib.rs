@@ -191,6 +191,22 @@ impl Engine {
         outcome_object(py, outcome)
     }
 
+    fn restore_session<'py>(
+        &self,
+        py: Python<'py>,
+        tenant: &str,
+        session: &Bound<'py, PyTuple>,
+        parent_session_id: &str,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let session = rows::dumped_session(session)?;
+        let outcome = py.detach(|| {
+            let outcome = self.engine.restore_session(tenant, session, parent_session_id, self.now());
+            self.stir();
+            outcome
+        });
+        outcome_object(py, outcome)
+    }
+
     fn ended_count(&self) -> u64 {
         self.engine.ended_count()
     }
@@ -619,6 +635,10 @@ impl Batch {
         self.batch.reopens.iter().map(|(_, reopen)| rows::reopen(py, reopen)).collect()
     }
 
+    fn restores<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyTuple>>> {
+        self.batch.restores.iter().map(|(_, restore)| rows::restore(py, restore)).collect()
+    }
+
     fn steps<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyTuple>>> {
         self.batch.steps.iter().map(|(_, step)| rows::step(py, step)).collect()
     }
@@ -715,6 +735,12 @@ fn new_admin_key() -> String {
     keys::new_admin_key(&entropy)
 }
 
+/// The hash that a request_id is kept with: of the request without it.
+#[pyfunction]
+fn request_hash<'py>(py: Python<'py>, payload: &[u8]) -> Bound<'py, PyBytes> {
+    PyBytes::new(py, &roost_core::ids::request_hash(payload))
+}
+
 #[pymodule(gil_used = false)]
 mod _core {
     #[pymodule_export]
@@ -722,7 +748,7 @@ mod _core {
     #[pymodule_export]
     use super::failpoint::failpoint;
     #[pymodule_export]
-    use super::{Batch, Engine, Rows, admin_key_fault, new_admin_key};
+    use super::{Batch, Engine, Rows, admin_key_fault, new_admin_key, request_hash};
     use super::{Limits, Method, Reason, Rule};
     use pyo3::prelude::*;
     use pyo3::types::PyDict;

@@ -4,11 +4,11 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyTuple};
 use roost_core::chain::Line;
 use roost_core::engine::{
-    CleanupStep, DueSession, DumpMade, FoundSession, FoundTrajectory, HeaderRow, LoadedSession, RecordRow, SessionRow,
-    StaleTree,
+    CleanupStep, DueSession, DumpMade, DumpedRecord, DumpedSession, DumpedTrajectory, FoundSession, FoundTrajectory,
+    HeaderRow, LoadedSession, RecordRow, RestoreEnd, RestoreStep, SessionRow, StaleTree,
 };
 use roost_core::ids::Uid;
-use roost_core::journal::{Close, Finished, KeyRow, Record, Reopen, Row, Step};
+use roost_core::journal::{Close, Finished, KeyRow, Record, Reopen, Restore, Row, Step};
 use roost_core::keys::KeyHash;
 
 /// A tuple of what each expression becomes in Python.
@@ -121,6 +121,32 @@ pub(crate) fn reopen<'py>(py: Python<'py>, reopen: &Reopen) -> PyResult<Bound<'p
     )
 }
 
+pub(crate) fn restore<'py>(py: Python<'py>, row: &Restore) -> PyResult<Bound<'py, PyTuple>> {
+    let parent = row.parent.map(Uid::bytes);
+    tuple!(
+        py,
+        bytes(py, &row.uid.bytes()),
+        &*row.tenant,
+        &*row.session_id,
+        bytes(py, &row.root.bytes()),
+        bytes(py, parent.as_ref().map_or(&[][..], |p| p)),
+        row.path.as_str(),
+        row.depth,
+        row.create_ms,
+        row.head,
+        row.head_version,
+        row.fence,
+        row.stale_ms,
+        row.closes,
+        row.cleanup_due,
+        row.close_seq,
+        row.seq,
+        bytes(py, &row.facts),
+        bytes(py, &row.receipt),
+        bytes(py, &row.cleanup),
+    )
+}
+
 pub(crate) fn step<'py>(py: Python<'py>, step: &Step) -> PyResult<Bound<'py, PyTuple>> {
     tuple!(
         py,
@@ -148,6 +174,7 @@ pub(crate) fn cleanup_step(step: &Bound<'_, PyTuple>) -> PyResult<CleanupStep> {
         "keep" => CleanupStep::Keep,
         "forget" => CleanupStep::Forget,
         "later" => CleanupStep::Later,
+        "restore" => CleanupStep::Restore(Box::new(restore_step(step)?)),
         other => return Err(pyo3::exceptions::PyValueError::new_err(format!("no step is called {other:?}"))),
     })
 }
@@ -170,6 +197,74 @@ pub(crate) fn key(row: &Bound<'_, PyTuple>) -> PyResult<KeyRow> {
             Some(mark) => Some(roost_core::engine::decode_mark(&mark).ok_or_else(damaged)?),
             None => None,
         },
+    })
+}
+
+fn restore_step(step: &Bound<'_, PyTuple>) -> PyResult<RestoreStep> {
+    let records: Vec<(Bound<'_, PyTuple>, Option<f64>)> = column(step, 1)?;
+    let trajectories: Vec<Bound<'_, PyTuple>> = column(step, 2)?;
+    let end: Option<Bound<'_, PyTuple>> = column(step, 3)?;
+    Ok(RestoreStep {
+        records: records.iter().map(|(row, reward)| dumped_record(row, *reward)).collect::<PyResult<_>>()?,
+        trajectories: trajectories.iter().map(dumped_trajectory).collect::<PyResult<_>>()?,
+        end: end.as_ref().map(restore_end).transpose()?,
+    })
+}
+
+/// From `base.RecordRow`.
+fn dumped_record(row: &Bound<'_, PyTuple>, reward: Option<f64>) -> PyResult<DumpedRecord> {
+    Ok(DumpedRecord {
+        status: column(row, 2)?,
+        turn: column(row, 3)?,
+        meta: blob(row, 4)?,
+        chain: blob(row, 5)?,
+        tokens: maybe_blob(row, 6)?,
+        state: maybe_blob(row, 7)?,
+        arrays: maybe_blob(row, 8)?,
+        content: maybe_blob(row, 9)?,
+        reward,
+    })
+}
+
+/// From `reader.DumpedTrajectory`.
+fn dumped_trajectory(row: &Bound<'_, PyTuple>) -> PyResult<DumpedTrajectory> {
+    Ok(DumpedTrajectory {
+        number: column(row, 0)?,
+        ready_seq: column(row, 1)?,
+        after_seq: column(row, 2)?,
+        first_turn: column(row, 3)?,
+        turn_count: column(row, 4)?,
+        ready_ms: column(row, 5)?,
+    })
+}
+
+fn restore_end(row: &Bound<'_, PyTuple>) -> PyResult<RestoreEnd> {
+    Ok(RestoreEnd {
+        state_seq: column(row, 0)?,
+        head_seq: column(row, 1)?,
+        trajectory_seq: column(row, 2)?,
+        closed_seqs: column(row, 3)?,
+        dump_bytes: column(row, 4)?,
+        dump_sha256: column(row, 5)?,
+        request: column(row, 6)?,
+    })
+}
+
+/// From `reader.DumpedSession`.
+pub(crate) fn dumped_session(row: &Bound<'_, PyTuple>) -> PyResult<DumpedSession> {
+    Ok(DumpedSession {
+        uid: uid(row, 0)?,
+        session_id: column(row, 2)?,
+        root: uid(row, 3)?,
+        parent: maybe_uid(row, 4)?,
+        path: column(row, 5)?,
+        depth: column(row, 6)?,
+        create_ms: column(row, 7)?,
+        head: column(row, 8)?,
+        head_version: column(row, 9)?,
+        fence: column(row, 10)?,
+        facts: blob(row, 12)?,
+        receipt: blob(row, 13)?,
     })
 }
 

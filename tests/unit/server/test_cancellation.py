@@ -16,14 +16,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import ended_sessions
 import grpc
 import pytest
 import pytest_asyncio
 
 from roost._core import LIMITS, METHODS, Engine, new_admin_key
 from roost.client._convert import pack_u32
+from roost.handlers.cleanup import Cleaner
+from roost.handlers.dump.target import open_target
+from roost.handlers.dump.writer import write_dump
 from roost.handlers.journal import JournalWriter
 from roost.handlers.reload import StoreReader
+from roost.handlers.restore import Restorer
 from roost.handlers.stats import About
 from roost.server.transport import SERVICES, Transport
 from roost.store.sqlite import SqliteStore
@@ -70,8 +75,15 @@ class House:
             self.engine, self.store, self._loop.call_soon_threadsafe, self.transport.drain, self.fail
         )
         self.handlers: dict[str, Any] = {}
+        self.directory = directory.parent
+        self.dumps = open_target(str(self.directory))
+        self.live: set[bytes] = set()
         server: Any = SimpleNamespace(add_generic_rpc_handlers=self._add)
-        self.transport.register(server, self._reader)
+        read, settle, live = self._reader.read, self.transport.settle, self.live
+        step, nothing = self.transport.cleanup_step, dict[str, int]()
+        cleaner = Cleaner(self.engine, self.store, read, step, lambda: None, None, False, nothing, live)
+        restorer = Restorer(self.engine, self.store, self.dumps, read, settle, cleaner.undo_restore, live)
+        self.transport.register(server, self._reader, restorer)
         self._writer.start()
         self._reader.start()
         self.transport.start_ticking()
@@ -474,6 +486,16 @@ async def reopen(h: House) -> dict[str, Any]:
     return {"session_id": name}
 
 
+@scenario("RestoreSessions")
+async def restore(h: House) -> dict[str, Any]:
+    """A session of another store."""
+    name = h.fresh()
+    other = ended_sessions.House(h.directory / name)
+    made = await write_dump(other.store, h.dumps, other.played(name), ended_sessions.read_now)
+    other.store.close()
+    return {"dump_names": [made.name]}
+
+
 @scenario("Sweep")
 async def sweep(_: House) -> dict[str, Any]:
     return {"dry_run": True}
@@ -565,4 +587,5 @@ async def empty(house: House, sessions: dict[str, Any]) -> None:
     assert not transport._pending
     assert not transport._unclaimed
     assert not transport._followers
+    assert not house.live
     assert not transport._connections._known

@@ -80,6 +80,9 @@ class FakeBatch:
     def reopens(self) -> list[tuple[Any, ...]]:
         return self.reopen_rows
 
+    def restores(self) -> list[tuple[Any, ...]]:
+        return []
+
     def steps(self) -> list[tuple[Any, ...]]:
         return self.step_rows
 

@@ -110,7 +110,9 @@ async def read_rows(target: Target, name: str) -> AsyncIterator[Row]:
     decoder = DumpDecoder()
     for part in manifest.parts:
         data = await _read_part(target, name, part)
-        for row in await _decoded(name, part, decoder.part, data, part.raw_bytes):
+        rows = await _decoded(name, part, decoder.part, data, part.raw_bytes)
+        del data
+        for row in rows:
             if row[0] == "record":
                 yield DumpedRecord(RecordRow._make(row[1]), row[2])
             elif row[0] == "trajectory":
@@ -121,6 +123,15 @@ async def read_rows(target: Target, name: str) -> AsyncIterator[Row]:
                     raise _damaged(name, "it holds a session that it is not named after")
                 yield session
     await _finish(name, manifest, decoder)
+
+
+async def read_session(target: Target, name: str) -> DumpedSession:
+    """The session of a dump, from its first part; what is behind that is not looked at."""
+    async for row in read_rows(target, name):
+        if isinstance(row, DumpedSession):
+            return row
+        break
+    raise _damaged(name, "it does not begin with its session")
 
 
 async def _read_part(target: Target, name: str, part: Part) -> bytes:

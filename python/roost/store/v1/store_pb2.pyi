@@ -25,7 +25,7 @@ ENDED_BY_INTERRUPT: EndedBy
 ENDED_BY_FINISH: EndedBy
 
 class SessionFacts(_message.Message):
-    __slots__ = ("create_ms", "labels", "stale_timeout_ms", "last_outcome", "chain", "checkpoint_tokens", "state_seq", "open_request", "update_request", "attempts", "head_seq", "trajectories", "trajectory_turns", "trajectory_seq", "reward_request", "reward_turn", "reward_trajectory", "interrupt_request", "interrupt_activity", "interrupt_turn", "reward_value", "reward_request_turn", "reward_request_trajectory", "attempts_ahead", "past_receipts", "reopen_requests")
+    __slots__ = ("create_ms", "labels", "stale_timeout_ms", "last_outcome", "chain", "checkpoint_tokens", "state_seq", "open_request", "update_request", "attempts", "head_seq", "trajectories", "trajectory_turns", "trajectory_seq", "reward_request", "reward_turn", "reward_trajectory", "interrupt_request", "interrupt_activity", "interrupt_turn", "reward_value", "reward_request_turn", "reward_request_trajectory", "attempts_ahead", "past_receipts", "reopen_requests", "restore_request")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -59,6 +59,7 @@ class SessionFacts(_message.Message):
     ATTEMPTS_AHEAD_FIELD_NUMBER: _ClassVar[int]
     PAST_RECEIPTS_FIELD_NUMBER: _ClassVar[int]
     REOPEN_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    RESTORE_REQUEST_FIELD_NUMBER: _ClassVar[int]
     create_ms: int
     labels: _containers.ScalarMap[str, str]
     stale_timeout_ms: int
@@ -85,7 +86,8 @@ class SessionFacts(_message.Message):
     attempts_ahead: _containers.RepeatedScalarFieldContainer[int]
     past_receipts: _containers.RepeatedCompositeFieldContainer[Receipt]
     reopen_requests: _containers.RepeatedCompositeFieldContainer[RequestMark]
-    def __init__(self, create_ms: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., stale_timeout_ms: _Optional[int] = ..., last_outcome: _Optional[int] = ..., chain: _Optional[bytes] = ..., checkpoint_tokens: _Optional[int] = ..., state_seq: _Optional[int] = ..., open_request: _Optional[_Union[RequestMark, _Mapping]] = ..., update_request: _Optional[_Union[RequestMark, _Mapping]] = ..., attempts: _Optional[int] = ..., head_seq: _Optional[int] = ..., trajectories: _Optional[int] = ..., trajectory_turns: _Optional[int] = ..., trajectory_seq: _Optional[int] = ..., reward_request: _Optional[_Union[RequestMark, _Mapping]] = ..., reward_turn: _Optional[int] = ..., reward_trajectory: _Optional[int] = ..., interrupt_request: _Optional[_Union[RequestMark, _Mapping]] = ..., interrupt_activity: _Optional[int] = ..., interrupt_turn: _Optional[int] = ..., reward_value: _Optional[float] = ..., reward_request_turn: _Optional[int] = ..., reward_request_trajectory: _Optional[int] = ..., attempts_ahead: _Optional[_Iterable[int]] = ..., past_receipts: _Optional[_Iterable[_Union[Receipt, _Mapping]]] = ..., reopen_requests: _Optional[_Iterable[_Union[RequestMark, _Mapping]]] = ...) -> None: ...
+    restore_request: RequestMark
+    def __init__(self, create_ms: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., stale_timeout_ms: _Optional[int] = ..., last_outcome: _Optional[int] = ..., chain: _Optional[bytes] = ..., checkpoint_tokens: _Optional[int] = ..., state_seq: _Optional[int] = ..., open_request: _Optional[_Union[RequestMark, _Mapping]] = ..., update_request: _Optional[_Union[RequestMark, _Mapping]] = ..., attempts: _Optional[int] = ..., head_seq: _Optional[int] = ..., trajectories: _Optional[int] = ..., trajectory_turns: _Optional[int] = ..., trajectory_seq: _Optional[int] = ..., reward_request: _Optional[_Union[RequestMark, _Mapping]] = ..., reward_turn: _Optional[int] = ..., reward_trajectory: _Optional[int] = ..., interrupt_request: _Optional[_Union[RequestMark, _Mapping]] = ..., interrupt_activity: _Optional[int] = ..., interrupt_turn: _Optional[int] = ..., reward_value: _Optional[float] = ..., reward_request_turn: _Optional[int] = ..., reward_request_trajectory: _Optional[int] = ..., attempts_ahead: _Optional[_Iterable[int]] = ..., past_receipts: _Optional[_Iterable[_Union[Receipt, _Mapping]]] = ..., reopen_requests: _Optional[_Iterable[_Union[RequestMark, _Mapping]]] = ..., restore_request: _Optional[_Union[RequestMark, _Mapping]] = ...) -> None: ...
 
 class RequestMark(_message.Message):
     __slots__ = ("request_id", "hash")
@@ -144,7 +146,7 @@ class Receipt(_message.Message):
     def __init__(self, reason: _Optional[int] = ..., close_ms: _Optional[int] = ..., slots_released: _Optional[int] = ..., children_closed: _Optional[int] = ..., turn_count: _Optional[int] = ..., close_number: _Optional[int] = ..., provisionals_aborted: _Optional[int] = ..., request: _Optional[_Union[RequestMark, _Mapping]] = ..., close_seq: _Optional[int] = ..., dump_name: _Optional[str] = ...) -> None: ...
 
 class Cleanup(_message.Message):
-    __slots__ = ("closed_ms", "dump_bytes", "dump_sha256", "dump_ms", "attempts", "error", "purging", "purged_ms")
+    __slots__ = ("closed_ms", "dump_bytes", "dump_sha256", "dump_ms", "attempts", "error", "purging", "purged_ms", "restoring", "restored_ms")
     CLOSED_MS_FIELD_NUMBER: _ClassVar[int]
     DUMP_BYTES_FIELD_NUMBER: _ClassVar[int]
     DUMP_SHA256_FIELD_NUMBER: _ClassVar[int]
@@ -153,6 +155,8 @@ class Cleanup(_message.Message):
     ERROR_FIELD_NUMBER: _ClassVar[int]
     PURGING_FIELD_NUMBER: _ClassVar[int]
     PURGED_MS_FIELD_NUMBER: _ClassVar[int]
+    RESTORING_FIELD_NUMBER: _ClassVar[int]
+    RESTORED_MS_FIELD_NUMBER: _ClassVar[int]
     closed_ms: int
     dump_bytes: int
     dump_sha256: bytes
@@ -161,7 +165,9 @@ class Cleanup(_message.Message):
     error: str
     purging: bool
     purged_ms: int
-    def __init__(self, closed_ms: _Optional[int] = ..., dump_bytes: _Optional[int] = ..., dump_sha256: _Optional[bytes] = ..., dump_ms: _Optional[int] = ..., attempts: _Optional[int] = ..., error: _Optional[str] = ..., purging: bool = ..., purged_ms: _Optional[int] = ...) -> None: ...
+    restoring: bool
+    restored_ms: int
+    def __init__(self, closed_ms: _Optional[int] = ..., dump_bytes: _Optional[int] = ..., dump_sha256: _Optional[bytes] = ..., dump_ms: _Optional[int] = ..., attempts: _Optional[int] = ..., error: _Optional[str] = ..., purging: bool = ..., purged_ms: _Optional[int] = ..., restoring: bool = ..., restored_ms: _Optional[int] = ...) -> None: ...
 
 class Attachment(_message.Message):
     __slots__ = ("name", "dtype", "shape", "uri", "sha256", "size_bytes")

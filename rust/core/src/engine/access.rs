@@ -22,6 +22,8 @@ use std::sync::Arc;
 pub enum Rule {
     /// Nothing: the admin's alone. Of tenants' keys too.
     Admin,
+    /// Nothing: it is the whole tenant's.
+    Tenant,
     /// Use it on its session and the descendants.
     Inside,
     /// As [`Rule::Inside`]; of the other sessions of its tree it sees the outline.
@@ -52,6 +54,7 @@ impl Rule {
         ("/roost.v1.TrajectoryService/FinishTrajectory", Rule::Inside),
         ("/roost.v1.TrajectoryService/AckTrajectories", Rule::Each),
         ("/roost.v1.TrajectoryService/ExportTrajectories", Rule::Each),
+        ("/roost.v1.TrajectoryService/RestoreSessions", Rule::Tenant),
         ("/roost.v1.AdminService/GetStats", Rule::Admin),
         ("/roost.v1.AdminService/Sweep", Rule::Admin),
         ("/roost.v1.AdminService/CreateApiKey", Rule::Admin),
@@ -63,6 +66,7 @@ impl Rule {
     pub fn name(self) -> &'static str {
         match self {
             Rule::Admin => "admin",
+            Rule::Tenant => "tenant",
             Rule::Inside => "inside",
             Rule::Outline => "outline",
             Rule::Make => "make",
@@ -80,6 +84,7 @@ impl Rule {
         match rule {
             None => Err(beyond(kind, "call a method that has no rule")),
             Some(Rule::Admin) if kind != Kind::Admin => Err(beyond(kind, "do what AdminService does")),
+            Some(Rule::Tenant) if kind == Kind::Session => Err(beyond(kind, "do what concerns its whole tenant")),
             Some(_) => Ok(()),
         }
     }

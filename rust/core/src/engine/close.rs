@@ -276,11 +276,13 @@ impl Engine {
         match &call.call {
             Call::Renew(_) => return self.renew_row_read(call, row, work),
             Call::Step(_) => return self.cleanup_row_read(call, row, work, now),
+            Call::Restore(_) => return self.parent_row_read(call, row, work),
             _ => {}
         }
         let id = call.call.session_id().to_owned();
         let result = match (&call.call, row) {
             (_, None) => Err(not_found(&id)),
+            (_, Some(row)) if super::ended::is_restoring(row.cleanup.as_deref()) => Err(super::ended::restoring(&id)),
             (Call::Close(close), Some(row)) => match close_again(close, call.who.past_life(&row), &row) {
                 Ok(None) => {
                     // No close of before: it is to be closed now.

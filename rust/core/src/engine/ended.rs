@@ -1,10 +1,12 @@
-//! What follows a close: the steps of clean-up, in whatever order a handler takes them, and ReopenSession.
+//! What follows a close: the steps of clean-up, in whatever order a handler takes them, and ReopenSession. The steps of a
+//! restore come the same way; what they are is in `restore.rs`.
 //!
 //! An ended session is not in memory; its row in the store is all there is of it. One call at a time may change the ended
 //! sessions of a tree (a *claim*): it reads their rows, decides, appends, and the next one reads when that is durable.
 
 use super::keyring::Who;
 use super::reload::{Effect, Located, Purpose};
+use super::restore::RestoreStep;
 use super::tree::{Line, Tree, TreeState};
 use super::{Answer, Call, Engine, Found, Moment, Pending, SessionRow, Work, closed, count, not_found, quarantined};
 use crate::error::{Quota, Reason, Refusal};
@@ -34,7 +36,7 @@ pub struct DumpMade {
 }
 
 /// A step of clean-up that a handler has done, or found that it cannot do.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum CleanupStep {
     /// Nothing is left to do for a SEALED session: it becomes CLOSED.
     Cleaned { dump: Option<DumpMade> },
@@ -49,6 +51,8 @@ pub enum CleanupStep {
     Forget,
     /// It may not be forgotten yet, for there is something below it.
     Later,
+    /// The next of what a restore brings back.
+    Restore(Box<RestoreStep>),
 }
 
 #[derive(Debug)]
@@ -59,6 +63,13 @@ pub(crate) struct StepCall {
     /// The row that the step was decided by.
     prev: Seq,
     step: CleanupStep,
+}
+
+impl StepCall {
+    /// Whether it brings more into the store.
+    pub(crate) fn grows(&self) -> bool {
+        matches!(self.step, CleanupStep::Restore(_))
+    }
 }
 
 /// Replies of [`Engine::cleanup_step`].
@@ -99,7 +110,7 @@ impl Engine {
     }
 
     /// Makes this the one call that may change the ended sessions of a tree, or parks it behind the one that is.
-    fn claim(&self, mut call: Pending, root: Uid) -> Option<Pending> {
+    pub(crate) fn claim(&self, mut call: Pending, root: Uid) -> Option<Pending> {
         if call.claimed == Some(root) {
             return Some(call);
         }
@@ -132,7 +143,7 @@ impl Engine {
     }
 
     /// The call's entry is in the journal: its claim is over when that is durable, or lost.
-    fn hold_claim(&self, call: &mut Pending, tree: &Arc<Tree>, seq: Seq, work: &mut Work) {
+    pub(crate) fn hold_claim(&self, call: &mut Pending, tree: &Arc<Tree>, seq: Seq, work: &mut Work) {
         call.claimed = None;
         if let Some(Held::Claim(tree)) = self.journal.hold(seq, Held::Claim(tree.clone())) {
             self.unclaim(tree.root, work);
@@ -147,37 +158,56 @@ impl Engine {
         work: &mut Work,
         now: &mut Moment,
     ) {
-        let Call::Step(step) = &call.call else { return };
-        if let Err(refusal) = self.admit_change() {
+        if let Err(refusal) = self.admit(&call.call) {
             return self.refuse_call(call, refusal, work);
         }
+        let Call::Step(step) = &mut call.call else { return };
         let open = v1::SessionState::Open as i32;
         let same = |row: &SessionRow| (row.uid, row.root, row.seq) == (step.uid, step.root, step.prev);
-        let row = row.filter(|row| same(row) && row.state != open);
-        let planned = row.filter(|row| !self.is_quarantined(row.root)).and_then(|row| {
-            let op = self.plan(&row, &step.step, now)?;
-            Some((row, op))
-        });
-        let Some((row, mut op)) = planned else {
+        let row = row.filter(|row| same(row) && row.state != open && !self.is_quarantined(row.root));
+        let planned = match (&row, &step.step) {
+            (None, _) => None,
+            (Some(row), CleanupStep::Restore(part)) => match self.restore_step(row, part, now).transpose() {
+                Ok(step) => step.map(|step| Op::Step(Box::new(step))),
+                Err(refusal) => return self.refuse_call(call, refusal, work),
+            },
+            (Some(row), step) => self.plan(row, step, now),
+        };
+        let (Some(row), Some(op)) = (row, planned) else {
             self.unclaim_call(&mut call, work);
             return work.answers.push(answer(call.ticket, CHANGED, 0));
         };
         self.count_step(&step.step, &op);
+        let step = std::mem::replace(&mut step.step, CleanupStep::Keep);
         // A tree to carry the entry, no more: an ended session is in nobody's memory.
         let tree = Arc::new(self.new_tree(row.root, call.tenant.clone()));
         let mut state = tree.state.lock();
-        let appending = self.journal.append();
-        let seq = appending.seq;
-        if let Op::Step(step) = &mut op {
-            step.seq = seq;
-        }
-        state.last_seq = appending.push(&tree, vec![op], Vec::new(), now.mono_ms);
+        let mut appending = self.journal.append();
+        let (mut seq, mut restored) = (appending.seq, false);
+        let ops = match (step, op) {
+            (CleanupStep::Restore(part), Op::Step(made)) => {
+                restored = part.end.is_some();
+                let mut ops = Vec::with_capacity(part.records.len() * 2 + part.trajectories.len() + 1);
+                seq = part.put(*made, &row, &tree.tenant.name, &mut appending, &mut ops);
+                ops
+            }
+            (_, mut op) => {
+                if let Op::Step(made) = &mut op {
+                    made.seq = seq;
+                }
+                vec![op]
+            }
+        };
+        state.last_seq = appending.push(&tree, ops, Vec::new(), now.mono_ms);
         drop(state);
+        if restored {
+            self.restored(row.root, seq);
+        }
         self.hold_claim(&mut call, &tree, seq, work);
         work.answers.push(answer(call.ticket, DONE, seq));
     }
 
-    fn is_quarantined(&self, root: Uid) -> bool {
+    pub(crate) fn is_quarantined(&self, root: Uid) -> bool {
         self.recovery.lock().quarantined.contains(&root)
     }
 
@@ -200,7 +230,7 @@ impl Engine {
             purged: false,
         };
         match step {
-            CleanupStep::Cleaned { dump } if sealed => {
+            CleanupStep::Cleaned { dump } if sealed && !cleanup.restoring => {
                 let wanted = receipt_of(row).is_some_and(|r| !r.dump_name.is_empty());
                 if wanted && dump.is_none() {
                     return None;
@@ -222,9 +252,13 @@ impl Engine {
                 made.cleanup_due = now.wall_ms + wait;
             }
             CleanupStep::Keep if !sealed && !cleanup.purging => made.cleanup_due = -1,
-            CleanupStep::Purge { records, last, acknowledged } if !sealed && cleanup.purged_ms == 0 => {
-                let dumped = cleanup.dump_ms > 0;
-                let allowed = cleanup.purging || dumped || *acknowledged || self.limits.purge_without_dump > 0;
+            // What a restore left half made is deleted without a trace: its dump is there.
+            CleanupStep::Purge { records, last, acknowledged }
+                if (!sealed || cleanup.restoring) && cleanup.purged_ms == 0 =>
+            {
+                made.state = closed;
+                let given = *acknowledged || cleanup.restoring || self.limits.purge_without_dump > 0;
+                let allowed = cleanup.purging || cleanup.dump_ms > 0 || given;
                 if !allowed || *last > row.last {
                     return None;
                 }
@@ -237,7 +271,8 @@ impl Engine {
                     cleanup.purged_ms = now.wall_ms;
                     made.purged = true;
                     made.facts = tombstone(&row.facts);
-                    made.cleanup_due = later(self.limits.tombstone_retention_ms);
+                    made.cleanup_due =
+                        if cleanup.restoring { now.wall_ms.max(1) } else { later(self.limits.tombstone_retention_ms) };
                 }
             }
             CleanupStep::Later if cleanup.purged_ms > 0 => made.cleanup_due = now.wall_ms + LATER_MS,
@@ -421,7 +456,7 @@ impl Engine {
         let seq = appending.seq;
         let mut ops = Vec::with_capacity(lines.len());
         for ((&index, row), mut facts) in lines.iter().zip(family).zip(all_facts) {
-            facts.past_receipts.extend(receipt_of(row));
+            facts.past_receipts.extend(receipt_to_keep(row));
             facts.reopen_requests.extend(mark.take());
             let (receipts, requests) = (facts.past_receipts.len(), facts.reopen_requests.len());
             facts.past_receipts.drain(..receipts.saturating_sub(REMEMBERED));
@@ -555,7 +590,7 @@ fn receipt_of(row: &SessionRow) -> Option<Receipt> {
 }
 
 /// `None` if it does not decode.
-fn cleanup_of(row: &SessionRow) -> Option<Cleanup> {
+pub(crate) fn cleanup_of(row: &SessionRow) -> Option<Cleanup> {
     decode_cleanup(row.cleanup.as_deref())
 }
 
@@ -563,9 +598,31 @@ fn decode_cleanup(bytes: Option<&[u8]>) -> Option<Cleanup> {
     bytes.map_or(Some(Cleanup::default()), |bytes| Cleanup::decode(bytes).ok())
 }
 
-/// Whether the content of a session with this clean-up is deleted, in part or whole.
+/// Whether the content of a session with this clean-up is not all there: it is deleted, in part or whole, or still being
+/// restored.
 pub(crate) fn is_purging(cleanup: Option<&[u8]>) -> bool {
-    decode_cleanup(cleanup).is_none_or(|cleanup| cleanup.purging)
+    decode_cleanup(cleanup).is_none_or(|cleanup| cleanup.purging || cleanup.restoring)
+}
+
+/// Whether a session with this clean-up is being made from its dump, or what is left of that is being deleted.
+pub(crate) fn is_restoring(cleanup: Option<&[u8]>) -> bool {
+    decode_cleanup(cleanup).is_some_and(|cleanup| cleanup.restoring)
+}
+
+/// The refusal of such a one.
+pub(crate) fn restoring(session_id: &str) -> Refusal {
+    let message = format!("session {session_id:?} is being restored");
+    Refusal::new(Reason::SessionRestoring, message).with("session_id", session_id).retry_after(1_000)
+}
+
+/// The receipt of a session that is to be open again, as its facts keep it. One that came from a dump names a sequence of
+/// another journal; here all that was recorded by then, and nothing else, came before that close.
+fn receipt_to_keep(row: &SessionRow) -> Option<Receipt> {
+    let mut receipt = receipt_of(row)?;
+    if cleanup_of(row).is_some_and(|cleanup| cleanup.restored_ms > 0) {
+        receipt.close_seq = row.last.max(1) as i64;
+    }
+    Some(receipt)
 }
 
 /// The receipt of the close that came with, or first after, the record of this sequence: it may have been opened and
@@ -573,7 +630,8 @@ pub(crate) fn is_purging(cleanup: Option<&[u8]>) -> bool {
 pub(crate) fn receipt_since(row: &SessionRow, seq: Seq) -> Option<Receipt> {
     let before = facts_of(row).map(|facts| facts.past_receipts).unwrap_or_default();
     let after = |r: &Receipt| r.close_seq == 0 || r.close_seq as u64 >= seq;
-    before.into_iter().chain(receipt_of(row)).find(after)
+    // Whatever an ended session holds was there at its last close.
+    before.into_iter().find(after).or_else(|| receipt_of(row))
 }
 
 /// Which close ended it: sessions that one close took down have the same. (Receipts of 0.1.0 name the time alone.)
@@ -583,6 +641,9 @@ fn close_of(row: &SessionRow) -> Option<(i64, i64)> {
 
 /// Why a session of the family cannot come back, if it cannot.
 fn may_reopen(row: &SessionRow, id: &str) -> Option<Refusal> {
+    if is_restoring(row.cleanup.as_deref()) {
+        return Some(restoring(&row.session_id).with("asked_for", id));
+    }
     if is_purging(row.cleanup.as_deref()) {
         let message = format!("the content of session {:?} is deleted", row.session_id);
         return Some(Refusal::new(Reason::SessionPurged, message).with("session_id", &row.session_id));
@@ -628,5 +689,6 @@ pub(crate) fn view(row: &SessionRow) -> Option<v1::Cleanup> {
         error: cleanup.error,
         due_time: time(row.cleanup_due),
         purged_time: time(cleanup.purged_ms),
+        restored_time: time(cleanup.restored_ms),
     })
 }

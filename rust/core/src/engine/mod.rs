@@ -24,6 +24,7 @@ mod recover;
 mod reload;
 mod requests;
 mod resident;
+mod restore;
 mod rewind;
 mod stale;
 mod trajectory;
@@ -60,6 +61,7 @@ pub use reload::{
 };
 pub(crate) use requests::Call;
 pub use requests::Method;
+pub use restore::{DumpedRecord, DumpedSession, DumpedTrajectory, RestoreEnd, RestoreStep};
 pub(crate) use tree::Tree;
 
 /// When a call happens, and what it may draw randomness from.
@@ -245,7 +247,7 @@ macro_rules! counters {
 counters! {
     turns_begun, turns_committed, turns_rewound, turns_aborted, turns_expired, turns_taken_over, turns_interrupted,
     turns_released, trajectories_finished, trajectories_acknowledged, sessions_opened, sessions_closed, sessions_reopened,
-    sessions_dumped, sessions_purged, trees_swept, cleanup_failures,
+    sessions_dumped, sessions_purged, sessions_restored, trees_swept, cleanup_failures,
     evictions, header_evictions, reloads, header_loads, load_failures, refusals, batches_stored, entries_stored, batches_refused,
 }
 
@@ -648,6 +650,7 @@ impl Engine {
             Call::RevokeKey(_) => self.revoke_key(call, work, now),
             Call::Reopen(_) => self.reopen_session(call, work, now),
             Call::Step(_) => self.cleanup(call),
+            Call::Restore(_) => self.restore(call, work, now),
             Call::Sweep(_) => self.sweep(call, work, now),
             Call::Get(_) | Call::Renew(_) | Call::Checkpoint(_) | Call::ListKeys(_) => {}
         }
@@ -656,7 +659,8 @@ impl Engine {
     /// Whether a call may go on at all.
     fn admit(&self, call: &Call) -> Result<(), Refusal> {
         match call {
-            Call::Open(_) | Call::Begin(_) | Call::Reopen(_) => self.admit_begin(),
+            Call::Open(_) | Call::Begin(_) | Call::Reopen(_) | Call::Restore(_) => self.admit_begin(),
+            Call::Step(step) if step.grows() => self.admit_begin(),
             _ => self.admit_change(),
         }
     }

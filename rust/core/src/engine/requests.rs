@@ -253,6 +253,8 @@ pub(crate) enum Call {
     Reopen(ReopenCall),
     /// A step of an ended session's clean-up.
     Step(Box<super::ended::StepCall>),
+    /// A session is to be made from its dump.
+    Restore(Box<super::restore::RestoreCall>),
     /// The engine's own: close the tree of this root if it is stale.
     Sweep(String),
     CreateKey(CreateKey),
@@ -490,6 +492,7 @@ impl Call {
             Call::Get(id) | Call::FinishDue(id) | Call::Sweep(id) => id,
             Call::Reopen(c) => &c.session_id,
             Call::Step(c) => &c.session_id,
+            Call::Restore(c) => &c.session.session_id,
             Call::Update(c) => &c.session_id,
             Call::Close(c) => &c.session_id,
             Call::Begin(c) => &c.session_id,

@@ -284,11 +284,12 @@ pub(crate) struct LatestReward {
     pub(crate) request: Option<(RequestMark, RewardedTurn)>,
 }
 
-/// What a session keeps of the closes that it came back from, as SessionFacts has it.
+/// What a session keeps of the closes that it came back from, and of the restore, as SessionFacts has it.
 #[derive(Debug, Clone)]
 pub(crate) struct Reopened {
     pub(crate) receipts: Vec<Receipt>,
     pub(crate) requests: Vec<RequestMark>,
+    pub(crate) restored: Option<RequestMark>,
 }
 
 /// An InterruptSession request, and what the session did and ran then.
@@ -367,6 +368,7 @@ impl Resident {
             interrupt_turn: self.interrupt_request.as_ref().map_or(0, |m| m.turn),
             past_receipts: self.reopened.as_ref().map(|r| r.receipts.clone()).unwrap_or_default(),
             reopen_requests: self.reopened.as_ref().map(|r| r.requests.clone()).unwrap_or_default(),
+            restore_request: self.reopened.as_ref().and_then(|r| r.restored.clone()),
         }
     }
 
@@ -410,8 +412,9 @@ impl Resident {
         });
         let interrupt_activity = v1::Activity::try_from(facts.interrupt_activity).unwrap_or(v1::Activity::Idle);
         let interrupt_turn = facts.interrupt_turn;
-        let reopened = (!facts.past_receipts.is_empty() || !facts.reopen_requests.is_empty())
-            .then(|| Box::new(Reopened { receipts: facts.past_receipts, requests: facts.reopen_requests }));
+        let (receipts, requests, restored) = (facts.past_receipts, facts.reopen_requests, facts.restore_request);
+        let reopened = (!receipts.is_empty() || !requests.is_empty() || restored.is_some())
+            .then(|| Box::new(Reopened { receipts, requests, restored }));
         Resident {
             labels: facts.labels,
             stale_timeout_ms: facts.stale_timeout_ms,

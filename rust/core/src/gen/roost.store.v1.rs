@@ -83,6 +83,9 @@ pub struct SessionFacts {
     /// The ReopenSession requests that bore a request_id, at most the last 8, oldest first.
     #[prost(message, repeated, tag = "26")]
     pub reopen_requests: ::prost::alloc::vec::Vec<RequestMark>,
+    /// The RestoreSessions request that made it from a dump.
+    #[prost(message, optional, tag = "27")]
+    pub restore_request: ::core::option::Option<RequestMark>,
 }
 /// A request_id and the hash of the request that bore it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -189,6 +192,14 @@ pub struct Cleanup {
     /// Wall-clock milliseconds at which the last of it was; 0 before.
     #[prost(int64, tag = "8")]
     pub purged_ms: i64,
+    /// True while it is made from its dump: nobody may see it yet, and should nobody go on with it, it is deleted. Also
+    /// while it is deleted for that.
+    #[prost(bool, tag = "9")]
+    pub restoring: bool,
+    /// Wall-clock milliseconds at which it was made from its dump; 0: it was not. Journal sequences in its receipt are then
+    /// those of another journal.
+    #[prost(int64, tag = "10")]
+    pub restored_ms: i64,
 }
 /// roost.v1.Attachment.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -393,6 +393,9 @@ pub struct Cleanup {
     /// answer SESSION_PURGED.
     #[prost(message, optional, tag = "8")]
     pub purged_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// When RestoreSessions made it from its dump; not set: it lived here.
+    #[prost(message, optional, tag = "9")]
+    pub restored_time: ::core::option::Option<::prost_types::Timestamp>,
 }
 /// One agent conversation.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1239,6 +1242,38 @@ pub struct AckTrajectoriesResponse {
     /// One result for each id, in their order.
     #[prost(message, repeated, tag = "1")]
     pub results: ::prost::alloc::vec::Vec<AckResult>,
+}
+/// Request of RestoreSessions.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RestoreSessionsRequest {
+    /// The names of the dumps, as receipts bear them: 1 to 100, of as many sessions.
+    #[prost(string, repeated, tag = "1")]
+    pub dump_names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Makes a repeat safe; kept with each session that it made.
+    #[prost(string, tag = "2")]
+    pub request_id: ::prost::alloc::string::String,
+}
+/// What became of one dump.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RestoreResult {
+    /// Set when it was refused; the others go on. DUMP_NOT_FOUND, DUMP_DAMAGED, DUMP_NEWER, DUMP_UNREADABLE,
+    /// PARENT_NOT_FOUND, SESSION_EXISTS (its session or another of its id is known here, open or ended), SESSION_RESTORING
+    /// (another call is at it), STORE_BYTES, and what else refuses new sessions.
+    #[prost(message, optional, tag = "1")]
+    pub refusal: ::core::option::Option<Refusal>,
+    /// The session that was restored.
+    #[prost(message, optional, tag = "2")]
+    pub session: ::core::option::Option<Session>,
+    /// True if this request_id had restored it before.
+    #[prost(bool, tag = "3")]
+    pub repeated: bool,
+}
+/// Response of RestoreSessions.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RestoreSessionsResponse {
+    /// One result for each name, in their order.
+    #[prost(message, repeated, tag = "1")]
+    pub results: ::prost::alloc::vec::Vec<RestoreResult>,
 }
 /// Where a trajectory is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

@@ -4,11 +4,11 @@
 
 use roost_core::chain::{FINISHED, Line, ended_by, link};
 use roost_core::engine::{
-    DueSession, Effect, Engine, FoundSession, FoundTrajectory, HeaderRow, LoadedSession, Moment, RecordRow, SessionRow,
-    StaleTree, Wanted,
+    DueSession, DumpedRecord, DumpedSession, DumpedTrajectory, Effect, Engine, FoundSession, FoundTrajectory,
+    HeaderRow, LoadedSession, Moment, RecordRow, SessionRow, StaleTree, Wanted,
 };
 use roost_core::ids::{TrajectoryId, Uid};
-use roost_core::journal::{Batch, Finished, Row, Seq};
+use roost_core::journal::{Batch, Finished, Restore, Row, Seq};
 use roost_core::proto::store_v1::{Cleanup, EndedBy, Receipt, RecordMeta, RunningGrant, SessionFacts};
 use roost_core::proto::v1::{RecordStatus, SessionState};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -59,6 +59,8 @@ pub(crate) struct Session {
     pub(crate) cleanup_due: i64,
     /// Some of its content is deleted.
     pub(crate) purging: bool,
+    /// It is being made from its dump.
+    pub(crate) restoring: bool,
     pub(crate) stale_due: u64,
 }
 
@@ -145,7 +147,10 @@ impl Store {
             session.row.seq = reopen.seq;
             session.row.facts.clone_from(&reopen.facts);
             session.facts = SessionFacts::decode(&reopen.facts[..]).expect("facts decode");
-            ensure!(session.facts.past_receipts.last() == session.receipt.as_ref(), "reopen of {id} loses its receipt");
+            // What came from a dump bears a sequence of another journal.
+            let unplaced = |r: &Receipt| Receipt { close_seq: 0, ..r.clone() };
+            let kept = session.facts.past_receipts.last().map(unplaced);
+            ensure!(kept == session.receipt.as_ref().map(unplaced), "reopen of {id} loses its receipt");
             session.row.stale_ms = reopen.stale_ms;
             (session.state, session.receipt, session.cleanup) = (OPEN, None, None);
             (session.cleanup_due, session.stale_due) = (0, reopen.stale_due);
@@ -181,6 +186,10 @@ impl Store {
                 let place = (session.row.root, session.row.path.clone());
                 ensure!(self.open_paths.insert(place, uid).is_none(), "I16: two open sessions at {}", session.row.path);
             }
+        }
+        for (_, row) in &batch.restores {
+            touched.insert(row.uid);
+            self.restore(row)?;
         }
         for (_, record) in &batch.records {
             touched.insert(record.session);
@@ -226,7 +235,11 @@ impl Store {
             ensure!(step.state == CLOSED || step.purge.is_empty(), "I14: {id} is purged while SEALED");
             let cleanup = Cleanup::decode(&step.cleanup[..]).expect("it decodes");
             let needs_dump = session.receipt.as_ref().is_some_and(|r| !r.dump_name.is_empty());
-            ensure!(step.state != CLOSED || !needs_dump || cleanup.dump_ms > 0, "{id} is CLOSED without its dump");
+            let dumped = !needs_dump || cleanup.dump_ms > 0 || cleanup.restoring;
+            ensure!(step.state != CLOSED || dumped, "{id} is CLOSED without its dump");
+            ensure!(session.restoring || !cleanup.restoring, "{id} is restored after its end");
+            ensure!(!session.restoring || step.state != CLOSED || cleanup.purging != (cleanup.restored_ms > 0), "half");
+            session.restoring = cleanup.restoring;
             let seq = step.seq;
             (session.row.seq, session.row.last, session.state) = (seq, step.last, step.state);
             session.row.facts.clone_from(&step.facts);
@@ -242,11 +255,12 @@ impl Store {
         }
         for (_, uid, prev) in &batch.forgets {
             let session = self.sessions.remove(uid).ok_or("an unknown session is forgotten")?;
-            ensure!(session.row.seq == *prev && session.state == CLOSED, "{} is forgotten", session.row.session_id);
+            let row = &session.row;
+            ensure!(row.seq == *prev && session.state == CLOSED, "{} is forgotten too early", row.session_id);
             let purged = Cleanup::decode(&session.cleanup.unwrap_or_default()[..]).expect("it decodes").purged_ms;
-            ensure!(purged > 0, "I14: {} is forgotten, and not purged", session.row.session_id);
-            self.ids.remove(&(session.row.tenant.to_string(), session.row.session_id.to_string()));
-            self.trees.entry(session.row.root).or_default().remove(uid);
+            ensure!(purged > 0 && row.last == 0, "I14: {} is forgotten, and not purged", row.session_id);
+            self.ids.remove(&(row.tenant.to_string(), row.session_id.to_string()));
+            self.trees.entry(row.root).or_default().remove(uid);
             touched.remove(uid);
         }
         self.last_seq = self.last_seq.max(batch.last_seq);
@@ -254,6 +268,47 @@ impl Store {
             self.check_session(*uid).map_err(|e| format!("{}: {e}", self.sessions[uid].row.session_id))?;
         }
         self.check_caps()
+    }
+
+    /// The row of a session that comes from its dump.
+    fn restore(&mut self, row: &Restore) -> Result<(), String> {
+        let id = &row.session_id;
+        let is_root = row.depth == 0;
+        ensure!(is_root == row.parent.is_none() && is_root == (row.root == row.uid), "{id} has no place");
+        ensure!(row.closes > 0, "{id} was never closed");
+        let inserted = Row {
+            uid: row.uid,
+            tenant: row.tenant.clone(),
+            session_id: row.session_id.clone(),
+            root: row.root,
+            parent: row.parent,
+            path: row.path.clone(),
+            depth: row.depth,
+            create_ms: row.create_ms,
+            head: row.head,
+            head_version: row.head_version,
+            fence: row.fence,
+            provisional: 0,
+            last: 0,
+            running: false,
+            lease: None,
+            facts: row.facts.clone(),
+            finish_due_ms: 0,
+            stale_ms: row.stale_ms,
+            active_ms: 0,
+            stale_due: 0,
+            seq: row.seq,
+            prev: 0,
+        };
+        self.upsert(&inserted, &mut Vec::new())?;
+        let session = self.sessions.get_mut(&row.uid).ok_or("it was just made")?;
+        session.state = SessionState::Sealed as i32;
+        session.receipt = Some(Receipt::decode(&row.receipt[..]).expect("a receipt decodes"));
+        session.closes = row.closes;
+        (session.cleanup, session.cleanup_due) = (Some(row.cleanup.clone()), row.cleanup_due);
+        session.restoring = Cleanup::decode(&row.cleanup[..]).expect("it decodes").restoring;
+        ensure!(session.restoring, "{id} is restored and does not say so");
+        Ok(())
     }
 
     /// A trajectory is finished by an event of its own or by its last commit, and takes all records since the one before.
@@ -307,6 +362,7 @@ impl Store {
                 cleanup: None,
                 cleanup_due: 0,
                 purging: false,
+                restoring: false,
                 stale_due: row.stale_due,
             };
             ensure!(self.sessions.insert(row.uid, session).is_none(), "a uid twice");
@@ -340,6 +396,13 @@ impl Store {
         ensure!(record.chain == link(&prev_chain, &record.meta), "I23: {seq} breaks the chain");
         let meta = RecordMeta::decode(&record.meta[..]).expect("a meta decodes");
         ensure!(meta.turn == record.turn, "{seq}: two turn numbers");
+        // What comes from a dump comes as it ended. It is told again as it was born.
+        let born = match (session.restoring, ended_by(&meta)) {
+            (false, _) => record.status,
+            (true, EndedBy::Commit) => COMMITTED,
+            (true, EndedBy::Finish) => FINISHED,
+            (true, _) => ABORTED,
+        };
         if let Some(request) = &meta.begin_request {
             let fence = *session.requests.entry(request.request_id.clone()).or_insert(meta.fence);
             ensure!(
@@ -353,7 +416,7 @@ impl Store {
         // An earlier record of this batch may have finished one, whose row is still to come.
         ensure!(meta.trajectory > session.trajectories.len() as u32, "{seq}: of a trajectory that is finished");
         let heads = session.turns.len() as u32;
-        if record.status == COMMITTED {
+        if born == COMMITTED {
             let base = meta.base_turn.unwrap_or(heads);
             ensure!(record.turn == base + 1 && base <= heads, "I4: turn {} after {heads}", record.turn);
             ensure!(base >= finished, "{seq}: rewinds into a finished trajectory");
@@ -379,11 +442,11 @@ impl Store {
             session.turns.push((seq, meta.head_version));
             session.folds.push(fold);
         } else {
-            ensure!([PROVISIONAL, ABORTED, FINISHED].contains(&record.status), "{seq} is born as {}", record.status);
+            ensure!([PROVISIONAL, ABORTED, FINISHED].contains(&born), "{seq} is born as {born}");
             let length = session.folds.last().map_or(0, |f| f.tokens.len() as u64 / 4);
             ensure!(meta.token_offset <= length, "{seq}: its span starts behind the checkpoint");
-            ensure!((record.status == FINISHED) == (meta.ended_by() == EndedBy::Finish), "{seq}: an event, or not");
-            if record.status == PROVISIONAL {
+            ensure!((born == FINISHED) == (meta.ended_by() == EndedBy::Finish), "{seq}: an event, or not");
+            if born == PROVISIONAL {
                 session.live = Some(seq);
             }
         }
@@ -400,12 +463,16 @@ impl Store {
             content: record.content.clone().unwrap_or_default(),
         };
         ensure!(self.records.insert(seq, stored).is_none(), "record {seq} twice");
+        if session.restoring {
+            let records = &self.records;
+            session.superseded.retain(|seq| records.get(seq).is_none_or(|r| r.status != SUPERSEDED));
+        }
         Ok(())
     }
 
     fn check_session(&self, uid: Uid) -> Result<(), String> {
         let s = &self.sessions[&uid];
-        if s.purging {
+        if s.purging || s.restoring {
             return Ok(());
         }
         let live = s.live.unwrap_or(0);
@@ -466,7 +533,7 @@ impl Store {
         for session in self.sessions.values() {
             let lines = self.lines(session, true);
             seen += lines.len();
-            if session.purging {
+            if session.purging || session.restoring {
                 continue;
             }
             roost_core::engine::verify_history(&lines, session.row.last, &session.row.facts)
@@ -474,6 +541,51 @@ impl Store {
         }
         ensure!(seen == self.records.len(), "I23: {seen} records of {} are on a line", self.records.len());
         Ok(())
+    }
+
+    /// What a dump of an ended session holds, each record with its sequence.
+    #[allow(dead_code)]
+    pub(crate) fn dump(&self, id: &Session) -> (DumpedSession, Vec<(Seq, DumpedRecord)>, Vec<DumpedTrajectory>) {
+        let row = &id.row;
+        let session = DumpedSession {
+            uid: row.uid,
+            session_id: row.session_id.to_string(),
+            root: row.root,
+            parent: row.parent,
+            path: row.path.clone(),
+            depth: row.depth,
+            create_ms: row.create_ms,
+            head: row.head,
+            head_version: row.head_version,
+            fence: row.fence,
+            facts: row.facts.clone(),
+            receipt: id.receipt.as_ref().expect("it has ended").encode_to_vec(),
+        };
+        let record = |(seq, r): (Seq, &Rec)| {
+            let record = DumpedRecord {
+                status: r.status,
+                turn: r.turn,
+                meta: r.meta.clone(),
+                chain: r.chain.to_vec(),
+                tokens: r.tokens.clone(),
+                state: r.state.clone(),
+                arrays: None,
+                content: Some(r.content.clone()),
+                reward: id.rewards.get(&seq).copied(),
+            };
+            (seq, record)
+        };
+        let mut records: Vec<_> = self.line(id).map(record).collect();
+        records.reverse();
+        let trajectory = |(f, _): &(Finished, bool)| DumpedTrajectory {
+            number: f.number,
+            ready_seq: f.ready_seq,
+            after_seq: f.after_seq,
+            first_turn: f.first_turn,
+            turn_count: f.turn_count,
+            ready_ms: f.ready_ms,
+        };
+        (session, records, id.trajectories.iter().map(trajectory).collect())
     }
 
     // ---- what the engine reads
