@@ -219,10 +219,10 @@ class KeyInvalid(RoostError):
 
 class KeyScope(RoostError):
     """KEY_SCOPE: A key of this kind may not do this, whatever it is done to. Use a key that may: an admin key for
-    AdminService, a tenant key for new trees and `force`."""
+    AdminService, a tenant key for new trees, restores and `force`."""
 
     REASON = "KEY_SCOPE"
-    ADVICE = "Use a key that may: an admin key for AdminService, a tenant key for new trees and `force`."
+    ADVICE = "Use a key that may: an admin key for AdminService, a tenant key for new trees, restores and `force`."
 
 
 class KeyNotFound(RoostError):

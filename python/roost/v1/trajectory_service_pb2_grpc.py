@@ -108,7 +108,8 @@ class TrajectoryServiceServicer(object):
         and trajectories, of which none is acknowledged; ReopenSession makes them live. Each dump is read whole and verified
         before anything is written, and its session is there whole or not at all. Parents are restored before their
         children, whatever their order here; a child needs its parent to be known. A call that ends before its answer leaves
-        out what it has not finished. Errors: NO_DUMP_TARGET (FAILED_PRECONDITION).
+        out what it has not finished. Only dumps of the caller's tenant exist for it; a session's key is PERMISSION_DENIED
+        KEY_SCOPE. Errors: NO_DUMP_TARGET (FAILED_PRECONDITION).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -59,7 +59,8 @@ class TrajectoryServiceStub:
     and trajectories, of which none is acknowledged; ReopenSession makes them live. Each dump is read whole and verified
     before anything is written, and its session is there whole or not at all. Parents are restored before their
     children, whatever their order here; a child needs its parent to be known. A call that ends before its answer leaves
-    out what it has not finished. Errors: NO_DUMP_TARGET (FAILED_PRECONDITION).
+    out what it has not finished. Only dumps of the caller's tenant exist for it; a session's key is PERMISSION_DENIED
+    KEY_SCOPE. Errors: NO_DUMP_TARGET (FAILED_PRECONDITION).
     """
 
 @_typing.type_check_only
@@ -93,7 +94,8 @@ class TrajectoryServiceAsyncStub(TrajectoryServiceStub):
     and trajectories, of which none is acknowledged; ReopenSession makes them live. Each dump is read whole and verified
     before anything is written, and its session is there whole or not at all. Parents are restored before their
     children, whatever their order here; a child needs its parent to be known. A call that ends before its answer leaves
-    out what it has not finished. Errors: NO_DUMP_TARGET (FAILED_PRECONDITION).
+    out what it has not finished. Only dumps of the caller's tenant exist for it; a session's key is PERMISSION_DENIED
+    KEY_SCOPE. Errors: NO_DUMP_TARGET (FAILED_PRECONDITION).
     """
 
 class TrajectoryServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -154,7 +156,8 @@ class TrajectoryServiceServicer(metaclass=_abc_1.ABCMeta):
         and trajectories, of which none is acknowledged; ReopenSession makes them live. Each dump is read whole and verified
         before anything is written, and its session is there whole or not at all. Parents are restored before their
         children, whatever their order here; a child needs its parent to be known. A call that ends before its answer leaves
-        out what it has not finished. Errors: NO_DUMP_TARGET (FAILED_PRECONDITION).
+        out what it has not finished. Only dumps of the caller's tenant exist for it; a session's key is PERMISSION_DENIED
+        KEY_SCOPE. Errors: NO_DUMP_TARGET (FAILED_PRECONDITION).
         """
 
 def add_TrajectoryServiceServicer_to_server(servicer: TrajectoryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -61,7 +61,7 @@ reasons! {
     LeaseMalformed "LEASE_MALFORMED" InvalidArgument "The bytes are not a lease of this server." "Send the lease of BeginTurn as it came.";
     RequestMismatch "REQUEST_MISMATCH" InvalidArgument "This request_id was used with another payload." "Use a new request_id for a new request.";
     KeyInvalid "KEY_INVALID" Unauthenticated "The call bears no API key that is valid here: none, one that is not known, or one that was revoked." "Send a valid key as `authorization: Bearer <key>`.";
-    KeyScope "KEY_SCOPE" PermissionDenied "A key of this kind may not do this, whatever it is done to." "Use a key that may: an admin key for AdminService, a tenant key for new trees and `force`.";
+    KeyScope "KEY_SCOPE" PermissionDenied "A key of this kind may not do this, whatever it is done to." "Use a key that may: an admin key for AdminService, a tenant key for new trees, restores and `force`.";
     KeyNotFound "KEY_NOT_FOUND" NotFound "No API key of this id is known." "List the keys; the ids are there.";
     TenantKeys "TENANT_KEYS" ResourceExhausted "The tenant has as many active API keys as it may." "Revoke the one that is no longer used.";
     KeysOff "KEYS_OFF" FailedPrecondition "The server runs without keys: it has no admin key." "Start it with an admin key.";

@@ -410,6 +410,22 @@ fn a_step_of_a_restore_that_is_not_stored_did_not_happen() {
     assert!(matches!(told, Err(Reason::NotStored | Reason::Recovering)), "{told:?}");
     assert!(other.store.by_id(TENANT, "s").is_none());
     assert_eq!(other.restore(&dump), Ok(true));
+    // The tree that a child would have come below is as it was.
+    world.reopen("s").expect("it comes back");
+    world.turn("child", "s");
+    world.close("child");
+    let child = world.dump("child");
+    other.reopen("s").expect("it comes back");
+    let lease = other.begin("s").lease;
+    let Outcome::Ticket(ticket) = other.ask_restore(&child.0) else { panic!("it reads first") };
+    while other.read() {}
+    assert!(other.append(false));
+    other.settle();
+    assert!(other.done.remove(&ticket).is_some_and(|told| told.is_err()));
+    other.commit(&commit("s", &lease));
+    assert_eq!(other.restore(&child), Ok(true));
+    assert_eq!(other.reopen("child"), Ok(1));
+    other.turn("child", "s");
 }
 
 /// root -> a -> b, and root -> c, each with a turn.
