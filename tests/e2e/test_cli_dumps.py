@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from api_keys import ADMIN, create, keyed
 from conftest import Start
 from ended_sessions import House, read_now
 from restored import CLOSED, until
@@ -183,3 +184,27 @@ def test_dumps_are_restored_by_a_server(start: Start, tmp_path: Path) -> None:
     assert done.stderr.startswith("roost: SESSION_EXISTS: ")
     for wrong in ([], ["--all"], [*names, "--all"]):
         assert roost("dumps", "restore", *wrong, *at).returncode == 2
+
+
+def test_all_dumps_of_one_tenant_are_restored(start: Start, tmp_path: Path) -> None:
+    place = tmp_path / "dumps"
+    place.mkdir()
+    first = start("--dump-target", str(place), data_dir=tmp_path / "first", ROOST_ADMIN_KEY=ADMIN)
+    for tenant in ("", "acme"):
+        with keyed(first, ADMIN, tenant) as api:
+            api.open(f"of-{tenant}")
+            api.turn(f"of-{tenant}")
+            api.close(f"of-{tenant}")
+            until(lambda api=api: {session.state for session in api.list_all()} == {CLOSED})
+    second = start("--dump-target", str(place), data_dir=tmp_path / "second", ROOST_ADMIN_KEY=ADMIN)
+    everything = ("dumps", "restore", "--all", "--from", str(place), "-o", "json", "--target", second.address)
+    key = create(second, "acme").key
+    for arguments, used, expected in (
+        (("--tenant", "acme"), key, {"of-acme"}),
+        ((), ADMIN, {"of-"}),
+        (("--tenant", "acme"), ADMIN, {""}),  # it is known by now
+    ):
+        done = roost(*arguments, *everything, ROOST_API_KEY=used)
+        assert done.returncode == 0, done.stderr
+        told = json.loads(done.stdout)
+        assert {one["session"]["session_id"] if "session" in one else "" for one in told} == expected

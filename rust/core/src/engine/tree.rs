@@ -322,7 +322,7 @@ impl Resident {
                 let receipt = |r: &Receipt| size_of::<Receipt>() + r.dump_name.len() + r.request.as_ref().map_or(0, of);
                 size_of::<Reopened>()
                     + r.receipts.iter().map(receipt).sum::<usize>()
-                    + r.requests.iter().map(of).sum::<usize>()
+                    + r.requests.iter().chain(&r.restored).map(of).sum::<usize>()
             })
             + self.requests.capacity() * 8
             + self.attempts_ahead.capacity() * 4
