@@ -30,6 +30,8 @@ pub enum Rule {
     Make,
     /// As [`Rule::Inside`], for each thing that the request names by itself.
     Each,
+    /// Nothing: it is for those who run the tenant.
+    Tenant,
 }
 
 impl Rule {
@@ -52,6 +54,11 @@ impl Rule {
         ("/roost.v1.TrajectoryService/FinishTrajectory", Rule::Inside),
         ("/roost.v1.TrajectoryService/AckTrajectories", Rule::Each),
         ("/roost.v1.TrajectoryService/ExportTrajectories", Rule::Each),
+        ("/roost.v1.TurnService/WatchOwner", Rule::Tenant),
+        ("/roost.v1.ResourceService/AttachResource", Rule::Inside),
+        ("/roost.v1.ResourceService/DetachResource", Rule::Inside),
+        ("/roost.v1.ResourceService/ListResources", Rule::Inside),
+        ("/roost.v1.ResourceService/ReconcileInventory", Rule::Tenant),
         ("/roost.v1.AdminService/GetStats", Rule::Admin),
         ("/roost.v1.AdminService/Sweep", Rule::Admin),
         ("/roost.v1.AdminService/CreateApiKey", Rule::Admin),
@@ -67,6 +74,7 @@ impl Rule {
             Rule::Outline => "outline",
             Rule::Make => "make",
             Rule::Each => "each",
+            Rule::Tenant => "tenant",
         }
     }
 
@@ -80,6 +88,7 @@ impl Rule {
         match rule {
             None => Err(beyond(kind, "call a method that has no rule")),
             Some(Rule::Admin) if kind != Kind::Admin => Err(beyond(kind, "do what AdminService does")),
+            Some(Rule::Tenant) if kind == Kind::Session => Err(beyond(kind, "do what is for hosts and operators")),
             Some(_) => Ok(()),
         }
     }

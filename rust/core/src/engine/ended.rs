@@ -36,7 +36,8 @@ pub struct DumpMade {
 /// A step of clean-up that a handler has done, or found that it cannot do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CleanupStep {
-    /// Nothing is left to do for a SEALED session: it becomes CLOSED.
+    /// A SEALED session has its dump, now or since before, or needs none: it becomes CLOSED, or, while it has resources,
+    /// these are released.
     Cleaned { dump: Option<DumpMade> },
     /// What was tried failed, for this reason; it is tried again later.
     Failed { error: String },
@@ -154,25 +155,36 @@ impl Engine {
         let open = v1::SessionState::Open as i32;
         let same = |row: &SessionRow| (row.uid, row.root, row.seq) == (step.uid, step.root, step.prev);
         let row = row.filter(|row| same(row) && row.state != open);
-        let planned = row.filter(|row| !self.is_quarantined(row.root)).and_then(|row| {
-            let op = self.plan(&row, &step.step, now)?;
-            Some((row, op))
-        });
-        let Some((row, mut op)) = planned else {
+        let row = row.filter(|row| !self.is_quarantined(row.root));
+        // A tree to carry the entry, no more: an ended session is in nobody's memory.
+        let root = row.as_ref().map_or(Uid(0), |row| row.root);
+        let tree = Arc::new(self.new_tree(root, call.tenant.clone()));
+        let mut state = tree.state.lock();
+        let appending = self.journal.append();
+        // While the journal is locked none of its resources is released: whoever is last finds what is planned here.
+        let planned = row.and_then(|row| self.plan(&row, &step.step, self.resources.left(row.uid), now));
+        let Some(mut op) = planned else {
+            drop(appending);
             self.unclaim_call(&mut call, work);
             return work.answers.push(answer(call.ticket, CHANGED, 0));
         };
         self.count_step(&step.step, &op);
-        // A tree to carry the entry, no more: an ended session is in nobody's memory.
-        let tree = Arc::new(self.new_tree(row.root, call.tenant.clone()));
-        let mut state = tree.state.lock();
-        let appending = self.journal.append();
         let seq = appending.seq;
-        if let Op::Step(step) = &mut op {
-            step.seq = seq;
+        let mut ops = Vec::new();
+        let mut waits = false;
+        if let Op::Step(made) = &mut op {
+            made.seq = seq;
+            waits = made.state == v1::SessionState::Sealed as i32 && matches!(step.step, CleanupStep::Cleaned { .. });
+            if waits {
+                ops.push(Op::ResourcesDue { session: made.uid, due: now.wall_ms.max(1) });
+            }
         }
-        state.last_seq = appending.push(&tree, vec![op], Vec::new(), now.mono_ms);
+        ops.insert(0, op);
+        state.last_seq = appending.push(&tree, ops, Vec::new(), now.mono_ms);
         drop(state);
+        if waits {
+            self.hold_due(root, seq, work);
+        }
         self.hold_claim(&mut call, &tree, seq, work);
         work.answers.push(answer(call.ticket, DONE, seq));
     }
@@ -182,7 +194,8 @@ impl Engine {
     }
 
     /// What a step makes of a row; `None` if it is not one of its state, or not allowed (I14).
-    fn plan(&self, row: &SessionRow, step: &CleanupStep, now: &mut Moment) -> Option<Op> {
+    /// `resources`: how many it has left.
+    fn plan(&self, row: &SessionRow, step: &CleanupStep, resources: u32, now: &mut Moment) -> Option<Op> {
         let sealed = row.state == v1::SessionState::Sealed as i32;
         let closed = v1::SessionState::Closed as i32;
         let mut cleanup = cleanup_of(row)?;
@@ -202,7 +215,7 @@ impl Engine {
         match step {
             CleanupStep::Cleaned { dump } if sealed => {
                 let wanted = receipt_of(row).is_some_and(|r| !r.dump_name.is_empty());
-                if wanted && dump.is_none() {
+                if wanted && dump.is_none() && cleanup.dump_ms == 0 {
                     return None;
                 }
                 if let Some(dump) = dump {
@@ -210,8 +223,14 @@ impl Engine {
                     cleanup.dump_sha256 = dump.sha256.to_vec();
                     cleanup.dump_ms = now.wall_ms;
                 }
-                (cleanup.closed_ms, cleanup.attempts, cleanup.error) = (now.wall_ms, 0, String::new());
-                (made.state, made.cleanup_due) = (closed, later(self.limits.retention_ms));
+                (cleanup.attempts, cleanup.error) = (0, String::new());
+                if resources > 0 {
+                    // They are released now, and the last of them is its next step.
+                    made.cleanup_due = 0;
+                } else {
+                    cleanup.closed_ms = now.wall_ms;
+                    (made.state, made.cleanup_due) = (closed, later(self.limits.retention_ms));
+                }
             }
             CleanupStep::Failed { error } if cleanup.purged_ms == 0 => {
                 let wait = (RETRY_MS << cleanup.attempts.min(16)).min(RETRY_MOST_MS);
