@@ -26,8 +26,8 @@ const RELEASING: i32 = v1::ResourceState::Releasing as i32;
 const CLIENT: i32 = v1::ResourceKind::Client as i32;
 const PROCESS: i32 = v1::ResourceKind::Process as i32;
 
-fn seconds(seconds: i64) -> Option<prost_types::Duration> {
-    Some(prost_types::Duration { seconds, nanos: 0 })
+fn seconds(seconds: i64) -> prost_types::Duration {
+    prost_types::Duration { seconds, nanos: 0 }
 }
 
 fn attach(id: &str, request_id: &str) -> v1::AttachResourceRequest {
@@ -36,7 +36,7 @@ fn attach(id: &str, request_id: &str) -> v1::AttachResourceRequest {
         request_id: request_id.into(),
         kind: PROCESS,
         owner: "host".into(),
-        wait: seconds(0),
+        wait: Some(seconds(0)),
         ..Default::default()
     }
 }
@@ -54,7 +54,7 @@ fn pooled(id: &str, key: &str, max: Option<u32>, max_per_key: Option<u32>) -> v1
 }
 
 fn waiting(request: v1::AttachResourceRequest) -> v1::AttachResourceRequest {
-    v1::AttachResourceRequest { wait: seconds(60), ..request }
+    v1::AttachResourceRequest { wait: Some(seconds(60)), ..request }
 }
 
 impl World {
@@ -236,7 +236,7 @@ fn who_gives_way() {
     world.turn("a", "");
     let ticket = world.start(Method::AttachResource, &waiting(pooled("d", "x", Some(3), Some(2))));
     world.settle();
-    assert_eq!(world.releasing(), [c.clone()]);
+    assert_eq!(world.releasing(), [&*c]);
     assert!(!world.ended(ticket), "the place is not free before it is gone");
     assert!(world.release(&c, ReleaseStep::Released));
     let d: v1::AttachResourceResponse = world.answer(ticket).expect("it has the place");
@@ -245,7 +245,7 @@ fn who_gives_way() {
     let grant = world.begin("b");
     let ticket = world.start(Method::AttachResource, &waiting(pooled("c", "z", Some(3), None)));
     world.settle();
-    assert_eq!(world.releasing(), [a.clone()]);
+    assert_eq!(world.releasing(), [&*a]);
     assert!(world.release(&a, ReleaseStep::Released));
     world.answer::<v1::AttachResourceResponse>(ticket).expect("it has the place");
     world.commit(&commit("b", &grant.lease));
@@ -305,7 +305,7 @@ fn a_stuck_release_holds_up_itself() {
 fn what_is_idle_goes() {
     let mut world = world(&["a", "b"]);
     let mut request = pooled("a", "", None, None);
-    request.pool.as_mut().expect("it has one").idle_ttl = seconds(60);
+    request.pool.as_mut().expect("it has one").idle_ttl = Some(seconds(60));
     world.name(&request);
     request.session_id = "b".into();
     let other = world.name(&request);
