@@ -249,3 +249,25 @@ class GetCheckpointResponse(_message.Message):
     head_version: int
     last: bool
     def __init__(self, checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ..., head_version: _Optional[int] = ..., last: bool = ...) -> None: ...
+
+class WatchOwnerRequest(_message.Message):
+    __slots__ = ("owner",)
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    owner: str
+    def __init__(self, owner: _Optional[str] = ...) -> None: ...
+
+class Release(_message.Message):
+    __slots__ = ("session_id", "name", "handle")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    HANDLE_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    name: str
+    handle: str
+    def __init__(self, session_id: _Optional[str] = ..., name: _Optional[str] = ..., handle: _Optional[str] = ...) -> None: ...
+
+class WatchOwnerResponse(_message.Message):
+    __slots__ = ("release",)
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    release: Release
+    def __init__(self, release: _Optional[_Union[Release, _Mapping]] = ...) -> None: ...

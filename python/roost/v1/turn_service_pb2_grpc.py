@@ -60,6 +60,11 @@ class TurnServiceStub(object):
                 request_serializer=roost_dot_v1_dot_turn__service__pb2.GetCheckpointRequest.SerializeToString,
                 response_deserializer=roost_dot_v1_dot_turn__service__pb2.GetCheckpointResponse.FromString,
                 _registered_method=True)
+        self.WatchOwner = channel.unary_stream(
+                '/roost.v1.TurnService/WatchOwner',
+                request_serializer=roost_dot_v1_dot_turn__service__pb2.WatchOwnerRequest.SerializeToString,
+                response_deserializer=roost_dot_v1_dot_turn__service__pb2.WatchOwnerResponse.FromString,
+                _registered_method=True)
 
 
 class TurnServiceServicer(object):
@@ -108,6 +113,14 @@ class TurnServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchOwner(self, request, context):
+        """Streams to a host what becomes of what it owns: RELEASE of the resources of kind CLIENT that it is to end. A stream
+        begins with all that is still to be done, so that a broken one is simply opened again. Not for keys of sessions.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TurnServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -135,6 +148,11 @@ def add_TurnServiceServicer_to_server(servicer, server):
                     servicer.GetCheckpoint,
                     request_deserializer=roost_dot_v1_dot_turn__service__pb2.GetCheckpointRequest.FromString,
                     response_serializer=roost_dot_v1_dot_turn__service__pb2.GetCheckpointResponse.SerializeToString,
+            ),
+            'WatchOwner': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchOwner,
+                    request_deserializer=roost_dot_v1_dot_turn__service__pb2.WatchOwnerRequest.FromString,
+                    response_serializer=roost_dot_v1_dot_turn__service__pb2.WatchOwnerResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -273,6 +291,33 @@ class TurnService(object):
             '/roost.v1.TurnService/GetCheckpoint',
             roost_dot_v1_dot_turn__service__pb2.GetCheckpointRequest.SerializeToString,
             roost_dot_v1_dot_turn__service__pb2.GetCheckpointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchOwner(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/roost.v1.TurnService/WatchOwner',
+            roost_dot_v1_dot_turn__service__pb2.WatchOwnerRequest.SerializeToString,
+            roost_dot_v1_dot_turn__service__pb2.WatchOwnerResponse.FromString,
             options,
             channel_credentials,
             insecure,

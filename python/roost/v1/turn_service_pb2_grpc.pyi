@@ -54,6 +54,10 @@ class TurnServiceStub:
     """Streams the checkpoint that a lease starts from, where it is too long to be in the grant. Errors:
     LEASE_LOST, SESSION_CLOSED (FAILED_PRECONDITION), SESSION_NOT_FOUND.
     """
+    WatchOwner: _grpc.UnaryStreamMultiCallable[_turn_service_pb2.WatchOwnerRequest, _turn_service_pb2.WatchOwnerResponse]
+    """Streams to a host what becomes of what it owns: RELEASE of the resources of kind CLIENT that it is to end. A stream
+    begins with all that is still to be done, so that a broken one is simply opened again. Not for keys of sessions.
+    """
 
 @_typing.type_check_only
 class TurnServiceAsyncStub(TurnServiceStub):
@@ -80,6 +84,10 @@ class TurnServiceAsyncStub(TurnServiceStub):
     GetCheckpoint: _aio.UnaryStreamMultiCallable[_turn_service_pb2.GetCheckpointRequest, _turn_service_pb2.GetCheckpointResponse]  # type: ignore[assignment]
     """Streams the checkpoint that a lease starts from, where it is too long to be in the grant. Errors:
     LEASE_LOST, SESSION_CLOSED (FAILED_PRECONDITION), SESSION_NOT_FOUND.
+    """
+    WatchOwner: _aio.UnaryStreamMultiCallable[_turn_service_pb2.WatchOwnerRequest, _turn_service_pb2.WatchOwnerResponse]  # type: ignore[assignment]
+    """Streams to a host what becomes of what it owns: RELEASE of the resources of kind CLIENT that it is to end. A stream
+    begins with all that is still to be done, so that a broken one is simply opened again. Not for keys of sessions.
     """
 
 class TurnServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -134,6 +142,16 @@ class TurnServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_turn_service_pb2.GetCheckpointResponse], _abc.AsyncIterator[_turn_service_pb2.GetCheckpointResponse]]:
         """Streams the checkpoint that a lease starts from, where it is too long to be in the grant. Errors:
         LEASE_LOST, SESSION_CLOSED (FAILED_PRECONDITION), SESSION_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchOwner(
+        self,
+        request: _turn_service_pb2.WatchOwnerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_turn_service_pb2.WatchOwnerResponse], _abc.AsyncIterator[_turn_service_pb2.WatchOwnerResponse]]:
+        """Streams to a host what becomes of what it owns: RELEASE of the resources of kind CLIENT that it is to end. A stream
+        begins with all that is still to be done, so that a broken one is simply opened again. Not for keys of sessions.
         """
 
 def add_TurnServiceServicer_to_server(servicer: TurnServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -217,7 +217,7 @@ class RunningTurn(_message.Message):
     def __init__(self, turn: _Optional[int] = ..., attempt: _Optional[int] = ..., owner: _Optional[str] = ..., begin_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., interrupt_requested: bool = ...) -> None: ...
 
 class CloseReceipt(_message.Message):
-    __slots__ = ("reason", "close_time", "slots_released", "children_closed", "turn_count", "close_number", "provisionals_aborted", "dump_name")
+    __slots__ = ("reason", "close_time", "slots_released", "children_closed", "turn_count", "close_number", "provisionals_aborted", "dump_name", "resources")
     REASON_FIELD_NUMBER: _ClassVar[int]
     CLOSE_TIME_FIELD_NUMBER: _ClassVar[int]
     SLOTS_RELEASED_FIELD_NUMBER: _ClassVar[int]
@@ -226,6 +226,7 @@ class CloseReceipt(_message.Message):
     CLOSE_NUMBER_FIELD_NUMBER: _ClassVar[int]
     PROVISIONALS_ABORTED_FIELD_NUMBER: _ClassVar[int]
     DUMP_NAME_FIELD_NUMBER: _ClassVar[int]
+    RESOURCES_FIELD_NUMBER: _ClassVar[int]
     reason: CloseReason
     close_time: _timestamp_pb2.Timestamp
     slots_released: int
@@ -234,7 +235,8 @@ class CloseReceipt(_message.Message):
     close_number: int
     provisionals_aborted: int
     dump_name: str
-    def __init__(self, reason: _Optional[_Union[CloseReason, str]] = ..., close_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., slots_released: _Optional[int] = ..., children_closed: _Optional[int] = ..., turn_count: _Optional[int] = ..., close_number: _Optional[int] = ..., provisionals_aborted: _Optional[int] = ..., dump_name: _Optional[str] = ...) -> None: ...
+    resources: int
+    def __init__(self, reason: _Optional[_Union[CloseReason, str]] = ..., close_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., slots_released: _Optional[int] = ..., children_closed: _Optional[int] = ..., turn_count: _Optional[int] = ..., close_number: _Optional[int] = ..., provisionals_aborted: _Optional[int] = ..., dump_name: _Optional[str] = ..., resources: _Optional[int] = ...) -> None: ...
 
 class Cleanup(_message.Message):
     __slots__ = ("closed_time", "dump_time", "dump_bytes", "dump_sha256", "attempts", "error", "due_time", "purged_time", "restored_time")

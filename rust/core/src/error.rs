@@ -70,6 +70,7 @@ reasons! {
     ParentNotFound "PARENT_NOT_FOUND" NotFound "No session of the parent's id is known." "Open the parent first.";
     TurnNotFound "TURN_NOT_FOUND" NotFound "The session's live line has no turn of this number." "Read the session's history.";
     TrajectoryNotFound "TRAJECTORY_NOT_FOUND" NotFound "No finished trajectory of this id is known." "Export what is READY; the ids are there.";
+    ResourceNotFound "RESOURCE_NOT_FOUND" NotFound "The session never had a resource of this name, or has it no more." "Use the name that AttachResource gave; attach again.";
     DumpNotFound "DUMP_NOT_FOUND" NotFound "The dump target holds no dump of this name." "Look for its name with `roost dumps list`; receipts bear it.";
     SessionExists "SESSION_EXISTS" AlreadyExists "A session of this id is open; of a restore: the session, or another of its id, is known." "Use it, choose another id, or say if_exists RETURN; a session is restored where it is not known.";
     PathCollision "PATH_COLLISION" AlreadyExists "An open sibling has this name." "Choose another name.";
@@ -88,9 +89,13 @@ reasons! {
     TrajectoryFinished "TRAJECTORY_FINISHED" FailedPrecondition "The turn belongs to a trajectory that is finished: its rewards are fixed." "Set rewards before the trajectory is finished.";
     NoDumpTarget "NO_DUMP_TARGET" FailedPrecondition "The server has no dump target." "Set `dump_target` to where the dumps lie.";
     DumpNewer "DUMP_NEWER" FailedPrecondition "A newer version of Roost wrote the dump." "Restore it on that version or a newer one.";
+    ResourceReleasing "RESOURCE_RELEASING" FailedPrecondition "The resource is to end: its pool needed the place, it was idle for too long, or it was detached." "Do not make it; if it is there, end it and detach it. Attach another.";
+    DriverOff "DRIVER_OFF" FailedPrecondition "The server has no driver for resources of this kind." "Configure the driver, or use kind CLIENT.";
     TreeTurns "TREE_TURNS" ResourceExhausted "The tree runs as many turns as it may." "Wait for a slot (`wait`), or end a turn that the details name.";
     TenantTurns "TENANT_TURNS" ResourceExhausted "The tenant runs as many turns as it may." "Wait for a slot (`wait`), or end a running turn (list them by activity RUNNING).";
     TreeSessions "TREE_SESSIONS" ResourceExhausted "The tree has as many open sessions as it may." "Close sessions of the tree.";
+    ResourceLimit "RESOURCE_LIMIT" ResourceExhausted "The session, or the server, has as many resources as it may." "Detach resources, or raise the limit that the details name.";
+    PoolFull "POOL_FULL" ResourceExhausted "The pool has no place: it admits nothing, all its holders run turns, or none ended in time." "Wait until a holder's turn ends, or raise the cap.";
     StoreBytes "STORE_BYTES" ResourceExhausted "The store is as large as it may be; no session is made." "Close and acknowledge sessions, shorten the retention, or raise max_store_bytes.";
     TreeDepth "TREE_DEPTH" ResourceExhausted "The tree is as deep as it may be." "Open the session higher up.";
     QueueFull "QUEUE_FULL" ResourceExhausted "As many calls wait as may, on this connection or in all." "Wait less, or spread waiting calls over connections.";

@@ -4,7 +4,7 @@
 //! the journal keeps every cap. One batch is in flight at a time. An answer about a tree is held until the tree's last
 //! entry is durable (I6). A refused batch takes all queued behind it.
 
-use crate::engine::{Answer, Event, KEYS_ROOT, KeyChange, Tree};
+use crate::engine::{Answer, Event, KEYS_ROOT, KeyChange, ResourceChange, Tree};
 use crate::gen_store::{Receipt, RequestMark};
 use crate::ids::Uid;
 use crate::keys::KeyHash;
@@ -163,6 +163,39 @@ pub struct KeyRow {
     pub request: Option<RequestMark>,
 }
 
+/// A resource that was attached.
+#[derive(Debug, Clone)]
+pub struct ResourceRow {
+    pub name: Arc<str>,
+    pub session: Uid,
+    pub root: Uid,
+    pub tenant: Arc<str>,
+    pub kind: i32,
+    pub state: i32,
+    pub owner: String,
+    pub handle: String,
+    /// Empty: it is in none.
+    pub pool: String,
+    pub pool_key: String,
+    pub idle_ttl_ms: u64,
+    pub create_ms: i64,
+    /// Encoded `RequestMark` of what made it.
+    pub request: Option<Vec<u8>>,
+}
+
+/// What became of a resource.
+#[derive(Debug, Clone)]
+pub struct ResourceUpdate {
+    pub name: Arc<str>,
+    pub state: i32,
+    /// `None`: as it is.
+    pub handle: Option<String>,
+    /// Wall-clock milliseconds from which on it is to be released; 0: not yet.
+    pub due: i64,
+    pub attempts: u32,
+    pub error: String,
+}
+
 /// One row operation.
 #[derive(Debug, Clone)]
 pub enum Op {
@@ -206,6 +239,22 @@ pub enum Op {
         id: Uid,
         revoke_ms: i64,
     },
+    Resource(Box<ResourceRow>),
+    ResourceUpdate(Box<ResourceUpdate>),
+    /// All resources of a session are to be released: from this wall-clock millisecond on, or, if it is 0, later.
+    ResourcesDue {
+        session: Uid,
+        due: i64,
+    },
+    /// A resource is released.
+    ResourceGone {
+        name: Arc<str>,
+    },
+    /// The next step of the clean-up of this session is due then, if it is SEALED.
+    CleanupDue {
+        session: Uid,
+        due: i64,
+    },
 }
 
 impl Op {
@@ -220,7 +269,12 @@ impl Op {
             | Op::Ack { .. }
             | Op::Stale { .. }
             | Op::Forget { .. }
-            | Op::RevokeKey { .. } => 0,
+            | Op::RevokeKey { .. }
+            | Op::ResourcesDue { .. }
+            | Op::ResourceGone { .. }
+            | Op::CleanupDue { .. } => 0,
+            Op::Resource(r) => r.owner.len() + r.handle.len() + len(&r.request),
+            Op::ResourceUpdate(r) => r.handle.as_ref().map_or(0, String::len) + r.error.len(),
             Op::Close(c) => c.receipt.encoded_len(),
             Op::Reopen(r) => r.facts.len(),
             Op::Restore(r) => r.facts.len() + r.receipt.len() + r.session_id.len() + r.path.len(),
@@ -271,6 +325,8 @@ pub(crate) enum Held {
     Ready(Uid, Seq),
     /// What becomes of a key.
     Key(KeyChange),
+    /// What becomes of a resource of a session of this tree.
+    Resource(Uid, ResourceChange),
 }
 
 /// Rows to store in one transaction.
@@ -294,6 +350,11 @@ pub struct Batch {
     pub forgets: Vec<(u32, Uid, Seq)>,
     pub keys: Vec<(u32, KeyRow)>,
     pub revoked_keys: Vec<(u32, Uid, i64)>,
+    pub resources: Vec<(u32, ResourceRow)>,
+    pub resource_updates: Vec<(u32, ResourceUpdate)>,
+    pub resources_due: Vec<(u32, Uid, i64)>,
+    pub resource_deletes: Vec<(u32, Arc<str>)>,
+    pub cleanups_due: Vec<(u32, Uid, i64)>,
 }
 
 /// What a batch holds already.
@@ -304,6 +365,8 @@ struct Folded {
     /// Place of what is said of a tree's staleness.
     stales: HashMap<Uid, usize>,
     acks: HashSet<(Uid, u32)>,
+    /// Place of a resource's update.
+    resources: HashMap<Arc<str>, usize>,
 }
 
 impl Batch {
@@ -349,6 +412,21 @@ impl Batch {
             Op::Restore(restore) => self.restores.push((root, *restore)),
             Op::Step(step) => self.steps.push((root, *step)),
             Op::Forget { uid, prev } => self.forgets.push((root, uid, prev)),
+            Op::Resource(resource) => self.resources.push((root, *resource)),
+            Op::ResourceUpdate(update) => match folded.resources.get(&update.name) {
+                Some(&i) => {
+                    let old = &mut self.resource_updates[i].1;
+                    let handle = update.handle.clone().or_else(|| old.handle.take());
+                    *old = ResourceUpdate { handle, ..*update };
+                }
+                None => {
+                    folded.resources.insert(update.name.clone(), self.resource_updates.len());
+                    self.resource_updates.push((root, *update));
+                }
+            },
+            Op::ResourcesDue { session, due } => self.resources_due.push((root, session, due)),
+            Op::ResourceGone { name } => self.resource_deletes.push((root, name)),
+            Op::CleanupDue { session, due } => self.cleanups_due.push((root, session, due)),
         }
     }
 
@@ -373,6 +451,11 @@ impl Batch {
                 forgets: self.forgets.iter().filter(|r| r.0 == n).map(|r| (0, r.1, r.2)).collect(),
                 keys: self.keys.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),
                 revoked_keys: self.revoked_keys.iter().filter(|r| r.0 == n).map(|r| (0, r.1, r.2)).collect(),
+                resources: self.resources.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),
+                resource_updates: self.resource_updates.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),
+                resources_due: self.resources_due.iter().filter(|r| r.0 == n).map(|r| (0, r.1, r.2)).collect(),
+                resource_deletes: self.resource_deletes.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),
+                cleanups_due: self.cleanups_due.iter().filter(|r| r.0 == n).map(|r| (0, r.1, r.2)).collect(),
             })
             .collect()
     }
@@ -566,7 +649,7 @@ impl Journal {
                     // Where it is not known which tree it is of, what it is for is decided again.
                     Held::Effect(_, root) => root.is_none_or(|r| quarantine.contains(&r)),
                     Held::Event(e) => quarantine.contains(&e.root),
-                    Held::Ready(root, _) => quarantine.contains(root),
+                    Held::Ready(root, _) | Held::Resource(root, _) => quarantine.contains(root),
                     Held::Key(_) => quarantine.contains(&KEYS_ROOT),
                 });
                 out.lost_held.extend(gone);

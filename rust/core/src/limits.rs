@@ -66,6 +66,13 @@ limits! {
     purge_without_dump: 0, 0, 1;
     /// Bytes of the store from which on no session is made; 0 = no limit.
     max_store_bytes: 0, 0, 1 << 50;
+    /// Resources that are attached, in all: each is in memory.
+    max_resources: 100_000, 0, 10_000_000;
+    /// Resources of one session.
+    max_resources_per_session: 100, 0, 100_000;
+    /// How long a place in a pool is waited for that an earlier release should have freed, before another resource is
+    /// released for it.
+    release_timeout_ms: 10_000, 100, 3_600_000;
     /// Inline payload of one turn: content and token arrays together.
     max_turn_bytes: 1 << 20, 1, 64 << 20;
     /// The client's own state in a checkpoint.

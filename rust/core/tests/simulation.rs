@@ -79,6 +79,10 @@ fn random_worlds_keep_every_invariant() {
     }
     // A simulation in which something never happens says nothing of it.
     for what in [
+        "resources_attached",
+        "resources_released",
+        "pool_evictions",
+        "AttachResource POOL_FULL",
         "sessions_reopened",
         "sessions_dumped",
         "sessions_purged",

@@ -207,6 +207,38 @@ impl Engine {
         outcome_object(py, outcome)
     }
 
+    fn set_resources(
+        &self,
+        prefix: String,
+        store_id: String,
+        epoch: u64,
+        kinds: Vec<i32>,
+        rows: Vec<Bound<'_, PyTuple>>,
+    ) -> PyResult<()> {
+        let rows = rows.iter().map(rows::stored_resource).collect::<PyResult<_>>()?;
+        self.engine.set_resources(engine::ResourceSetup { prefix, store_id, epoch, kinds }, rows, &self.now());
+        Ok(())
+    }
+
+    fn resource_step<'py>(
+        &self,
+        py: Python<'py>,
+        name: &str,
+        step: &Bound<'py, PyTuple>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let step = rows::release_step(step)?;
+        let outcome = py.detach(|| {
+            let outcome = self.engine.resource_step(name, step, self.now());
+            self.stir();
+            outcome
+        });
+        outcome_object(py, outcome)
+    }
+
+    fn releases_count(&self) -> u64 {
+        self.engine.releases_count()
+    }
+
     fn ended_count(&self) -> u64 {
         self.engine.ended_count()
     }
@@ -662,6 +694,26 @@ impl Batch {
 
     fn revoked_keys<'py>(&self, py: Python<'py>) -> Vec<(Bound<'py, PyBytes>, i64)> {
         self.batch.revoked_keys.iter().map(|(_, id, ms)| (PyBytes::new(py, &id.bytes()), *ms)).collect()
+    }
+
+    fn resources<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyTuple>>> {
+        self.batch.resources.iter().map(|(_, row)| rows::resource_row(py, row)).collect()
+    }
+
+    fn resource_updates<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyTuple>>> {
+        self.batch.resource_updates.iter().map(|(_, update)| rows::resource_update(py, update)).collect()
+    }
+
+    fn resources_due<'py>(&self, py: Python<'py>) -> Vec<(Bound<'py, PyBytes>, i64)> {
+        self.batch.resources_due.iter().map(|(_, uid, due)| (PyBytes::new(py, &uid.bytes()), *due)).collect()
+    }
+
+    fn resource_deletes(&self) -> Vec<&str> {
+        self.batch.resource_deletes.iter().map(|(_, name)| &**name).collect()
+    }
+
+    fn cleanups_due<'py>(&self, py: Python<'py>) -> Vec<(Bound<'py, PyBytes>, i64)> {
+        self.batch.cleanups_due.iter().map(|(_, uid, due)| (PyBytes::new(py, &uid.bytes()), *due)).collect()
     }
 
     fn split(&self) -> Vec<Batch> {

@@ -5,10 +5,10 @@ use pyo3::types::{PyBytes, PyTuple};
 use roost_core::chain::Line;
 use roost_core::engine::{
     CleanupStep, DueSession, DumpMade, DumpedRecord, DumpedSession, DumpedTrajectory, FoundSession, FoundTrajectory,
-    HeaderRow, LoadedSession, RecordRow, RestoreEnd, RestoreStep, SessionRow, StaleTree,
+    HeaderRow, LoadedSession, RecordRow, ReleaseStep, RestoreEnd, RestoreStep, SessionRow, StaleTree, StoredResource,
 };
 use roost_core::ids::Uid;
-use roost_core::journal::{Close, Finished, KeyRow, Record, Reopen, Restore, Row, Step};
+use roost_core::journal::{Close, Finished, KeyRow, Record, Reopen, ResourceRow, ResourceUpdate, Restore, Row, Step};
 use roost_core::keys::KeyHash;
 
 /// A tuple of what each expression becomes in Python.
@@ -265,6 +265,66 @@ pub(crate) fn dumped_session(row: &Bound<'_, PyTuple>) -> PyResult<DumpedSession
         fence: column(row, 10)?,
         facts: blob(row, 12)?,
         receipt: blob(row, 13)?,
+    })
+}
+
+pub(crate) fn resource_row<'py>(py: Python<'py>, row: &ResourceRow) -> PyResult<Bound<'py, PyTuple>> {
+    // Due, attempts, error: nothing of its release is known yet.
+    tuple!(
+        py,
+        &*row.name,
+        bytes(py, &row.session.bytes()),
+        bytes(py, &row.root.bytes()),
+        &*row.tenant,
+        row.kind,
+        row.state,
+        row.owner.as_str(),
+        row.handle.as_str(),
+        row.pool.as_str(),
+        row.pool_key.as_str(),
+        row.idle_ttl_ms,
+        row.create_ms,
+        0_i64,
+        0_u32,
+        "",
+        maybe(py, &row.request),
+    )
+}
+
+pub(crate) fn resource_update<'py>(py: Python<'py>, update: &ResourceUpdate) -> PyResult<Bound<'py, PyTuple>> {
+    let handle = update.handle.as_deref();
+    tuple!(py, &*update.name, update.state, handle, update.due, update.attempts, update.error.as_str())
+}
+
+/// What came of an attempt to release a resource, as `_core.pyi` describes it.
+pub(crate) fn release_step(step: &Bound<'_, PyTuple>) -> PyResult<ReleaseStep> {
+    let kind: String = column(step, 0)?;
+    Ok(match kind.as_str() {
+        "released" => ReleaseStep::Released,
+        "failed" => ReleaseStep::Failed { error: column(step, 1)?, retry_ms: column(step, 2)? },
+        other => return Err(pyo3::exceptions::PyValueError::new_err(format!("no step is called {other:?}"))),
+    })
+}
+
+/// A resource that the store holds.
+pub(crate) fn stored_resource(row: &Bound<'_, PyTuple>) -> PyResult<StoredResource> {
+    let damaged = || pyo3::exceptions::PyValueError::new_err("the row of a resource is damaged");
+    Ok(StoredResource {
+        name: column(row, 0)?,
+        session: uid(row, 1)?,
+        root: uid(row, 2)?,
+        tenant: column(row, 3)?,
+        session_id: column(row, 4)?,
+        kind: column(row, 5)?,
+        state: column(row, 6)?,
+        pool: column(row, 7)?,
+        pool_key: column(row, 8)?,
+        idle_ttl_ms: column(row, 9)?,
+        attempts: column(row, 10)?,
+        request: match maybe_blob(row, 11)? {
+            Some(mark) => Some(roost_core::engine::decode_mark(&mark).ok_or_else(damaged)?),
+            None => None,
+        },
     })
 }
 

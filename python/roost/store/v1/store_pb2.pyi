@@ -122,7 +122,7 @@ class RunningGrant(_message.Message):
     def __init__(self, fence: _Optional[int] = ..., nonce: _Optional[bytes] = ..., turn: _Optional[int] = ..., attempt: _Optional[int] = ..., owner: _Optional[str] = ..., lease_ms: _Optional[int] = ..., begin_ms: _Optional[int] = ..., request: _Optional[_Union[RequestMark, _Mapping]] = ..., expired: bool = ..., interrupted: bool = ...) -> None: ...
 
 class Receipt(_message.Message):
-    __slots__ = ("reason", "close_ms", "slots_released", "children_closed", "turn_count", "close_number", "provisionals_aborted", "request", "close_seq", "dump_name")
+    __slots__ = ("reason", "close_ms", "slots_released", "children_closed", "turn_count", "close_number", "provisionals_aborted", "request", "close_seq", "dump_name", "resources")
     REASON_FIELD_NUMBER: _ClassVar[int]
     CLOSE_MS_FIELD_NUMBER: _ClassVar[int]
     SLOTS_RELEASED_FIELD_NUMBER: _ClassVar[int]
@@ -133,6 +133,7 @@ class Receipt(_message.Message):
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     CLOSE_SEQ_FIELD_NUMBER: _ClassVar[int]
     DUMP_NAME_FIELD_NUMBER: _ClassVar[int]
+    RESOURCES_FIELD_NUMBER: _ClassVar[int]
     reason: int
     close_ms: int
     slots_released: int
@@ -143,7 +144,8 @@ class Receipt(_message.Message):
     request: RequestMark
     close_seq: int
     dump_name: str
-    def __init__(self, reason: _Optional[int] = ..., close_ms: _Optional[int] = ..., slots_released: _Optional[int] = ..., children_closed: _Optional[int] = ..., turn_count: _Optional[int] = ..., close_number: _Optional[int] = ..., provisionals_aborted: _Optional[int] = ..., request: _Optional[_Union[RequestMark, _Mapping]] = ..., close_seq: _Optional[int] = ..., dump_name: _Optional[str] = ...) -> None: ...
+    resources: int
+    def __init__(self, reason: _Optional[int] = ..., close_ms: _Optional[int] = ..., slots_released: _Optional[int] = ..., children_closed: _Optional[int] = ..., turn_count: _Optional[int] = ..., close_number: _Optional[int] = ..., provisionals_aborted: _Optional[int] = ..., request: _Optional[_Union[RequestMark, _Mapping]] = ..., close_seq: _Optional[int] = ..., dump_name: _Optional[str] = ..., resources: _Optional[int] = ...) -> None: ...
 
 class Cleanup(_message.Message):
     __slots__ = ("closed_ms", "dump_bytes", "dump_sha256", "dump_ms", "attempts", "error", "purging", "purged_ms", "restoring", "restored_ms")

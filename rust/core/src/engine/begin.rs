@@ -313,6 +313,9 @@ impl Engine {
         state.touch(now);
         self.append(tree, state, index, now, |_, _, _| ());
         self.running.fetch_add(1, Ordering::Relaxed);
+        if let Some(line) = state.line(index) {
+            self.resources.turn(line.uid, true, now);
+        }
         count(&self.counters.turns_begun);
         self.log_granted(tree, state, index, now);
         fence
@@ -529,7 +532,6 @@ impl Engine {
             // Its header was read again since: the grant lives until its lease ends.
             return;
         }
-        let depth = line.depth;
         if let Some(lease) = line.lease.as_mut().filter(|l| l.answers > 1) {
             lease.answers -= 1;
             return;
@@ -546,7 +548,7 @@ impl Engine {
         }
         self.unpin_line(&state, index, now);
         self.release_header(tree, &mut state, now);
-        self.free_slots(tree, depth, work);
+        self.free_slots(tree, &state, index, work, now);
         count(&self.counters.turns_released);
         self.finish_if_due(tree, &mut state, index, now);
         work.evict = true;

@@ -58,7 +58,11 @@ impl Engine {
             self.recount_queue(&tenant.queue, Gate::Tenant)?;
         }
         let waiting = self.waiting.lock().total();
-        ensure!(waiting == sums.waiting, "{waiting} waiting calls counted, {} found", sums.waiting);
+        let pooled = self.resources.check()?;
+        let found = sums.waiting + pooled;
+        ensure!(waiting == found, "{waiting} waiting calls counted, {found} found");
+        let tickets = self.tickets.lock().values().filter(|t| matches!(t, TicketState::Pooled)).count();
+        ensure!(tickets == pooled, "{tickets} tickets wait in pools for {pooled} calls");
         let (count, bytes) = (self.residents.len(), self.residents.bytes());
         ensure!(count == sums.residents, "I10: {count} residents in the index, {} in lines", sums.residents);
         ensure!(bytes == sums.resident_bytes, "I10: {bytes} bytes charged, {} held", sums.resident_bytes);
@@ -106,6 +110,11 @@ impl Engine {
                 let queued = tree.queue(waiter.gate).at(waiter.place);
                 ensure!(queued.is_some_and(|(t, i)| Arc::ptr_eq(&t, tree) && i == index), "{id} is not in its queue");
             }
+            let runs = self.resources.runs(line.uid).filter(|_| line.is_open());
+            ensure!(
+                runs.is_none_or(|runs| runs == line.running().is_some()),
+                "{id} runs, or its resources are told so"
+            );
             if line.is_open() {
                 let keeps = line.finish_due_ms != 0 && line.resident.is_none();
                 ensure!(line.facts.is_some() == keeps, "{id} keeps its facts: {}, and should: {keeps}", !keeps);

@@ -1,8 +1,8 @@
 //! CloseSession: one transaction that ends a session and its open descendants, and its receipt.
 //!
 //! Everything is decided from the tree's header: no session is loaded, and all of it is one entry. Without a dump target
-//! clean-up has no step of its own, and SEALED is passed inside the transaction: CLOSED is what is stored. What follows
-//! a close is in `ended.rs`.
+//! and resources clean-up has no step of its own, and SEALED is passed inside the transaction: CLOSED is what is stored.
+//! What follows a close is in `ended.rs`.
 
 use super::events::Ended;
 use super::reload::Located;
@@ -23,8 +23,8 @@ pub(crate) struct Ending {
     /// The session that was to be closed, above all others.
     uid: Uid,
     pub(crate) receipt: Receipt,
-    /// Lines that were closed, with their depth where a slot is to be freed.
-    lines: Vec<(u32, Option<u32>)>,
+    /// Lines that were closed, and whether a slot is to be freed.
+    lines: Vec<(u32, bool)>,
     /// The turns that it ended.
     turns: Vec<(u32, Box<Lease>)>,
     /// The events that finished trajectories with it.
@@ -165,8 +165,10 @@ impl Engine {
                 // Known once what is to finish has its sequences.
                 close_seq: 0,
                 dump_name: if dumps { dump_name(&tree.tenant.name, line.uid, line.closes + 1) } else { String::new() },
+                // The journal is locked: nothing is attached or released meanwhile.
+                resources: self.resources.left(line.uid),
             };
-            lines.push((i, line.running().map(|_| line.depth), receipt));
+            lines.push((i, line.running().is_some(), receipt));
         }
         let finish = |(i, facts)| self.finish_closing(appending, tree, state, i, facts, ops, now);
         let ready: Vec<Seq> = to_finish.into_iter().filter_map(finish).collect();
@@ -174,12 +176,9 @@ impl Engine {
         let mut ended = Vec::with_capacity(lines.len());
         let mut turns = Vec::new();
         let mut own_receipt = Receipt::default();
-        let (next, cleanup_due) = if dumps {
-            (v1::SessionState::Sealed as i32, now.wall_ms)
-        } else {
-            (v1::SessionState::Closed as i32, now.wall_ms.saturating_add(self.limits.retention_ms as i64))
-        };
-        for (i, depth, mut receipt) in lines {
+        let (sealed, closed) = (v1::SessionState::Sealed as i32, v1::SessionState::Closed as i32);
+        let retained = now.wall_ms.saturating_add(self.limits.retention_ms as i64);
+        for (i, slot, mut receipt) in lines {
             receipt.close_seq = seq as i64;
             if i == index {
                 own_receipt = receipt.clone();
@@ -191,7 +190,17 @@ impl Engine {
                 }
                 let prev = std::mem::replace(&mut line.seq, seq);
                 let (uid, receipt) = (line.uid, receipt.clone());
+                // Its resources are released after its dump, and the last of them is its next step.
+                let has_resources = receipt.resources > 0;
+                let (next, cleanup_due) = match (dumps, has_resources) {
+                    (true, _) => (sealed, now.wall_ms),
+                    (false, true) => (sealed, 0),
+                    (false, false) => (closed, retained),
+                };
                 ops.push(Op::Close(Box::new(Close { uid, prev, seq, state: next, receipt, cleanup_due })));
+                if has_resources {
+                    ops.push(Op::ResourcesDue { session: uid, due: if dumps { 0 } else { now.wall_ms.max(1) } });
+                }
                 line.provisional = 0;
                 line.finish_due_ms = 0;
                 if let Some(lease) = line.lease.take() {
@@ -206,7 +215,7 @@ impl Engine {
             if let Some(line) = state.line_mut(i) {
                 line.closed = Some(Box::new(receipt));
             }
-            ended.push((i, depth));
+            ended.push((i, slot));
         }
         if all[0] != 0 && state.stale_ms > 0 {
             // What those who leave have done counts after they are gone.
@@ -245,9 +254,12 @@ impl Engine {
         }
         for (index, slot) in ending.lines {
             self.end_wait(tree, state, index, work, now);
-            if let Some(depth) = slot {
-                self.free_slots(tree, depth, work);
+            if slot {
+                self.free_slots(tree, state, index, work, now);
                 self.release_header(tree, state, now);
+            }
+            if let Some(line) = state.line(index) {
+                self.wake_pools(Some(&line.session_id), work);
             }
             if let Some(mut loading) = state.line_mut(index).and_then(|l| l.loading.take()) {
                 // They run again and find the session closed; the load itself ends on its own.

@@ -367,7 +367,7 @@ impl Engine {
             // The turn was over before its session was: the receipt does not count its slot.
             if held_slot {
                 self.untimer(lease.timer);
-                self.free_slots(tree, state.line(index).map_or(0, |l| l.depth), work);
+                self.free_slots(tree, state, index, work, now);
                 self.release_header(tree, state, now);
             }
             reply.receipt = Some(super::read::receipt(&ending.receipt));
@@ -427,7 +427,7 @@ impl Engine {
             self.untimer(lease.timer);
             self.unpin_line(state, index, now);
             self.release_header(tree, state, now);
-            self.free_slots(tree, state.line(index).map_or(0, |l| l.depth), work);
+            self.free_slots(tree, state, index, work, now);
         }
         self.finish_if_due(tree, state, index, now);
         work.evict = true;

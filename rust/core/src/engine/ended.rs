@@ -38,7 +38,8 @@ pub struct DumpMade {
 /// A step of clean-up that a handler has done, or found that it cannot do.
 #[derive(Clone, Debug, PartialEq)]
 pub enum CleanupStep {
-    /// Nothing is left to do for a SEALED session: it becomes CLOSED.
+    /// A SEALED session has its dump, now or since before, or needs none: it becomes CLOSED, or, while it has resources,
+    /// these are released.
     Cleaned { dump: Option<DumpMade> },
     /// What was tried failed, for this reason; it is tried again later.
     Failed { error: String },
@@ -165,25 +166,32 @@ impl Engine {
         let open = v1::SessionState::Open as i32;
         let same = |row: &SessionRow| (row.uid, row.root, row.seq) == (step.uid, step.root, step.prev);
         let row = row.filter(|row| same(row) && row.state != open && !self.is_quarantined(row.root));
-        let planned = match (&row, &step.step) {
-            (None, _) => None,
+        let part = match (&row, &step.step) {
             (Some(row), CleanupStep::Restore(part)) => match self.restore_step(row, part, now).transpose() {
                 Ok(step) => step.map(|step| Op::Step(Box::new(step))),
                 Err(refusal) => return self.refuse_call(call, refusal, work),
             },
-            (Some(row), step) => self.plan(row, step, now),
+            _ => None,
         };
-        let (Some(row), Some(op)) = (row, planned) else {
+        // A tree to carry the entry, no more: an ended session is in nobody's memory.
+        let root = row.as_ref().map_or(Uid(0), |row| row.root);
+        let tree = Arc::new(self.new_tree(root, call.tenant.clone()));
+        let mut state = tree.state.lock();
+        let mut appending = self.journal.append();
+        // While the journal is locked none of its resources is released: whoever is last finds what is planned here.
+        let planned = row.and_then(|row| {
+            let plan = || self.plan(&row, &step.step, self.resources.left(row.uid), now);
+            let op = part.or_else(plan)?;
+            Some((row, op))
+        });
+        let Some((row, op)) = planned else {
+            drop(appending);
             self.unclaim_call(&mut call, work);
             return work.answers.push(answer(call.ticket, CHANGED, 0));
         };
         self.count_step(&step.step, &op);
         let step = std::mem::replace(&mut step.step, CleanupStep::Keep);
-        // A tree to carry the entry, no more: an ended session is in nobody's memory.
-        let tree = Arc::new(self.new_tree(row.root, call.tenant.clone()));
-        let mut state = tree.state.lock();
-        let mut appending = self.journal.append();
-        let (mut seq, mut restored) = (appending.seq, false);
+        let (mut seq, mut restored, mut waits) = (appending.seq, false, false);
         let ops = match (step, op) {
             (CleanupStep::Restore(part), Op::Step(made)) => {
                 restored = part.end.is_some();
@@ -191,17 +199,22 @@ impl Engine {
                 seq = part.put(*made, &row, &tree.tenant.name, &mut appending, &mut ops);
                 ops
             }
-            (_, mut op) => {
-                if let Op::Step(made) = &mut op {
-                    made.seq = seq;
-                }
-                vec![op]
+            (step, Op::Step(mut made)) => {
+                made.seq = seq;
+                let sealed = made.state == v1::SessionState::Sealed as i32;
+                waits = sealed && matches!(step, CleanupStep::Cleaned { .. });
+                let due = waits.then(|| Op::ResourcesDue { session: made.uid, due: now.wall_ms.max(1) });
+                std::iter::once(Op::Step(made)).chain(due).collect()
             }
+            (_, op) => vec![op],
         };
         state.last_seq = appending.push(&tree, ops, Vec::new(), now.mono_ms);
         drop(state);
         if restored {
             self.restored(row.root, seq);
+        }
+        if waits {
+            self.hold_due(root, seq, work);
         }
         self.hold_claim(&mut call, &tree, seq, work);
         work.answers.push(answer(call.ticket, DONE, seq));
@@ -212,7 +225,8 @@ impl Engine {
     }
 
     /// What a step makes of a row; `None` if it is not one of its state, or not allowed (I14).
-    fn plan(&self, row: &SessionRow, step: &CleanupStep, now: &mut Moment) -> Option<Op> {
+    /// `resources`: how many it has left.
+    fn plan(&self, row: &SessionRow, step: &CleanupStep, resources: u32, now: &mut Moment) -> Option<Op> {
         let sealed = row.state == v1::SessionState::Sealed as i32;
         let closed = v1::SessionState::Closed as i32;
         let mut cleanup = cleanup_of(row)?;
@@ -232,7 +246,7 @@ impl Engine {
         match step {
             CleanupStep::Cleaned { dump } if sealed && !cleanup.restoring => {
                 let wanted = receipt_of(row).is_some_and(|r| !r.dump_name.is_empty());
-                if wanted && dump.is_none() {
+                if wanted && dump.is_none() && cleanup.dump_ms == 0 {
                     return None;
                 }
                 if let Some(dump) = dump {
@@ -240,8 +254,14 @@ impl Engine {
                     cleanup.dump_sha256 = dump.sha256.to_vec();
                     cleanup.dump_ms = now.wall_ms;
                 }
-                (cleanup.closed_ms, cleanup.attempts, cleanup.error) = (now.wall_ms, 0, String::new());
-                (made.state, made.cleanup_due) = (closed, later(self.limits.retention_ms));
+                (cleanup.attempts, cleanup.error) = (0, String::new());
+                if resources > 0 {
+                    // They are released now, and the last of them is its next step.
+                    made.cleanup_due = 0;
+                } else {
+                    cleanup.closed_ms = now.wall_ms;
+                    (made.state, made.cleanup_due) = (closed, later(self.limits.retention_ms));
+                }
             }
             CleanupStep::Failed { error } if cleanup.purged_ms == 0 => {
                 let wait = (RETRY_MS << cleanup.attempts.min(16)).min(RETRY_MOST_MS);

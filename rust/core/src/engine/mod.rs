@@ -19,11 +19,13 @@ mod events;
 mod interrupt;
 mod keyring;
 mod open;
+mod pool;
 mod read;
 mod recover;
 mod reload;
 mod requests;
 mod resident;
+mod resource;
 mod restore;
 mod rewind;
 mod stale;
@@ -61,6 +63,8 @@ pub use reload::{
 };
 pub(crate) use requests::Call;
 pub use requests::Method;
+pub(crate) use resource::ResourceChange;
+pub use resource::{ReleaseStep, ResourceSetup, StoredResource};
 pub use restore::{DumpedRecord, DumpedSession, DumpedTrajectory, RestoreEnd, RestoreStep};
 pub(crate) use tree::Tree;
 
@@ -193,6 +197,8 @@ pub(crate) struct Work {
     releases: Vec<(Arc<Tree>, u32, u64)>,
     /// Trees with closes that are durable already.
     cleanups: Vec<(Arc<Tree>, Vec<u32>)>,
+    /// Changes of resources that are durable already.
+    resources: Vec<resource::ResourceChange>,
     /// Something was made resident or became evictable.
     evict: bool,
     /// There was more to evict than one step does.
@@ -207,6 +213,8 @@ pub(crate) struct Work {
 enum TicketState {
     Open,
     Waiting(Arc<Tree>, u32, Place),
+    /// It waits for a place in a pool.
+    Pooled,
     /// A grant was made for it and the answer is not yet with the transport.
     Granted(Arc<Tree>, u32, u64),
 }
@@ -249,6 +257,7 @@ counters! {
     turns_released, trajectories_finished, trajectories_acknowledged, sessions_opened, sessions_closed, sessions_reopened,
     sessions_dumped, sessions_purged, sessions_restored, trees_swept, cleanup_failures,
     evictions, header_evictions, reloads, header_loads, load_failures, refusals, batches_stored, entries_stored, batches_refused,
+    resources_attached, resources_released, releases_failed, pool_evictions,
 }
 
 pub(crate) fn count(counter: &AtomicU64) {
@@ -294,6 +303,7 @@ pub struct Engine {
     keys: Keyring,
     stale: Mutex<stale::Sweeper>,
     claims: ended::Claims,
+    resources: resource::Resources,
     /// Whether there is a dump target: ended sessions are SEALED until they are dumped.
     dumps: AtomicBool,
     /// Grows with every close that is durable: whoever cleans up looks again.
@@ -348,6 +358,7 @@ impl Engine {
             keys: Keyring::new(Keys::default()),
             stale: Mutex::default(),
             claims: ended::Claims::default(),
+            resources: resource::Resources::default(),
             dumps: AtomicBool::new(false),
             ended: AtomicU64::new(0),
             store_bytes: AtomicU64::new(0),
@@ -415,6 +426,7 @@ impl Engine {
         match state {
             TicketState::Open => {}
             TicketState::Waiting(tree, index, place) => self.cancel_wait(&tree, index, place, &mut work, &now),
+            TicketState::Pooled => self.leave_pool(ticket),
             TicketState::Granted(tree, index, fence) => self.release_grant(&tree, index, fence, &mut work, &now),
         }
         self.finish(&mut work, &mut now);
@@ -471,6 +483,7 @@ impl Engine {
         self.resume_waits(&mut work);
         self.look_for_due(&now);
         self.look_for_stale(&now);
+        self.look_at_pools(&mut work, &now);
         self.residents.maintain(256, now.tick());
         self.headers.maintain(256, now.tick());
         self.finish(&mut work, &mut now);
@@ -527,6 +540,7 @@ impl Engine {
         self.draining.store(true, Ordering::Release);
         let mut work = Work::default();
         self.end_all_waits(&mut work, &now);
+        self.wake_pools(None, &mut work);
         self.finish(&mut work, &mut now);
     }
 
@@ -555,6 +569,7 @@ impl Engine {
             ("quarantined_trees", quarantined as i64),
             ("calls_in_flight", self.tickets.lock().len() as i64),
         ]);
+        stats.extend(self.resources.stats());
         stats
     }
 
@@ -611,6 +626,8 @@ impl Engine {
                 self.release_grant(&tree, index, fence, work, now);
             } else if let Some((tree, closed)) = work.cleanups.pop() {
                 self.clean_up(&tree, closed, now);
+            } else if let Some(change) = work.resources.pop() {
+                self.resource_changed(change, work);
             } else if work.evict {
                 work.evict = false;
                 work.crowded = self.evict(now);
@@ -652,6 +669,9 @@ impl Engine {
             Call::Step(_) => self.cleanup(call),
             Call::Restore(_) => self.restore(call, work, now),
             Call::Sweep(_) => self.sweep(call, work, now),
+            Call::Attach(_) => self.attach_resource(call, work, now),
+            Call::Detach(_) => self.detach_resource(call, work, now),
+            Call::Release(_) => self.release_step(call, work, now),
             Call::Get(_) | Call::Renew(_) | Call::Checkpoint(_) | Call::ListKeys(_) => {}
         }
     }
@@ -661,6 +681,7 @@ impl Engine {
         match call {
             Call::Open(_) | Call::Begin(_) | Call::Reopen(_) | Call::Restore(_) => self.admit_begin(),
             Call::Step(step) if step.grows() => self.admit_begin(),
+            Call::Attach(attach) if attach.name.is_none() => self.admit_begin(),
             _ => self.admit_change(),
         }
     }
@@ -784,10 +805,12 @@ impl Engine {
         self.timers.lock().remove(&key);
     }
 
-    /// Gives back what a turn of `line` held, once, after its end was journaled.
-    fn free_slots(&self, tree: &Arc<Tree>, depth: u32, work: &mut Work) {
+    /// Gives back what a turn of a line held, once, after its end was journaled.
+    fn free_slots(&self, tree: &Arc<Tree>, state: &TreeState, index: u32, work: &mut Work, now: &Moment) {
         self.running.fetch_sub(1, Ordering::Relaxed);
-        if depth > 0 {
+        let Some(line) = state.line(index) else { return };
+        self.resources.turn(line.uid, false, now);
+        if line.depth > 0 {
             tree.children_slots.release(1);
             work.gates.push((tree.clone(), Gate::Tree));
         }

@@ -110,6 +110,7 @@ pub(crate) fn receipt(r: &Receipt) -> v1::CloseReceipt {
         close_number: r.close_number,
         provisionals_aborted: r.provisionals_aborted,
         dump_name: r.dump_name.clone(),
+        resources: r.resources,
     }
 }
 

@@ -103,6 +103,7 @@ impl Engine {
                 Held::Effect(id, _) => self.lost_effect(id, work),
                 Held::Claim(tree) => self.unclaim(tree.root, work),
                 Held::Key(change) => self.keys.lost(change),
+                Held::Resource(_, change) => self.resource_lost(change, work, now),
                 Held::Cleanup(..) | Held::Event(_) | Held::Ready(..) => {}
             }
         }
@@ -115,6 +116,7 @@ impl Engine {
                 Held::Event(event) => self.emit(*event, now),
                 Held::Ready(_, seq) => self.ready(seq),
                 Held::Key(change) => self.keys.happened(change),
+                Held::Resource(_, change) => self.resource_changed(change, work),
             }
         }
         if reread {
@@ -153,12 +155,12 @@ impl Engine {
                 self.rerun_load(&mut loading, tree, &state, index, work);
             }
             let Some(line) = state.line_mut(index) else { continue };
-            let (running, depth) = (line.running().is_some(), line.depth);
+            let running = line.running().is_some();
             if let Some(lease) = line.lease.take() {
                 self.untimer(lease.timer);
             }
             if running {
-                self.free_slots(tree, depth, work);
+                self.free_slots(tree, &state, index, work, now);
             }
         }
         self.drop_tree(tree, &mut state, now);
@@ -172,6 +174,7 @@ impl Engine {
             return;
         }
         let durable = self.journal.durable();
+        let mut sealed = Vec::new();
         for index in closed {
             let gone = state.line(index).is_some_and(|l| l.closed.is_some() && l.seq <= durable);
             if !gone {
@@ -179,6 +182,7 @@ impl Engine {
             }
             if let Some(line) = state.line(index) {
                 tree.tenant.directory.remove(&line.session_id, tree);
+                sealed.push(line.uid);
             }
             if state.line_mut(index).and_then(|l| l.loading.take()).is_some() {
                 // Its load ends on a line that is gone.
@@ -188,6 +192,7 @@ impl Engine {
             state.lines[index as usize] = None;
             state.free.push(index);
         }
+        self.resources.sealed(&sealed, now);
         if state.lines.iter().all(Option::is_none) {
             self.drop_tree(tree, &mut state, now);
         } else {

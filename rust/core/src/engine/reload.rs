@@ -588,7 +588,7 @@ impl Engine {
         self.charge_header(&tree, &mut state, now);
         for index in 0..state.lines.len() as u32 {
             let Some(line) = state.line_mut(index) else { continue };
-            let depth = line.depth;
+            let (depth, uid) = (line.depth, line.uid);
             let Some(lease) = line.lease.as_mut().filter(|l| l.running) else { continue };
             lease.timer = self.timer(lease.deadline_ms, Timer::Lease(tree.clone(), index, lease.fence));
             tree.tenant.slots.force_add(1).expect("fewer than 2^32 turns run");
@@ -596,6 +596,7 @@ impl Engine {
                 tree.children_slots.force_add(1).expect("fewer than 2^32 turns run");
             }
             self.running.fetch_add(1, Ordering::Relaxed);
+            self.resources.turn(uid, true, now);
             self.hold_header(&mut state);
         }
         Ok(())

@@ -4,6 +4,8 @@
 
 use super::access::Rule;
 use super::keyring::{CreateKey, ListKeys, parse_key_id};
+use super::pool::Caps;
+use super::resource::{AttachCall, DetachCall, PoolWish};
 use crate::chain::digest;
 use crate::checkpoint::TOKEN;
 use crate::error::{Reason, Refusal};
@@ -37,6 +39,8 @@ pub enum Method {
     CreateApiKey,
     RevokeApiKey,
     ListApiKeys,
+    AttachResource,
+    DetachResource,
 }
 
 impl Method {
@@ -60,6 +64,8 @@ impl Method {
         ("/roost.v1.AdminService/CreateApiKey", Method::CreateApiKey),
         ("/roost.v1.AdminService/RevokeApiKey", Method::RevokeApiKey),
         ("/roost.v1.AdminService/ListApiKeys", Method::ListApiKeys),
+        ("/roost.v1.ResourceService/AttachResource", Method::AttachResource),
+        ("/roost.v1.ResourceService/DetachResource", Method::DetachResource),
     ];
 
     /// What may be done with it. `None`: nothing, by nobody.
@@ -260,6 +266,10 @@ pub(crate) enum Call {
     CreateKey(CreateKey),
     RevokeKey(Uid),
     ListKeys(ListKeys),
+    Attach(Box<AttachCall>),
+    Detach(DetachCall),
+    /// What came of an attempt to release a resource.
+    Release(Box<super::resource::ReleaseCall>),
     /// The engine's own: finish the active trajectory of this session if it is due.
     FinishDue(String),
     /// The engine's own: end the grant of this fence, whose lease ran out.
@@ -502,7 +512,14 @@ impl Call {
             Call::Finish(c) => &c.session_id,
             Call::Checkpoint(c) => &c.session_id,
             Call::Expire { session_id, .. } => session_id,
-            Call::Renew(_) | Call::Ack(_) | Call::CreateKey(_) | Call::RevokeKey(_) | Call::ListKeys(_) => "",
+            Call::Attach(c) => &c.session_id,
+            Call::Detach(c) => &c.session_id,
+            Call::Renew(_)
+            | Call::Ack(_)
+            | Call::CreateKey(_)
+            | Call::RevokeKey(_)
+            | Call::ListKeys(_)
+            | Call::Release(_) => "",
         }
     }
 
@@ -672,6 +689,16 @@ impl Call {
                 Call::RevokeKey(parse_key_id(&r.key_id)?)
             }
             Method::ListApiKeys => Call::ListKeys(ListKeys::of(message(bytes)?)?),
+            Method::AttachResource => Call::Attach(Box::new(attach(message(bytes)?, limits)?)),
+            Method::DetachResource => {
+                let r: v1::DetachResourceRequest = message(bytes)?;
+                ids::check_session_id("session_id", &r.session_id)?;
+                if r.name.is_empty() {
+                    return Err(Refusal::field("name", "must not be empty"));
+                }
+                check_len("name", r.name.len(), 63)?;
+                Call::Detach(DetachCall { session_id: r.session_id, name: r.name })
+            }
         })
     }
 }
@@ -736,4 +763,49 @@ fn reward(mut r: v1::SetRewardRequest, limits: &Limits) -> Result<Reward, Refusa
     }
     let mark = mark(&mut r, |r| &mut r.request_id)?;
     Ok(Reward { session_id: r.session_id, mark, turn: r.turn, value: r.reward, finish_after_ms })
+}
+
+fn attach(mut r: v1::AttachResourceRequest, limits: &Limits) -> Result<AttachCall, Refusal> {
+    ids::check_session_id("session_id", &r.session_id)?;
+    check_len("owner", r.owner.len(), 128)?;
+    check_len("handle", r.handle.len(), 1_024)?;
+    if r.handle.chars().any(char::is_control) {
+        return Err(Refusal::field("handle", "must not hold control characters"));
+    }
+    let wait_ms = r.wait.take().map(|d| millis("wait", &d)).transpose()?.unwrap_or(limits.max_wait_ms);
+    let wait_ms = wait_ms.min(limits.max_wait_ms);
+    let mark = mark(&mut r, |r| &mut r.request_id)?;
+    let kind = v1::ResourceKind::try_from(r.kind).map_err(|_| unknown_enum("kind", r.kind))?;
+    let name = Some(r.name).filter(|name| !name.is_empty());
+    if let Some(name) = &name {
+        check_len("name", name.len(), 63)?;
+    } else if kind == v1::ResourceKind::Unspecified {
+        return Err(Refusal::field("kind", "says how the resource is ended; give one"));
+    } else if kind == v1::ResourceKind::Client && r.owner.is_empty() {
+        return Err(Refusal::field("owner", "names who ends a resource of kind CLIENT; give one"));
+    }
+    let pool = r.pool.map(pool).transpose()?;
+    Ok(AttachCall {
+        session_id: r.session_id,
+        mark,
+        name,
+        kind: r.kind,
+        owner: r.owner,
+        handle: r.handle,
+        pool,
+        wait_ms,
+    })
+}
+
+fn pool(p: v1::Pool) -> Result<PoolWish, Refusal> {
+    let ok = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'-');
+    if p.name.is_empty() || p.name.len() > 64 || !p.name.bytes().all(ok) {
+        return Err(Refusal::field("pool.name", "must be 1 to 64 characters of [A-Za-z0-9._:-]"));
+    }
+    if p.key.len() > 128 || !p.key.bytes().all(ok) {
+        return Err(Refusal::field("pool.key", "must be at most 128 characters of [A-Za-z0-9._:-]"));
+    }
+    let ttl_ms = p.idle_ttl.as_ref().map(|d| millis("pool.idle_ttl", d)).transpose()?.unwrap_or(0);
+    let caps = Caps { max: p.max_resources.map(u64::from), max_per_key: p.max_resources_per_key.map(u64::from) };
+    Ok(PoolWish { name: p.name, key: p.key, caps, ttl_ms })
 }

@@ -73,28 +73,12 @@ impl Engine {
         call.found = None;
         let Call::Begin(begin) = &call.call else { return };
         let (wait_ms, priority, request) = (begin.wait_ms, begin.priority, begin.mark.clone());
-        let arrival = {
-            let mut waiting = self.waiting.lock();
-            let here = waiting.by_connection.get(&call.connection).copied().unwrap_or(0);
-            let refusal = if waiting.total as u64 >= self.limits.max_waiters {
-                Some(("max_waiters", waiting.total as u64, self.limits.max_waiters))
-            } else if u64::from(here) >= self.limits.max_waiters_per_connection {
-                Some(("max_waiters_per_connection", u64::from(here), self.limits.max_waiters_per_connection))
-            } else {
-                None
-            };
-            if let Some((limit_name, used, limit)) = refusal {
-                let quota = crate::error::Quota { limit_name, limit, used, holders: Vec::new() };
-                let message = format!("{used} calls wait; {limit_name} is {limit}");
-                let refusal = Refusal::new(Reason::QueueFull, message).quota(quota).retry_after(1_000);
-                drop(waiting);
+        let arrival = match self.enter_wait(call.connection) {
+            Ok(next) => arrival.unwrap_or(next),
+            Err(refusal) => {
                 self.refuse(call.ticket, refusal, work);
                 return self.drop_unborn(tree, state, index, now);
             }
-            waiting.total += 1;
-            *waiting.by_connection.entry(call.connection).or_default() += 1;
-            waiting.arrivals += 1;
-            arrival.unwrap_or(waiting.arrivals)
         };
         let place = Place { against_priority: -priority, arrival };
         let deadline_ms = call.since_ms.saturating_add(wait_ms);
@@ -117,6 +101,33 @@ impl Engine {
         tree.queue(gate).put(place, tree.clone(), index);
         // Somebody may have given back between the refusal and now.
         work.gates.push((tree.clone(), gate));
+    }
+
+    /// Counts one more call that waits; its arrival. Refused if as many wait as may.
+    pub(crate) fn enter_wait(&self, connection: u64) -> Result<u64, Refusal> {
+        let mut waiting = self.waiting.lock();
+        let here = waiting.by_connection.get(&connection).copied().unwrap_or(0);
+        let refusal = if waiting.total as u64 >= self.limits.max_waiters {
+            Some(("max_waiters", waiting.total as u64, self.limits.max_waiters))
+        } else if u64::from(here) >= self.limits.max_waiters_per_connection {
+            Some(("max_waiters_per_connection", u64::from(here), self.limits.max_waiters_per_connection))
+        } else {
+            None
+        };
+        if let Some((limit_name, used, limit)) = refusal {
+            let quota = crate::error::Quota { limit_name, limit, used, holders: Vec::new() };
+            let message = format!("{used} calls wait; {limit_name} is {limit}");
+            return Err(Refusal::new(Reason::QueueFull, message).quota(quota).retry_after(1_000));
+        }
+        waiting.total += 1;
+        *waiting.by_connection.entry(connection).or_default() += 1;
+        waiting.arrivals += 1;
+        Ok(waiting.arrivals)
+    }
+
+    /// A call of this connection waits no more.
+    pub(crate) fn leave_wait(&self, connection: u64) {
+        self.waiting.lock().leave(connection);
     }
 
     /// Takes the waiter of a line out of its queue.

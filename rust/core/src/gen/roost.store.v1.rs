@@ -164,6 +164,9 @@ pub struct Receipt {
     /// The name under which it is dumped; empty: it is not.
     #[prost(string, tag = "10")]
     pub dump_name: ::prost::alloc::string::String,
+    /// Resources of the session that were to be released then.
+    #[prost(uint32, tag = "11")]
+    pub resources: u32,
 }
 /// The column session.cleanup: what became of an ended session after its close. NULL while nothing has.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -173,6 +173,281 @@ pub struct ListApiKeysResponse {
     #[prost(string, tag = "2")]
     pub next_page_token: ::prost::alloc::string::String,
 }
+/// What a resource shares its places with: all resources of a tenant that name this pool.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Pool {
+    /// Name of the pool, 1 to 64 characters of \[A-Za-z0-9._:-\].
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// What `max_resources_per_key` counts, for instance a user; at most 128 characters of \[A-Za-z0-9._:-\].
+    #[prost(string, tag = "2")]
+    pub key: ::prost::alloc::string::String,
+    /// Resources that the pool may have with this one; unset: as many as come, 0: none. The caps are those of each call: a
+    /// pool is nothing but what is in it.
+    #[prost(uint32, optional, tag = "3")]
+    pub max_resources: ::core::option::Option<u32>,
+    /// The same for the resources of this key.
+    #[prost(uint32, optional, tag = "4")]
+    pub max_resources_per_key: ::core::option::Option<u32>,
+    /// Once its session has run no turn for so long it is released; unset or 0: never. Milliseconds count.
+    #[prost(message, optional, tag = "5")]
+    pub idle_ttl: ::core::option::Option<::prost_types::Duration>,
+}
+/// Request of AttachResource.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AttachResourceRequest {
+    /// The session that it belongs to.
+    #[prost(string, tag = "1")]
+    pub session_id: ::prost::alloc::string::String,
+    /// A repeat with the same one returns the same resource, as long as that is known.
+    #[prost(string, tag = "2")]
+    pub request_id: ::prost::alloc::string::String,
+    /// To confirm: the name that an earlier call gave. Only `handle` is looked at then.
+    #[prost(string, tag = "3")]
+    pub name: ::prost::alloc::string::String,
+    /// How it is ended. Required, except to confirm.
+    #[prost(enumeration = "ResourceKind", tag = "4")]
+    pub kind: i32,
+    /// The host that made it, at most 128 characters; WatchOwner of this owner tells when it is to end. Required for CLIENT.
+    #[prost(string, tag = "5")]
+    pub owner: ::prost::alloc::string::String,
+    /// What its driver, or its host, needs to find it beside its name, at most 1,024 bytes; for a process
+    /// "pid:start" as roost.drivers.process.identify gives it.
+    #[prost(string, tag = "6")]
+    pub handle: ::prost::alloc::string::String,
+    /// The pool whose place it takes; unset: none.
+    #[prost(message, optional, tag = "7")]
+    pub pool: ::core::option::Option<Pool>,
+    /// How long to wait for a place in the pool; unset: as long as the call may, at most max_wait. 0: not at all.
+    #[prost(message, optional, tag = "8")]
+    pub wait: ::core::option::Option<::prost_types::Duration>,
+}
+/// Response of AttachResource.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AttachResourceResponse {
+    /// The name to make it with, `<prefix>-<store id>-<epoch>-<uid>-<n>`: \[a-z0-9-\], at most 63 characters.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// PLANNED, or LIVE once it was confirmed.
+    #[prost(enumeration = "ResourceState", tag = "2")]
+    pub state: i32,
+    /// False for a repeat and for a confirmation.
+    #[prost(bool, tag = "3")]
+    pub created: bool,
+}
+/// Request of DetachResource.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DetachResourceRequest {
+    /// The session that it belongs to.
+    #[prost(string, tag = "1")]
+    pub session_id: ::prost::alloc::string::String,
+    /// Its name.
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+}
+/// Response of DetachResource.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DetachResourceResponse {
+    /// It is known no more. False: the server is about to end it.
+    #[prost(bool, tag = "1")]
+    pub released: bool,
+}
+/// Request of ListResources. All filters hold at once.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListResourcesRequest {
+    /// Those of this session only.
+    #[prost(string, tag = "1")]
+    pub session_id: ::prost::alloc::string::String,
+    /// Those of the sessions of this tree only, named by its root.
+    #[prost(string, tag = "2")]
+    pub root_session_id: ::prost::alloc::string::String,
+    /// Those of this owner only.
+    #[prost(string, tag = "3")]
+    pub owner: ::prost::alloc::string::String,
+    /// Those in this state only.
+    #[prost(enumeration = "ResourceState", tag = "4")]
+    pub state: i32,
+    /// Those of this pool only.
+    #[prost(string, tag = "5")]
+    pub pool: ::prost::alloc::string::String,
+    /// At most so many, 100 if unset, at most 1,000.
+    #[prost(int32, tag = "6")]
+    pub page_size: i32,
+    /// Where to go on, from the page before.
+    #[prost(string, tag = "7")]
+    pub page_token: ::prost::alloc::string::String,
+}
+/// A resource.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Resource {
+    /// Its name, unique for good.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// The session that it belongs to.
+    #[prost(string, tag = "2")]
+    pub session_id: ::prost::alloc::string::String,
+    /// How it is ended.
+    #[prost(enumeration = "ResourceKind", tag = "3")]
+    pub kind: i32,
+    /// Where it is in its life.
+    #[prost(enumeration = "ResourceState", tag = "4")]
+    pub state: i32,
+    /// The host that made it.
+    #[prost(string, tag = "5")]
+    pub owner: ::prost::alloc::string::String,
+    /// What its host said about it.
+    #[prost(string, tag = "6")]
+    pub handle: ::prost::alloc::string::String,
+    /// Name and key of its pool, and its idle TTL; unset if it has none. Caps are not kept.
+    #[prost(message, optional, tag = "7")]
+    pub pool: ::core::option::Option<Pool>,
+    /// When it was attached, by the server's wall clock.
+    #[prost(message, optional, tag = "8")]
+    pub create_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// Tries to end it that failed.
+    #[prost(uint32, tag = "9")]
+    pub attempts: u32,
+    /// Why the last of them did.
+    #[prost(string, tag = "10")]
+    pub error: ::prost::alloc::string::String,
+    /// When it is tried next; unset unless it is RELEASING by the server. Of an ended session not before its dump is made.
+    #[prost(message, optional, tag = "11")]
+    pub retry_time: ::core::option::Option<::prost_types::Timestamp>,
+}
+/// Response of ListResources.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListResourcesResponse {
+    /// The page.
+    #[prost(message, repeated, tag = "1")]
+    pub resources: ::prost::alloc::vec::Vec<Resource>,
+    /// Where the next one begins; empty after the last.
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
+}
+/// Something that a node agent has found.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct InventoryItem {
+    /// The name that it bears.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// What tells it from everything else that ever bore the name (number and start of a process, say), at most 256 bytes.
+    #[prost(string, tag = "2")]
+    pub instance: ::prost::alloc::string::String,
+}
+/// Request of ReconcileInventory: all that one node has now. A list that may not be whole must not be sent.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ReconcileInventoryRequest {
+    /// Which node, or which part of it; each is judged by its own inventories. 1 to 256 characters.
+    #[prost(string, tag = "1")]
+    pub node: ::prost::alloc::string::String,
+    /// What was found, at most 10,000.
+    #[prost(message, repeated, tag = "2")]
+    pub items: ::prost::alloc::vec::Vec<InventoryItem>,
+    /// How long it took to list them.
+    #[prost(message, optional, tag = "3")]
+    pub listing_time: ::core::option::Option<::prost_types::Duration>,
+    /// Only tell: this inventory counts for nothing.
+    #[prost(bool, tag = "4")]
+    pub dry_run: bool,
+}
+/// Something that bears a name of this store and belongs to no session.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Orphan {
+    /// What was found.
+    #[prost(message, optional, tag = "1")]
+    pub item: ::core::option::Option<InventoryItem>,
+    /// It is to be ended now: exactly this instance.
+    #[prost(bool, tag = "2")]
+    pub end: bool,
+}
+/// Response of ReconcileInventory.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ReconcileInventoryResponse {
+    /// The orphans, in the order of the inventory.
+    #[prost(message, repeated, tag = "1")]
+    pub orphans: ::prost::alloc::vec::Vec<Orphan>,
+    /// When to come again: after this time those that are not to be ended yet may be.
+    #[prost(message, optional, tag = "2")]
+    pub next: ::core::option::Option<::prost_types::Duration>,
+}
+/// How a resource is ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ResourceKind {
+    /// Not set: an error.
+    Unspecified = 0,
+    /// By its host, which learns it from WatchOwner and answers with DetachResource.
+    Client = 1,
+    /// By the server: a request to the URL of its configuration.
+    Http = 2,
+    /// By the server: signals to a process on its machine.
+    Process = 3,
+    /// By the server: a tmux session on its machine.
+    Tmux = 4,
+}
+impl ResourceKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "RESOURCE_KIND_UNSPECIFIED",
+            Self::Client => "RESOURCE_KIND_CLIENT",
+            Self::Http => "RESOURCE_KIND_HTTP",
+            Self::Process => "RESOURCE_KIND_PROCESS",
+            Self::Tmux => "RESOURCE_KIND_TMUX",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "RESOURCE_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "RESOURCE_KIND_CLIENT" => Some(Self::Client),
+            "RESOURCE_KIND_HTTP" => Some(Self::Http),
+            "RESOURCE_KIND_PROCESS" => Some(Self::Process),
+            "RESOURCE_KIND_TMUX" => Some(Self::Tmux),
+            _ => None,
+        }
+    }
+}
+/// Where a resource is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ResourceState {
+    /// Not set.
+    Unspecified = 0,
+    /// Named, and perhaps made.
+    Planned = 1,
+    /// Its host has said that it is there.
+    Live = 2,
+    /// It is to end, and is known until it has.
+    Releasing = 3,
+}
+impl ResourceState {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "RESOURCE_STATE_UNSPECIFIED",
+            Self::Planned => "RESOURCE_STATE_PLANNED",
+            Self::Live => "RESOURCE_STATE_LIVE",
+            Self::Releasing => "RESOURCE_STATE_RELEASING",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "RESOURCE_STATE_UNSPECIFIED" => Some(Self::Unspecified),
+            "RESOURCE_STATE_PLANNED" => Some(Self::Planned),
+            "RESOURCE_STATE_LIVE" => Some(Self::Live),
+            "RESOURCE_STATE_RELEASING" => Some(Self::Releasing),
+            _ => None,
+        }
+    }
+}
 /// A run of tokens that one engine weight version sampled.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WeightVersionRun {
@@ -363,6 +638,9 @@ pub struct CloseReceipt {
     /// Where the session is dumped below the dump target, "<tenant uid>/<uid>-<close number>"; empty: it is not dumped.
     #[prost(string, tag = "8")]
     pub dump_name: ::prost::alloc::string::String,
+    /// Resources of this session, without its descendants', that were to be released then. ListResources shows what is left.
+    #[prost(uint32, tag = "9")]
+    pub resources: u32,
 }
 /// How far the clean-up of an ended session is.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -386,7 +664,8 @@ pub struct Cleanup {
     #[prost(string, tag = "6")]
     pub error: ::prost::alloc::string::String,
     /// When the next step is due: the next try while SEALED, the purge of its content once CLOSED, the end of its tombstone
-    /// once that is purged. Not set: its content is kept until it is acknowledged.
+    /// once that is purged. Not set: while SEALED, its resources are being released; once CLOSED, its content is kept until
+    /// it is acknowledged.
     #[prost(message, optional, tag = "7")]
     pub due_time: ::core::option::Option<::prost_types::Timestamp>,
     /// When the last of its content was deleted; not set: it is all there. From its first deletion on, history and exports
@@ -1676,6 +1955,43 @@ pub struct GetCheckpointResponse {
     /// True in the last part.
     #[prost(bool, tag = "3")]
     pub last: bool,
+}
+/// Request of WatchOwner.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchOwnerRequest {
+    /// The host, as it named itself in AttachResource. 1 to 128 characters.
+    #[prost(string, tag = "1")]
+    pub owner: ::prost::alloc::string::String,
+}
+/// A resource that its host is to end, and then to detach.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Release {
+    /// The session that it belongs to.
+    #[prost(string, tag = "1")]
+    pub session_id: ::prost::alloc::string::String,
+    /// Its name.
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    /// What the host said about it.
+    #[prost(string, tag = "3")]
+    pub handle: ::prost::alloc::string::String,
+}
+/// Response of WatchOwner: one event.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchOwnerResponse {
+    /// What has happened. A client passes over what it does not know.
+    #[prost(oneof = "watch_owner_response::Event", tags = "1")]
+    pub event: ::core::option::Option<watch_owner_response::Event>,
+}
+/// Nested message and enum types in `WatchOwnerResponse`.
+pub mod watch_owner_response {
+    /// What has happened. A client passes over what it does not know.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Event {
+        /// End this resource and answer with DetachResource.
+        #[prost(message, tag = "1")]
+        Release(super::Release),
+    }
 }
 /// What BeginTurn does when a turn of the session runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

@@ -1,6 +1,7 @@
 //! Requests as the clients of a simulation make them, and what those clients remember.
 
 use super::rng::Rng;
+use super::store::{POOL_CAP, POOL_KEY_CAP};
 use prost::Message;
 use roost_core::engine::Method;
 use roost_core::proto::v1;
@@ -22,6 +23,8 @@ pub(crate) enum Req {
     Ack(v1::AckTrajectoriesRequest),
     Checkpoint(v1::GetCheckpointRequest),
     Reopen(v1::ReopenSessionRequest),
+    Attach(v1::AttachResourceRequest),
+    Detach(v1::DetachResourceRequest),
 }
 
 impl Req {
@@ -41,6 +44,8 @@ impl Req {
             Req::Ack(r) => (Method::AckTrajectories, r.encode_to_vec()),
             Req::Checkpoint(r) => (Method::GetCheckpoint, r.encode_to_vec()),
             Req::Reopen(r) => (Method::ReopenSession, r.encode_to_vec()),
+            Req::Attach(r) => (Method::AttachResource, r.encode_to_vec()),
+            Req::Detach(r) => (Method::DetachResource, r.encode_to_vec()),
         }
     }
 
@@ -59,6 +64,8 @@ impl Req {
             Req::Finish(r) => &r.session_id,
             Req::Checkpoint(r) => &r.session_id,
             Req::Reopen(r) => &r.session_id,
+            Req::Attach(r) => &r.session_id,
+            Req::Detach(r) => &r.session_id,
         }
     }
 }
@@ -88,6 +95,8 @@ pub(crate) struct Clients {
     pub(crate) lengths: HashMap<(usize, String), u64>,
     /// Trajectories that were finished, with their tenants.
     pub(crate) finished: VecDeque<(usize, String)>,
+    /// Resources that were attached: tenant, session, name.
+    attached: VecDeque<(usize, String, String)>,
 }
 
 pub(crate) const TENANTS: [&str; 2] = ["a", "b"];
@@ -113,6 +122,11 @@ impl Clients {
             let reply = v1::FinishTrajectoryResponse::decode(reply).expect("a reply decodes");
             self.finished.push_front((tenant, reply.trajectory.unwrap_or_default().trajectory_id));
             self.finished.truncate(20);
+        }
+        if let Req::Attach(r) = req {
+            let reply = v1::AttachResourceResponse::decode(reply).expect("a reply decodes");
+            self.attached.push_front((tenant, r.session_id.clone(), reply.name));
+            self.attached.truncate(20);
         }
     }
 
@@ -172,7 +186,7 @@ impl Clients {
         let mut tenant = usize::from(rng.chance(25));
         let mut id = self.id(rng);
         let request_id = self.request_id(rng);
-        let kind = rng.below(122);
+        let kind = rng.below(136);
         if kind >= 100
             && rng.chance(70)
             && let Some(held) = self.grants.get(rng.below(self.grants.len().clamp(1, 6)))
@@ -316,9 +330,45 @@ impl Clients {
                 );
             }
             118..122 => Req::Reopen(v1::ReopenSessionRequest { session_id: id, request_id }),
+            122..130 => Req::Attach(self.attach(rng, id, request_id)),
+            130..136 => {
+                let known = self.attached.get(rng.below(self.attached.len().max(1))).cloned();
+                let Some((of, session_id, name)) = known.filter(|(of, ..)| *of == tenant || rng.chance(20)) else {
+                    return (tenant, Req::Get(v1::GetSessionRequest { session_id: id }));
+                };
+                let session_id = if rng.chance(5) { id } else { session_id };
+                let made = if rng.chance(40) {
+                    let handle = if rng.chance(50) { "h".into() } else { String::new() };
+                    Req::Attach(v1::AttachResourceRequest { session_id, name, handle, ..Default::default() })
+                } else {
+                    Req::Detach(v1::DetachResourceRequest { session_id, name })
+                };
+                return (if rng.chance(95) { of } else { tenant }, made);
+            }
             _ => Req::Get(v1::GetSessionRequest { session_id: id }),
         };
         self.keep(rng, tenant, made)
+    }
+
+    fn attach(&mut self, rng: &mut Rng, session_id: String, request_id: String) -> v1::AttachResourceRequest {
+        // Caps are those of the call: they are the same in all, so that the store can tell.
+        let pool = rng.chance(70).then(|| v1::Pool {
+            name: "p".into(),
+            key: format!("k{}", rng.below(3)),
+            max_resources: Some(POOL_CAP),
+            max_resources_per_key: Some(POOL_KEY_CAP),
+            idle_ttl: rng.chance(40).then(|| seconds(1 + rng.below(30))),
+        });
+        v1::AttachResourceRequest {
+            session_id,
+            request_id,
+            kind: 1 + rng.below(4) as i32,
+            owner: "host".into(),
+            handle: if rng.chance(30) { "h".into() } else { String::new() },
+            pool,
+            wait: Some(seconds(if rng.chance(60) { rng.below(40) } else { 0 })),
+            ..Default::default()
+        }
     }
 
     fn keep(&mut self, rng: &mut Rng, tenant: usize, made: Req) -> (usize, Req) {

@@ -4,7 +4,9 @@
 use super::rng::Rng;
 use super::store::Store;
 use prost::Message;
-use roost_core::engine::{Appended, Caller, CleanupStep, Effect, Engine, Keys, Method, Moment, Outcome};
+use roost_core::engine::{
+    Appended, Caller, CleanupStep, Effect, Engine, Keys, Method, Moment, Outcome, ReleaseStep, ResourceSetup,
+};
 use roost_core::error::{Reason, Refusal};
 use roost_core::ids::Uid;
 use roost_core::keys::Maker;
@@ -30,6 +32,7 @@ pub(crate) struct World {
     /// Milliseconds by which its clocks are ahead of the moments that were asked for.
     pub(crate) ahead: u64,
     dumps: bool,
+    epoch: u64,
 }
 
 impl World {
@@ -38,7 +41,7 @@ impl World {
         (store.tenant_cap, store.tree_cap, store.max_rewind) = (1_000, 8, 8);
         let engine = engine(&limits, 0);
         let (done, unreadable) = (HashMap::new(), HashSet::new());
-        World { engine, store, limits, moments: 0, done, unreadable, loads: 0, ahead: 0, dumps: false }
+        World { engine, store, limits, moments: 0, done, unreadable, loads: 0, ahead: 0, dumps: false, epoch: 1 }
     }
 
     pub(crate) fn now(&mut self) -> Moment {
@@ -51,6 +54,15 @@ impl World {
     pub(crate) fn restart(&mut self) {
         self.engine = engine(&self.limits, self.store.last_seq);
         self.engine.set_dumps(self.dumps);
+        self.epoch += 1;
+        let setup = ResourceSetup {
+            prefix: "roost".into(),
+            store_id: "0123abcd".into(),
+            epoch: self.epoch,
+            kinds: (1..=4).collect(),
+        };
+        let now = self.now();
+        self.engine.set_resources(setup, self.store.stored_resources(), &now);
         self.done.clear();
         self.loads = 0;
         for root in self.store.running_roots() {
@@ -93,6 +105,18 @@ impl World {
         let told = self.done.remove(&ticket).expect("it has ended").expect("it is not refused");
         assert!(told == b"done" || told == b"changed", "{told:?}");
         told == b"done"
+    }
+
+    /// What came of an attempt to release a resource; whether that was one to be released.
+    pub(crate) fn release(&mut self, name: &str, step: ReleaseStep) -> bool {
+        let now = self.now();
+        let ticket = match self.engine.resource_step(name, step, now) {
+            Outcome::Ticket(ticket) => ticket,
+            Outcome::Reply(told) => return told == b"done",
+            Outcome::Refused(refusal) => panic!("{refusal:?}"),
+        };
+        self.settle();
+        self.done.remove(&ticket).expect("it has ended").expect("it is not refused") == b"done"
     }
 
     /// Stores the next batch, or refuses it. False if there is none.

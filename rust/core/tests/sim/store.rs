@@ -5,18 +5,23 @@
 use roost_core::chain::{FINISHED, Line, ended_by, link};
 use roost_core::engine::{
     DueSession, DumpedRecord, DumpedSession, DumpedTrajectory, Effect, Engine, FoundSession, FoundTrajectory,
-    HeaderRow, LoadedSession, Moment, RecordRow, SessionRow, StaleTree, Wanted,
+    HeaderRow, LoadedSession, Moment, RecordRow, SessionRow, StaleTree, StoredResource, Wanted,
 };
 use roost_core::ids::{TrajectoryId, Uid};
-use roost_core::journal::{Batch, Finished, Restore, Row, Seq};
-use roost_core::proto::store_v1::{Cleanup, EndedBy, Receipt, RecordMeta, RunningGrant, SessionFacts};
-use roost_core::proto::v1::{RecordStatus, SessionState};
+use roost_core::journal::{Batch, Finished, ResourceRow, Restore, Row, Seq};
+use roost_core::proto::store_v1::{Cleanup, EndedBy, Receipt, RecordMeta, RequestMark, RunningGrant, SessionFacts};
+use roost_core::proto::v1::{RecordStatus, ResourceState, SessionState};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use prost::Message;
 
 pub(crate) const OPEN: i32 = SessionState::Open as i32;
+const SEALED: i32 = SessionState::Sealed as i32;
 const CLOSED: i32 = SessionState::Closed as i32;
+const RELEASING: i32 = ResourceState::Releasing as i32;
+/// Of every pool, in these tests.
+pub(crate) const POOL_CAP: u32 = 3;
+pub(crate) const POOL_KEY_CAP: u32 = 2;
 const COMMITTED: i32 = RecordStatus::Committed as i32;
 const PROVISIONAL: i32 = RecordStatus::Provisional as i32;
 const ABORTED: i32 = RecordStatus::Aborted as i32;
@@ -86,6 +91,13 @@ pub(crate) struct Rec {
     pub(crate) content: Vec<u8>,
 }
 
+#[derive(Clone, Debug)]
+pub(crate) struct Resource {
+    pub(crate) row: ResourceRow,
+    pub(crate) due: i64,
+    pub(crate) attempts: u32,
+}
+
 #[derive(Clone, Default)]
 pub(crate) struct Store {
     pub(crate) sessions: HashMap<Uid, Session>,
@@ -94,6 +106,9 @@ pub(crate) struct Store {
     trees: HashMap<Uid, BTreeSet<Uid>>,
     pub(crate) records: BTreeMap<Seq, Rec>,
     pub(crate) last_seq: Seq,
+    pub(crate) resources: BTreeMap<String, Resource>,
+    /// All names that were ever given out.
+    pub(crate) names: HashSet<String>,
     running: BTreeSet<Uid>,
     /// Trees that a batch was refused for alone: their turns run on in the store, but not in the engine.
     pub(crate) broken: HashSet<Uid>,
@@ -170,7 +185,8 @@ impl Store {
             session.closes += 1;
             ensure!(close.receipt.close_number == session.closes, "I12: close {} of {id}", close.receipt.close_number);
             ensure!(close.receipt.close_seq as u64 == close.seq, "I12: the receipt of {id} names another close");
-            ensure!(close.receipt.dump_name.is_empty() == (close.state == CLOSED), "I12: {id} is dumped, or not");
+            let at_once = close.receipt.dump_name.is_empty() && close.receipt.resources == 0;
+            ensure!(at_once == (close.state == CLOSED), "I12: {id} has something to be cleaned up, or not");
             (session.cleanup, session.cleanup_due, session.stale_due) = (None, close.cleanup_due, 0);
             session.row.seq = close.seq;
             (session.row.running, session.row.lease, session.grant, session.row.provisional) = (false, None, None, 0);
@@ -263,6 +279,7 @@ impl Store {
             self.trees.entry(row.root).or_default().remove(uid);
             touched.remove(uid);
         }
+        self.apply_resources(batch)?;
         self.last_seq = self.last_seq.max(batch.last_seq);
         for uid in &touched {
             self.check_session(*uid).map_err(|e| format!("{}: {e}", self.sessions[uid].row.session_id))?;
@@ -309,6 +326,83 @@ impl Store {
         session.restoring = Cleanup::decode(&row.cleanup[..]).expect("it decodes").restoring;
         ensure!(session.restoring, "{id} is restored and does not say so");
         Ok(())
+    }
+
+    /// Resources: attached to open sessions, each under a name of its own, and gone before their session is CLOSED.
+    fn apply_resources(&mut self, batch: &Batch) -> Result<(), String> {
+        for (_, row) in &batch.resources {
+            let name = row.name.to_string();
+            ensure!(self.sessions.contains_key(&row.session), "I12: {name} is attached to nothing");
+            ensure!(self.names.insert(name.clone()), "the name {name} is given out twice");
+            self.resources.insert(name, Resource { row: row.clone(), due: 0, attempts: 0 });
+        }
+        let mut names = HashSet::new();
+        for (_, update) in &batch.resource_updates {
+            ensure!(names.insert(&update.name), "{} is updated twice in a batch", update.name);
+            let resource = self.resources.get_mut(&*update.name).ok_or("an unknown resource is updated")?;
+            ensure!(update.state >= resource.row.state, "{} was to be released, and is not", update.name);
+            resource.row.state = update.state;
+            (resource.due, resource.attempts) = (update.due, update.attempts);
+        }
+        for (_, session, due) in &batch.resources_due {
+            for resource in self.resources.values_mut().filter(|r| r.row.session == *session) {
+                (resource.row.state, resource.due) = (RELEASING, *due);
+            }
+        }
+        for (_, name) in &batch.resource_deletes {
+            self.resources.remove(&**name).ok_or("an unknown resource is released")?;
+        }
+        for (_, uid, due) in &batch.cleanups_due {
+            if let Some(session) = self.sessions.get_mut(uid).filter(|s| s.state == SEALED) {
+                session.cleanup_due = *due;
+            }
+        }
+        let mut pools: HashMap<_, u32> = HashMap::new();
+        for (name, resource) in &self.resources {
+            let (row, session) = (&resource.row, &self.sessions[&resource.row.session]);
+            ensure!(session.state != CLOSED, "I12, I20: {name} outlives its session");
+            ensure!(session.state == OPEN || row.state == RELEASING, "I12: {name} is not released with its session");
+            if !row.pool.is_empty() {
+                *pools.entry((&*row.tenant, None)).or_default() += 1;
+                *pools.entry((&*row.tenant, Some(&row.pool_key))).or_default() += 1;
+            }
+        }
+        for ((tenant, key), used) in pools {
+            let cap = if key.is_some() { POOL_KEY_CAP } else { POOL_CAP };
+            ensure!(used <= cap, "{used} resources in the pool of {tenant}, key {key:?}; the cap is {cap}");
+        }
+        let steps = batch.steps.iter().map(|(_, step)| step.uid);
+        let changed = batch.closes.iter().map(|(_, close)| close.uid).chain(steps);
+        for uid in changed.chain(batch.cleanups_due.iter().map(|(_, uid, _)| *uid)) {
+            let Some(session) = self.sessions.get(&uid).filter(|s| s.state == SEALED && s.cleanup_due == 0) else {
+                continue;
+            };
+            // Nobody looks at it before the last of its resources is released.
+            let mut left = self.resources.values().filter(|r| r.row.session == uid).peekable();
+            let id = &session.row.session_id;
+            ensure!(left.peek().is_some(), "I12: {id} waits for resources, and has none");
+            ensure!(left.all(|r| r.due > 0), "I12: {id} waits for resources that wait for it");
+        }
+        Ok(())
+    }
+
+    /// What a server knows of resources when it starts.
+    pub(crate) fn stored_resources(&self) -> Vec<StoredResource> {
+        let stored = |(name, r): (&String, &Resource)| StoredResource {
+            name: name.clone(),
+            session: r.row.session,
+            root: r.row.root,
+            tenant: r.row.tenant.to_string(),
+            session_id: self.sessions[&r.row.session].row.session_id.to_string(),
+            kind: r.row.kind,
+            state: r.row.state,
+            pool: r.row.pool.clone(),
+            pool_key: r.row.pool_key.clone(),
+            idle_ttl_ms: r.row.idle_ttl_ms,
+            attempts: r.attempts,
+            request: r.row.request.as_ref().map(|m| RequestMark::decode(&m[..]).expect("it decodes")),
+        };
+        self.resources.iter().map(stored).collect()
     }
 
     /// A trajectory is finished by an event of its own or by its last commit, and takes all records since the one before.

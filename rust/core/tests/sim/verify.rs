@@ -305,6 +305,19 @@ fn replied(store: &Store, call: &OpenCall, reply: &[u8]) -> Check {
             ensure!(reply.reopened == 0 || session.reopens > start.reopens, "I6: it is not durably open again");
             tells(store, session, &reply.session.ok_or("no session")?, start)
         }
+        Req::Attach(r) => {
+            let reply = v1::AttachResourceResponse::decode(reply).expect("a reply decodes");
+            ensure!(store.names.contains(&reply.name), "I6: {} is not durable", reply.name);
+            ensure!(r.name.is_empty() || reply.name == r.name, "another resource is confirmed");
+            let (uid, of) = (known()?.row.uid, store.resources.get(&reply.name).map(|r| r.row.session));
+            ensure!(of.is_none_or(|of| of == uid) || session.is_some_and(|s| s.reopens > 0), "it is another session's");
+            Ok(())
+        }
+        Req::Detach(r) => {
+            let reply = v1::DetachResourceResponse::decode(reply).expect("a reply decodes");
+            ensure!(!reply.released || !store.resources.contains_key(&r.name), "I6: {} is not durably gone", r.name);
+            Ok(())
+        }
         Req::Begin(r) => {
             let reply = v1::BeginTurnResponse::decode(reply).expect("a reply decodes");
             let told = reply.grant.ok_or("no grant")?;

@@ -4,7 +4,9 @@ use super::request::{Clients, Req, TENANTS};
 use super::rng::Rng;
 use super::store::{OPEN, Store};
 use super::verify::{Ledger, Start};
-use roost_core::engine::{Appended, Caller, CleanupStep, DumpMade, Effect, Engine, Moment, Outcome, Space};
+use roost_core::engine::{
+    Appended, Caller, CleanupStep, DumpMade, Effect, Engine, Moment, Outcome, ReleaseStep, ResourceSetup, Space,
+};
 use roost_core::error::Refusal;
 use roost_core::journal::Batch;
 use roost_core::limits::Limits;
@@ -61,6 +63,8 @@ pub(crate) struct World {
     read: Vec<(u64, Read)>,
     pub(crate) space: Space,
     pub(crate) step: usize,
+    /// Which life of the server this is.
+    epoch: u64,
     /// Counts of what happened, for the test to see that everything did.
     pub(crate) seen: BTreeMap<String, u64>,
 }
@@ -91,6 +95,7 @@ impl World {
             read: Vec::new(),
             space: Space::Ok,
             step: 0,
+            epoch: 1,
             seen: BTreeMap::new(),
             config,
         }
@@ -163,11 +168,15 @@ impl World {
                 self.engine.set_space(self.space);
                 Ok(())
             }
-            932..945 => {
+            932..942 => {
                 self.clean();
                 Ok(())
             }
-            945..960 => {
+            942..952 => {
+                self.release();
+                Ok(())
+            }
+            952..960 => {
                 self.space = Space::Ok;
                 self.engine.set_space(Space::Ok);
                 Ok(())
@@ -234,6 +243,20 @@ impl World {
         };
         let now = self.now();
         match self.engine.cleanup_step(&tenant, &id, (uid, root), prev, step, now) {
+            Outcome::Ticket(ticket) => drop(self.steps.insert(ticket)),
+            Outcome::Reply(reply) => self.count(format!("step {}", String::from_utf8_lossy(&reply))),
+            Outcome::Refused(_) => {}
+        }
+    }
+
+    /// An attempt to release some resource that is due.
+    fn release(&mut self) {
+        let due: Vec<&String> = self.store.resources.iter().filter(|(_, r)| r.due > 0).map(|(name, _)| name).collect();
+        let Some(name) = self.rng.pick(&due).map(|name| (*name).clone()) else { return };
+        let failed = ReleaseStep::Failed { error: "injected".into(), retry_ms: 1_000 };
+        let step = if self.rng.chance(70) { ReleaseStep::Released } else { failed };
+        let now = self.now();
+        match self.engine.resource_step(&name, step, now) {
             Outcome::Ticket(ticket) => drop(self.steps.insert(ticket)),
             Outcome::Reply(reply) => self.count(format!("step {}", String::from_utf8_lossy(&reply))),
             Outcome::Refused(_) => {}
@@ -360,7 +383,10 @@ impl World {
     /// What this life of the server did that no answer tells by itself.
     pub(crate) fn count_kinds(&mut self) {
         for (name, n) in self.engine.stats() {
-            if ["turns_", "trajectories_", "sessions_", "trees_"].iter().any(|kind| name.starts_with(kind)) {
+            if ["turns_", "trajectories_", "sessions_", "trees_", "resources_", "pool_"]
+                .iter()
+                .any(|kind| name.starts_with(kind))
+            {
                 *self.seen.entry(name.to_owned()).or_default() += n as u64;
             }
         }
@@ -381,6 +407,15 @@ impl World {
         self.engine.set_dumps(self.config.seed.is_multiple_of(2));
         self.steps.clear();
         self.ledger.restarted();
+        self.epoch += 1;
+        let setup = ResourceSetup {
+            prefix: "roost".into(),
+            store_id: "0123abcd".into(),
+            epoch: self.epoch,
+            kinds: (1..=4).collect(),
+        };
+        let now = self.now();
+        self.engine.set_resources(setup, self.store.stored_resources(), &now);
         for root in self.store.running_roots() {
             let (tenant, rows) = self.store.header(root);
             let now = self.now();
