@@ -343,7 +343,6 @@ impl Engine {
         };
         let seq = appending.push(tree, vec![Op::Resource(Box::new(row))], Vec::new(), now.mono_ms);
         state.last_seq = seq;
-        state.touch(now);
         let attached = Attached {
             session: uid,
             session_id,
@@ -398,7 +397,6 @@ impl Engine {
         };
         let seq = appending.push(tree, vec![Op::ResourceUpdate(Box::new(update))], Vec::new(), now.mono_ms);
         state.last_seq = seq;
-        state.touch(now);
         (attached.state, attached.before, attached.seq) = (LIVE, LIVE, seq);
         let reply = v1::AttachResourceResponse { name: name.to_owned(), state: LIVE, created: false };
         Ok((reply, seq))
