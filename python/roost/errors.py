@@ -282,6 +282,14 @@ class TrajectoryNotFound(RoostError):
     ADVICE = "Export what is READY; the ids are there."
 
 
+class ResourceNotFound(RoostError):
+    """RESOURCE_NOT_FOUND: The session never had a resource of this name, or has it no more. Use the name that
+    AttachResource gave; attach again."""
+
+    REASON = "RESOURCE_NOT_FOUND"
+    ADVICE = "Use the name that AttachResource gave; attach again."
+
+
 class DumpNotFound(RoostError):
     """DUMP_NOT_FOUND: The dump target holds no dump of this name. Look for its name with `roost dumps list`;
     receipts bear it."""
@@ -420,6 +428,21 @@ class DumpNewer(RoostError):
     ADVICE = "Restore it on that version or a newer one."
 
 
+class ResourceReleasing(RoostError):
+    """RESOURCE_RELEASING: The resource is to end: its pool needed the place, it was idle for too long, or it was
+    detached. Do not make it; if it is there, end it and detach it. Attach another."""
+
+    REASON = "RESOURCE_RELEASING"
+    ADVICE = "Do not make it; if it is there, end it and detach it. Attach another."
+
+
+class DriverOff(RoostError):
+    """DRIVER_OFF: The server has no driver for resources of this kind. Configure the driver, or use kind CLIENT."""
+
+    REASON = "DRIVER_OFF"
+    ADVICE = "Configure the driver, or use kind CLIENT."
+
+
 class TreeTurns(RoostError):
     """TREE_TURNS: The tree runs as many turns as it may. Wait for a slot (`wait`), or end a turn that the details
     name."""
@@ -441,6 +464,22 @@ class TreeSessions(RoostError):
 
     REASON = "TREE_SESSIONS"
     ADVICE = "Close sessions of the tree."
+
+
+class ResourceLimit(RoostError):
+    """RESOURCE_LIMIT: The session, or the server, has as many resources as it may. Detach resources, or raise the
+    limit that the details name."""
+
+    REASON = "RESOURCE_LIMIT"
+    ADVICE = "Detach resources, or raise the limit that the details name."
+
+
+class PoolFull(RoostError):
+    """POOL_FULL: The pool has no place: it admits nothing, all its holders run turns, or none ended in time. Wait
+    until a holder's turn ends, or raise the cap."""
+
+    REASON = "POOL_FULL"
+    ADVICE = "Wait until a holder's turn ends, or raise the cap."
 
 
 class StoreBytes(RoostError):
@@ -579,6 +618,7 @@ BY_REASON: dict[str, type[RoostError]] = {
     "PARENT_NOT_FOUND": ParentNotFound,
     "TURN_NOT_FOUND": TurnNotFound,
     "TRAJECTORY_NOT_FOUND": TrajectoryNotFound,
+    "RESOURCE_NOT_FOUND": ResourceNotFound,
     "DUMP_NOT_FOUND": DumpNotFound,
     "SESSION_EXISTS": SessionExists,
     "PATH_COLLISION": PathCollision,
@@ -597,9 +637,13 @@ BY_REASON: dict[str, type[RoostError]] = {
     "TRAJECTORY_FINISHED": TrajectoryFinished,
     "NO_DUMP_TARGET": NoDumpTarget,
     "DUMP_NEWER": DumpNewer,
+    "RESOURCE_RELEASING": ResourceReleasing,
+    "DRIVER_OFF": DriverOff,
     "TREE_TURNS": TreeTurns,
     "TENANT_TURNS": TenantTurns,
     "TREE_SESSIONS": TreeSessions,
+    "RESOURCE_LIMIT": ResourceLimit,
+    "POOL_FULL": PoolFull,
     "STORE_BYTES": StoreBytes,
     "TREE_DEPTH": TreeDepth,
     "QUEUE_FULL": QueueFull,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from roost.cli import config_cmd, demo, load, main, replay, serve, stats
+from roost.cli import config_cmd, demo, load, main, reap, replay, serve, stats
 from roost.cli.load import WRONG
 from roost.cli.output import BAD_CONFIG, CANNOT_REACH, DIFFERENT, REFUSED, STORE_FAILED, UNUSABLE
 
@@ -27,7 +27,7 @@ def test_the_help_and_the_manual_list_the_same_codes() -> None:
     assert helped >= {0, 2, REFUSED, CANNOT_REACH, DIFFERENT, WRONG, UNUSABLE, STORE_FAILED, BAD_CONFIG}
 
 
-@pytest.mark.parametrize("module", [config_cmd, demo, load, replay, serve, stats], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [config_cmd, demo, load, reap, replay, serve, stats], ids=lambda m: m.__name__)
 def test_a_command_has_no_codes_of_its_own(module: object) -> None:
     epilog = " ".join(getattr(module, "EPILOG", "").split())
     named = {int(code) for code in re.findall(r"(?:Exit codes:| -) (\d+) ", epilog.partition("Examples")[0])}

@@ -13,7 +13,21 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from roost.cli import config_cmd, demo, dumps, keys, load, replay, serve, sessions, stats, sweep, trajectories
+from roost.cli import (
+    config_cmd,
+    demo,
+    dumps,
+    keys,
+    load,
+    reap,
+    replay,
+    resources,
+    serve,
+    sessions,
+    stats,
+    sweep,
+    trajectories,
+)
 from roost.cli.output import CANNOT_REACH, REFUSED, UNUSABLE, WRONG_USAGE, Failure, use_key_file
 
 EPILOG = """
@@ -22,9 +36,9 @@ Exit codes:
    1  the server refused the call
    2  wrong usage
    3  the server cannot be reached, or gave no answer in time; nor did the place of dumps (dumps)
-   4  what was kept is not what it should be (replay --verify, demo, dumps verify)
+   4  what was kept is not what it should be (replay --verify, demo, dumps verify); an orphan is left (reap)
    6  the server gave wrong answers (load)
-  69  the address, the data directory, the place of dumps or the output cannot be used
+  69  the address, the data directory, the place of dumps or the output cannot be used; nothing can be listed (reap)
   70  the store failed while serving, or belongs to another server now
   78  wrong configuration
  130, 143  ended by SIGINT or SIGTERM; the server by a second one
@@ -81,9 +95,11 @@ app.command("serve", epilog=serve.EPILOG)(serve.serve)
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(trajectories.app, name="trajectories")
 app.add_typer(dumps.app, name="dumps")
+app.add_typer(resources.app, name="resources")
 app.add_typer(keys.app, name="keys")
 app.command("stats", epilog=stats.EPILOG)(stats.stats)
 app.command("sweep", epilog=sweep.EPILOG)(sweep.sweep)
+app.command("reap", epilog=reap.EPILOG)(reap.reap)
 app.add_typer(config_cmd.app, name="config")
 
 # --- commands of other modules: replay, load and demo are registered here, each importing its work when it runs ---

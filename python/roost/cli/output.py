@@ -113,7 +113,9 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty:
     if not lines:
         typer.echo(empty, err=True)
         return
-    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")  # a name that is cut is none
     for line in lines:
         table.add_row(*line)
     console = Console()

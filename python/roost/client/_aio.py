@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import uuid
 from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import grpc
 
 from roost.client import _convert as convert
 from roost.client import _keys
@@ -17,8 +20,9 @@ from roost.client._retry import RetryPolicy
 from roost.client._transport import Option, Response, Transport
 from roost.client._turn import AsyncTurn, Renewals
 from roost.client.training import Assembler, Exported
-from roost.errors import CallTimeout, ConnectionFailed, ShuttingDown
+from roost.errors import CallTimeout, ConnectionFailed, RoostError, ShuttingDown
 from roost.v1 import admin_service_pb2 as admin
+from roost.v1 import resource_service_pb2 as resources
 from roost.v1 import session_service_pb2 as sessions
 from roost.v1 import trajectory_service_pb2 as trajectory
 from roost.v1 import turn_service_pb2 as turns
@@ -28,10 +32,20 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
     from types import TracebackType
 
-    import grpc
     from google.protobuf.message import Message
 
-    from roost.client._convert import CloseReason, IfExists, IfRunning, Seconds, Selection, State, Style, Then
+    from roost.client._convert import (
+        CloseReason,
+        IfExists,
+        IfRunning,
+        ResourceKind,
+        ResourceState,
+        Seconds,
+        Selection,
+        State,
+        Style,
+        Then,
+    )
 
 log = logging.getLogger("roost.client")
 
@@ -39,6 +53,7 @@ Result = TypeVar("Result")
 
 SESSION = "/roost.v1.SessionService/"
 TURN = "/roost.v1.TurnService/"
+RESOURCE = "/roost.v1.ResourceService/"
 TRAJECTORY = "/roost.v1.TrajectoryService/"
 ADMIN = "/roost.v1.AdminService/"
 
@@ -48,11 +63,12 @@ WAIT_MARGIN = 10.0  # seconds a waiting call may take beyond its wait
 class AsyncClient:
     """A client of one Roost server, for asyncio.
 
-    `target`: host:port or unix:PATH. `timeout`: seconds after which a call gives up, its repeats included (a waiting
-    BeginTurn: wait + 10 s; streams: `stream_timeout`); every method takes its own. `retry`: how calls are repeated;
-    every mutation carries a request_id (made here unless given), so that a repeat has one effect. `owner`: names this
-    program in BeginTurn. `options`: more grpc channel options; `credentials`: for TLS. `api_key`: sent with each call;
-    None takes that of ROOST_API_KEY, "" sends none. `tenant`: the one that an admin acts for.
+    `target`: host:port or unix:PATH. `timeout`: seconds after which a call gives up, its repeats included (a call that
+    waits: wait + 10 s; streams: `stream_timeout`); every method takes its own. `retry`: how calls are repeated; every
+    mutation carries a request_id (made here unless given), so that a repeat has one effect. `owner`: names this
+    program in BeginTurn, AttachResource and WatchOwner. `options`: more grpc channel options; `credentials`: for TLS.
+    `api_key`: sent with each call; None takes that of ROOST_API_KEY, "" sends none. `tenant`: the one that an admin
+    acts for.
 
     Calls raise the classes of `roost.errors`.
     """
@@ -419,6 +435,154 @@ class AsyncClient:
         parts = self._stream(TURN + "GetCheckpoint", request, turns.GetCheckpointResponse, timeout)
         async for part in parts:
             yield part.checkpoint
+
+    # -- resources
+
+    async def attach_resource(
+        self,
+        session_id: str,
+        kind: ResourceKind,
+        *,
+        owner: str | None = None,
+        handle: str = "",
+        pool: resources.Pool | None = None,
+        wait: Seconds | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> resources.AttachResourceResponse:
+        """Give something outside that is to end with the session its name, before it is made: make it under the `name`
+        of the answer, then `confirm_resource`.
+
+        `kind`: who ends it: "client" (this host, see `watch_owner`), or the server over "http", or as a "process" or a
+        "tmux" session on its machine. `owner`: the host that makes it; None: the client's. `handle`: what finds it
+        beside its name. `pool`: see `roost.client.resource_pool`. `wait`: seconds to wait for a place in the pool;
+        None: until `timeout`, then CallTimeout; 0: not at all. A repeat with the same request_id returns the same
+        resource. Raises PoolFull, ResourceLimit, DriverOff, ResourceReleasing (a repeat, of one that is to end),
+        SessionNotFound, SessionClosed.
+        """
+        request = resources.AttachResourceRequest(
+            session_id=session_id,
+            request_id=_request_id(request_id),
+            kind=convert.resource_kind(kind),
+            owner=self.owner if owner is None else owner,
+            handle=handle,
+            pool=pool,
+            wait=convert.duration(wait),
+        )
+        limit = convert.seconds(request.wait) if wait is not None else None
+        waiting = pool is not None and limit != 0
+        if timeout is None and limit is not None and waiting:
+            timeout = limit + WAIT_MARGIN
+        response = resources.AttachResourceResponse
+        return await self._call(RESOURCE + "AttachResource", request, response, timeout, waiting=waiting)
+
+    async def confirm_resource(
+        self, session_id: str, name: str, handle: str = "", *, timeout: float | None = None
+    ) -> resources.AttachResourceResponse:
+        """Say that a resource is there, and what finds it beside its name ("": what was said before). Raises
+        ResourceReleasing (it is to end: end it, then `detach_resource`), ResourceNotFound, SessionNotFound,
+        SessionClosed."""
+        request = resources.AttachResourceRequest(session_id=session_id, name=name, handle=handle)
+        return await self._call(RESOURCE + "AttachResource", request, resources.AttachResourceResponse, timeout)
+
+    async def detach_resource(
+        self, session_id: str, name: str, *, timeout: float | None = None
+    ) -> resources.DetachResourceResponse:
+        """Of kind "client": say that it has ended; it is known no more. Of other kinds: have the server end it, or try
+        again at once; `released` says whether it has. In every state of the session; again does no harm. Raises
+        ResourceNotFound (the name was never one of this session's), SessionNotFound."""
+        request = resources.DetachResourceRequest(session_id=session_id, name=name)
+        return await self._call(RESOURCE + "DetachResource", request, resources.DetachResourceResponse, timeout)
+
+    async def list_resources(
+        self,
+        *,
+        session_id: str = "",
+        root: str = "",
+        owner: str = "",
+        state: ResourceState | None = None,
+        pool: str = "",
+        page_size: int = 0,
+        timeout: float | None = None,
+    ) -> AsyncIterator[resources.Resource]:
+        """Iterate over resources in the order of their names, reading page after page: those of a session, of the tree
+        of a `root`, of an owner, in a state, of a pool. All filters must match. `timeout` holds for each page. Raises
+        SessionNotFound."""
+        request = resources.ListResourcesRequest(
+            session_id=session_id,
+            root_session_id=root,
+            owner=owner,
+            state=convert.resource_state(state),
+            pool=pool,
+            page_size=page_size,
+        )
+        while True:
+            page = await self._call(RESOURCE + "ListResources", request, resources.ListResourcesResponse, timeout)
+            for resource in page.resources:
+                yield resource
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    async def reconcile_inventory(
+        self,
+        node: str,
+        items: Iterable[resources.InventoryItem],
+        *,
+        listing_time: Seconds,
+        dry_run: bool = False,
+        timeout: float | None = None,
+    ) -> resources.ReconcileInventoryResponse:
+        """Ask which of the things that this node has are orphans, and which of them are to be ended now: exactly those
+        instances. `items`: all of them, at most 10,000; never a list that may not be whole. `listing_time`: seconds
+        that listing took. `dry_run`: it counts for nothing. Come again after `next` of the answer.
+
+        The one call that is never repeated by itself: what was found would be older than the server takes it to be.
+        List again instead. Raises KeyScope.
+        """
+        request = resources.ReconcileInventoryRequest(
+            node=node, items=items, listing_time=convert.duration(listing_time), dry_run=dry_run
+        )
+        limit = self.timeout if timeout is None else timeout
+        response = resources.ReconcileInventoryResponse
+        return await self._transport.call(RESOURCE + "ReconcileInventory", request, response, timeout=limit, safe=False)
+
+    async def watch_owner(
+        self, owner: str | None = None, *, timeout: float | None = None
+    ) -> AsyncIterator[turns.Release]:
+        """Iterate for ever over the resources of kind "client" that their host is to end: end each, then
+        `detach_resource`. `owner`: the host; None: the client's. `timeout`: seconds of each stream.
+
+        A stream that breaks is opened again, and tells all that is still to be done once more: what was not detached by
+        then comes again, so that ending it must do no harm where it has ended. Only a server that cannot be reached at
+        the start is an error, and with retries off every break. Raises KeyScope.
+        """
+        name = self.owner if owner is None else owner
+        # From here on no broken connection is told: a wrong address must be.
+        first = resources.ListResourcesRequest(owner=name, page_size=1)
+        await self._call(RESOURCE + "ListResources", first, resources.ListResourcesResponse, None)
+        request = turns.WatchOwnerRequest(owner=name)
+        retry, clock = self._transport.retry, asyncio.get_running_loop().time
+        breaks = 0
+        while True:
+            told: set[str] = set()
+            opened = clock()
+            try:
+                async for event in self._stream(TURN + "WatchOwner", request, turns.WatchOwnerResponse, timeout):
+                    if event.WhichOneof("event") == "release" and event.release.name not in told:
+                        told.add(event.release.name)
+                        yield event.release
+                error: RoostError = ShuttingDown("the server ended the stream", code=grpc.StatusCode.UNAVAILABLE)
+            except RoostError as failed:
+                error = failed
+            if told or clock() - opened > retry.maximum:
+                breaks = 0  # it did work
+            delay = retry.delay(error, breaks, math.inf)
+            if delay is None:
+                raise error
+            log.info("watching %s: the stream ended (%s); it is opened again", name, error)
+            breaks += 1
+            await asyncio.sleep(delay)
 
     # -- trajectories, operation
 

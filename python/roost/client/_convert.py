@@ -11,7 +11,13 @@ from typing import Any, Literal
 
 from google.protobuf import duration_pb2
 
-from roost.v1 import session_service_pb2, trajectory_service_pb2, turn_service_pb2, types_pb2
+from roost.v1 import (
+    resource_service_pb2,
+    session_service_pb2,
+    trajectory_service_pb2,
+    turn_service_pb2,
+    types_pb2,
+)
 
 Seconds = float | int | timedelta
 Then = Literal["idle", "continue", "close"]
@@ -21,6 +27,8 @@ Style = Literal["individual", "concat"]
 IfExists = Literal["refuse", "return"]
 CloseReason = Literal["quit", "admin", "error", "reload", "fork", "new", "resume"]
 State = Literal["open", "sealed", "closed"]
+ResourceKind = Literal["client", "http", "process", "tmux"]
+ResourceState = Literal["planned", "live", "releasing"]
 Tokens = types_pb2.TokenSpan | Iterable[int]
 
 THEN: Mapping[Then, Any] = {
@@ -54,6 +62,16 @@ def close_reason(name: CloseReason) -> Any:
 def session_state(name: State | None) -> Any:
     """The enum value of a session state; None: any state."""
     return types_pb2.SessionState.Value(f"SESSION_STATE_{name.upper()}") if name else None
+
+
+def resource_kind(name: ResourceKind) -> Any:
+    """The enum value of a kind of resource. ValueError for an unknown one."""
+    return resource_service_pb2.ResourceKind.Value(f"RESOURCE_KIND_{name.upper()}")
+
+
+def resource_state(name: ResourceState | None) -> Any:
+    """The enum value of a state of a resource; None: any state."""
+    return resource_service_pb2.ResourceState.Value(f"RESOURCE_STATE_{name.upper()}") if name else None
 
 
 def duration(value: Seconds | None) -> duration_pb2.Duration | None:
@@ -145,4 +163,24 @@ def record_input(
         finish_reason=finish_reason,
         labels=labels,
         attachments=attachments,
+    )
+
+
+def resource_pool(
+    name: str,
+    *,
+    key: str = "",
+    max_resources: int | None = None,
+    max_resources_per_key: int | None = None,
+    idle_ttl: Seconds | None = None,
+) -> resource_service_pb2.Pool:
+    """The pool that a resource takes a place of: for `pool=` of `attach_resource`. Caps are those of this call, the
+    resource itself counted; None: as many as come. `key`: what the second one counts, for instance a user. `idle_ttl`:
+    seconds without a turn of its session after which the resource is released; None or 0: never."""
+    return resource_service_pb2.Pool(
+        name=name,
+        key=key,
+        max_resources=max_resources,
+        max_resources_per_key=max_resources_per_key,
+        idle_ttl=duration(idle_ttl),
     )

@@ -106,13 +106,26 @@ import grpc
 
 from roost.client._aio import AsyncClient
 from roost.client._bridge import Bridge
-from roost.client._convert import CloseReason, IfExists, IfRunning, Seconds, Selection, State, Style, Then, Tokens
+from roost.client._convert import (
+    CloseReason,
+    IfExists,
+    IfRunning,
+    ResourceKind,
+    ResourceState,
+    Seconds,
+    Selection,
+    State,
+    Style,
+    Then,
+    Tokens,
+)
 from roost.client._retry import RetryPolicy
 from roost.client._transport import Option
 from roost.client._turn import AsyncTurn
 from roost.client.training import Exported
 from roost.errors import RoostError
 from roost.v1 import admin_service_pb2 as admin
+from roost.v1 import resource_service_pb2 as resources
 from roost.v1 import session_service_pb2 as sessions
 from roost.v1 import trajectory_service_pb2 as trajectory
 from roost.v1 import turn_service_pb2 as turns

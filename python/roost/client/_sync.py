@@ -16,13 +16,26 @@ import grpc
 
 from roost.client._aio import AsyncClient
 from roost.client._bridge import Bridge
-from roost.client._convert import CloseReason, IfExists, IfRunning, Seconds, Selection, State, Style, Then, Tokens
+from roost.client._convert import (
+    CloseReason,
+    IfExists,
+    IfRunning,
+    ResourceKind,
+    ResourceState,
+    Seconds,
+    Selection,
+    State,
+    Style,
+    Then,
+    Tokens,
+)
 from roost.client._retry import RetryPolicy
 from roost.client._transport import Option
 from roost.client._turn import AsyncTurn
 from roost.client.training import Exported
 from roost.errors import RoostError
 from roost.v1 import admin_service_pb2 as admin
+from roost.v1 import resource_service_pb2 as resources
 from roost.v1 import session_service_pb2 as sessions
 from roost.v1 import trajectory_service_pb2 as trajectory
 from roost.v1 import turn_service_pb2 as turns
@@ -32,11 +45,12 @@ from roost.v1 import types_pb2 as types
 class Client:
     """A client of one Roost server, in blocking form.
 
-    `target`: host:port or unix:PATH. `timeout`: seconds after which a call gives up, its repeats included (a waiting
-    BeginTurn: wait + 10 s; streams: `stream_timeout`); every method takes its own. `retry`: how calls are repeated;
-    every mutation carries a request_id (made here unless given), so that a repeat has one effect. `owner`: names this
-    program in BeginTurn. `options`: more grpc channel options; `credentials`: for TLS. `api_key`: sent with each call;
-    None takes that of ROOST_API_KEY, "" sends none. `tenant`: the one that an admin acts for.
+    `target`: host:port or unix:PATH. `timeout`: seconds after which a call gives up, its repeats included (a call that
+    waits: wait + 10 s; streams: `stream_timeout`); every method takes its own. `retry`: how calls are repeated; every
+    mutation carries a request_id (made here unless given), so that a repeat has one effect. `owner`: names this
+    program in BeginTurn, AttachResource and WatchOwner. `options`: more grpc channel options; `credentials`: for TLS.
+    `api_key`: sent with each call; None takes that of ROOST_API_KEY, "" sends none. `tenant`: the one that an admin
+    acts for.
 
     Calls raise the classes of `roost.errors`."""
 
@@ -387,6 +401,119 @@ class Client:
                 session_id, lease, known_head_version=known_head_version, from_offset=from_offset, timeout=timeout
             )
         )
+
+    def attach_resource(
+        self,
+        session_id: str,
+        kind: ResourceKind,
+        *,
+        owner: str | None = None,
+        handle: str = "",
+        pool: resources.Pool | None = None,
+        wait: Seconds | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> resources.AttachResourceResponse:
+        """Give something outside that is to end with the session its name, before it is made: make it under the `name`
+        of the answer, then `confirm_resource`.
+
+        `kind`: who ends it: "client" (this host, see `watch_owner`), or the server over "http", or as a "process" or a
+        "tmux" session on its machine. `owner`: the host that makes it; None: the client's. `handle`: what finds it
+        beside its name. `pool`: see `roost.client.resource_pool`. `wait`: seconds to wait for a place in the pool;
+        None: until `timeout`, then CallTimeout; 0: not at all. A repeat with the same request_id returns the same
+        resource. Raises PoolFull, ResourceLimit, DriverOff, ResourceReleasing (a repeat, of one that is to end),
+        SessionNotFound, SessionClosed."""
+        return self._bridge.run(
+            self._inner.attach_resource(
+                session_id,
+                kind,
+                owner=owner,
+                handle=handle,
+                pool=pool,
+                wait=wait,
+                request_id=request_id,
+                timeout=timeout,
+            )
+        )
+
+    def confirm_resource(
+        self,
+        session_id: str,
+        name: str,
+        handle: str = "",
+        *,
+        timeout: float | None = None,
+    ) -> resources.AttachResourceResponse:
+        """Say that a resource is there, and what finds it beside its name ("": what was said before). Raises
+        ResourceReleasing (it is to end: end it, then `detach_resource`), ResourceNotFound, SessionNotFound,
+        SessionClosed."""
+        return self._bridge.run(self._inner.confirm_resource(session_id, name, handle, timeout=timeout))
+
+    def detach_resource(
+        self,
+        session_id: str,
+        name: str,
+        *,
+        timeout: float | None = None,
+    ) -> resources.DetachResourceResponse:
+        """Of kind "client": say that it has ended; it is known no more. Of other kinds: have the server end it, or try
+        again at once; `released` says whether it has. In every state of the session; again does no harm. Raises
+        ResourceNotFound (the name was never one of this session's), SessionNotFound."""
+        return self._bridge.run(self._inner.detach_resource(session_id, name, timeout=timeout))
+
+    def list_resources(
+        self,
+        *,
+        session_id: str = "",
+        root: str = "",
+        owner: str = "",
+        state: ResourceState | None = None,
+        pool: str = "",
+        page_size: int = 0,
+        timeout: float | None = None,
+    ) -> Iterator[resources.Resource]:
+        """Iterate over resources in the order of their names, reading page after page: those of a session, of the tree
+        of a `root`, of an owner, in a state, of a pool. All filters must match. `timeout` holds for each page. Raises
+        SessionNotFound."""
+        yield from self._bridge.iterate(
+            self._inner.list_resources(
+                session_id=session_id,
+                root=root,
+                owner=owner,
+                state=state,
+                pool=pool,
+                page_size=page_size,
+                timeout=timeout,
+            )
+        )
+
+    def reconcile_inventory(
+        self,
+        node: str,
+        items: Iterable[resources.InventoryItem],
+        *,
+        listing_time: Seconds,
+        dry_run: bool = False,
+        timeout: float | None = None,
+    ) -> resources.ReconcileInventoryResponse:
+        """Ask which of the things that this node has are orphans, and which of them are to be ended now: exactly those
+        instances. `items`: all of them, at most 10,000; never a list that may not be whole. `listing_time`: seconds
+        that listing took. `dry_run`: it counts for nothing. Come again after `next` of the answer.
+
+        The one call that is never repeated by itself: what was found would be older than the server takes it to be.
+        List again instead. Raises KeyScope."""
+        return self._bridge.run(
+            self._inner.reconcile_inventory(node, items, listing_time=listing_time, dry_run=dry_run, timeout=timeout)
+        )
+
+    def watch_owner(self, owner: str | None = None, *, timeout: float | None = None) -> Iterator[turns.Release]:
+        """Iterate for ever over the resources of kind "client" that their host is to end: end each, then
+        `detach_resource`. `owner`: the host; None: the client's. `timeout`: seconds of each stream.
+
+        A stream that breaks is opened again, and tells all that is still to be done once more: what was not detached by
+        then comes again, so that ending it must do no harm where it has ended. Only a server that cannot be reached at
+        the start is an error, and with retries off every break. Raises KeyScope."""
+        yield from self._bridge.iterate(self._inner.watch_owner(owner, timeout=timeout))
 
     def set_reward(
         self,

@@ -161,12 +161,14 @@ fn what_cannot_be_attached() {
 #[test]
 fn a_release_is_once() {
     let mut world = world(&["s"]);
-    let (client, process) =
-        (world.name(&v1::AttachResourceRequest { kind: CLIENT, ..attach("s", "") }), world.name(&attach("s", "")));
+    let client = world.name(&v1::AttachResourceRequest { kind: CLIENT, ..attach("s", "") });
+    let process = world.name(&attach("s", "r"));
     assert_eq!((world.detach("s", &client), world.detach("s", &client)), (Ok(true), Ok(true)));
     // The server ends it: until it has, it is known.
     assert_eq!((world.detach("s", &process), world.detach("s", &process)), (Ok(false), Ok(false)));
     assert_eq!(world.confirm("s", &process), Err(Reason::ResourceReleasing));
+    // Who asks again for what he may have missed learns that he must not make it.
+    assert_eq!(world.attach(&attach("s", "r")), Err(Reason::ResourceReleasing));
     assert!(world.release(&process, ReleaseStep::Failed { error: "no".into(), retry_ms: 60_000 }));
     let later = world.store.resources[&process].due;
     world.restart();

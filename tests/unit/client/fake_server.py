@@ -12,7 +12,13 @@ import grpc.aio
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
-from roost.v1 import admin_service_pb2, session_service_pb2, trajectory_service_pb2, turn_service_pb2
+from roost.v1 import (
+    admin_service_pb2,
+    resource_service_pb2,
+    session_service_pb2,
+    trajectory_service_pb2,
+    turn_service_pb2,
+)
 
 TURN = "/roost.v1.TurnService/"
 SESSION = "/roost.v1.SessionService/"
@@ -119,7 +125,13 @@ def default(name: str, request: Any) -> Any:
     return message_class(METHODS[name].output_type)()
 
 
-MODULES = (admin_service_pb2, session_service_pb2, trajectory_service_pb2, turn_service_pb2)
+MODULES = (
+    admin_service_pb2,
+    resource_service_pb2,
+    session_service_pb2,
+    trajectory_service_pb2,
+    turn_service_pb2,
+)
 METHODS = {
     method.name: method
     for module in MODULES

@@ -284,6 +284,9 @@ impl Engine {
         }
         if let Some((name, made)) = attach.mark.as_ref().and_then(|mark| table.made_by(uid, mark)) {
             repeats(made.mark.as_ref(), attach.mark.as_ref())?;
+            if made.state == RELEASING {
+                return Err(releasing(name));
+            }
             let reply = v1::AttachResourceResponse { name: name.to_string(), state: made.state, created: false };
             return Ok(Some((reply, state.last_seq.max(made.seq))));
         }
@@ -384,8 +387,7 @@ impl Engine {
         let unknown = || resource_not_found(name);
         let attached = table.get_mut(name).filter(|a| a.session == uid && !a.ending).ok_or_else(unknown)?;
         if attached.state == RELEASING {
-            let message = format!("resource {name:?} is to end");
-            return Err(Refusal::new(Reason::ResourceReleasing, message).with("name", name));
+            return Err(releasing(name));
         }
         let update = ResourceUpdate {
             name: name.into(),
@@ -707,4 +709,8 @@ fn is_name_of(name: &str, uid: Uid) -> bool {
 
 fn resource_not_found(name: &str) -> Refusal {
     Refusal::new(Reason::ResourceNotFound, format!("the session has no resource {name:?}")).with("name", name)
+}
+
+fn releasing(name: &str) -> Refusal {
+    Refusal::new(Reason::ResourceReleasing, format!("resource {name:?} is to end")).with("name", name)
 }
