@@ -78,6 +78,11 @@ class Batch:
     def forgets(self) -> list[tuple[Any, ...]]: ...  # SessionForget columns
     def keys(self) -> list[tuple[Any, ...]]: ...  # ApiKeyRow columns
     def revoked_keys(self) -> list[tuple[Any, ...]]: ...  # ApiKeyRevoke columns
+    def resources(self) -> list[tuple[Any, ...]]: ...  # ResourceInsert columns
+    def resource_updates(self) -> list[tuple[Any, ...]]: ...  # ResourceUpdate columns
+    def resources_due(self) -> list[tuple[Any, ...]]: ...  # ResourcesDue columns
+    def resource_deletes(self) -> list[str]: ...
+    def cleanups_due(self) -> list[tuple[Any, ...]]: ...  # CleanupDue columns
     def split(self) -> list[Batch]: ...
 
 class Rows:
@@ -131,7 +136,20 @@ class Engine:
         """Journal a step of an ended session's clean-up, decided by its row of sequence `prev`: as `call`, with the
         reply b"done", or b"changed" where the row is another by now or the step is not one of its state. Steps:
         ("cleaned",), ("dumped", bytes, sha256), ("failed", why), ("purge", record sequences, newest left,
-        acknowledged), ("keep",), ("forget",), ("later",)."""
+        acknowledged), ("keep",), ("forget",), ("later",). After ("cleaned",) or ("dumped", ..) a session that has
+        resources left stays SEALED, and they are due for their release; when the last of them is released, so is its
+        next step, which is ("cleaned",)."""
+    def set_resources(
+        self, prefix: str, store_id: str, epoch: int, kinds: Sequence[int], rows: Sequence[tuple[Any, ...]]
+    ) -> None:
+        """What the names of resources are made of (see roost.drivers.marker), the kinds (roost.v1.ResourceKind) that
+        may be attached, and all resources of the store as ResourceRow tuples. Before serving and before any header.
+        """
+    def resource_step(self, name: str, step: tuple[Any, ...]) -> bytes | int | Refusal:
+        """Journal what came of a release: as `cleanup_step`, with the reply b"changed" where the resource is not one to
+        be released any more. Steps: ("released",), ("failed", why, ms until it is to be tried again)."""
+    def releases_count(self) -> int:
+        """Grows whenever a resource came to be due for its release, durably."""
     def ended_count(self) -> int:
         """Grows whenever a close became durable."""
     def tree_activity(self, tenant: str, root_session_id: str) -> tuple[int | None, int, int] | None:
