@@ -82,6 +82,11 @@ class Batch:
     def forgets(self) -> list[tuple[Any, ...]]: ...  # SessionForget columns
     def keys(self) -> list[tuple[Any, ...]]: ...  # ApiKeyRow columns
     def revoked_keys(self) -> list[tuple[Any, ...]]: ...  # ApiKeyRevoke columns
+    def resources(self) -> list[tuple[Any, ...]]: ...  # ResourceInsert columns
+    def resource_updates(self) -> list[tuple[Any, ...]]: ...  # ResourceUpdate columns
+    def resources_due(self) -> list[tuple[Any, ...]]: ...  # ResourcesDue columns
+    def resource_deletes(self) -> list[str]: ...
+    def cleanups_due(self) -> list[tuple[Any, ...]]: ...  # CleanupDue columns
     def split(self) -> list[Batch]: ...
 
 class Rows:
@@ -139,11 +144,24 @@ class Engine:
         [DumpedTrajectory with the sequences that its records have here], end). That one appends the records under
         consecutive sequences, of which the row's `last` is then the last; `end` makes the session CLOSED: None, or
         (state_seq, head_seq, trajectory_seq, for each of the past receipts the sequence of the last record before that
-        close, bytes and SHA-256 of the dump, (request_id, request_hash) or None)."""
+        close, bytes and SHA-256 of the dump, (request_id, request_hash) or None).
+        After ("cleaned",) or ("dumped", ..) a session that has resources left stays SEALED, and they are due for their
+        release; when the last of them is released, so is its next step, which is ("cleaned",)."""
     def restore_session(self, tenant: str, session: tuple[Any, ...], parent_session_id: str) -> bytes | int | Refusal:
         """Journal the row of a session that is to be restored, from a DumpedSession: as `call`, with the reply b"done".
         Its dump was verified, and the store does not know its uid; one session at a time. Refused PARENT_NOT_FOUND
         where the parent that it had is not the session of that id ("" for a root), or is not all there itself."""
+    def set_resources(
+        self, prefix: str, store_id: str, epoch: int, kinds: Sequence[int], rows: Sequence[tuple[Any, ...]]
+    ) -> None:
+        """What the names of resources are made of (see roost.drivers.marker), the kinds (roost.v1.ResourceKind) that
+        may be attached, and all resources of the store as ResourceRow tuples. Before serving and before any header.
+        """
+    def resource_step(self, name: str, step: tuple[Any, ...]) -> bytes | int | Refusal:
+        """Journal what came of a release: as `cleanup_step`, with the reply b"changed" where the resource is not one to
+        be released any more. Steps: ("released",), ("failed", why, ms until it is to be tried again)."""
+    def releases_count(self) -> int:
+        """Grows whenever a resource came to be due for its release, durably."""
     def ended_count(self) -> int:
         """Grows whenever a close became durable."""
     def tree_activity(self, tenant: str, root_session_id: str) -> tuple[int | None, int, int] | None:

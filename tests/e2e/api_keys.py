@@ -11,6 +11,7 @@ from roost_server import DEADLINE, Api, Refusal, Server, refusal
 
 from roost._core import new_admin_key
 from roost.v1 import admin_service_pb2 as admin
+from roost.v1 import resource_service_pb2 as resources
 from roost.v1 import session_service_pb2 as sessions
 from roost.v1 import trajectory_service_pb2 as trajectories
 from roost.v1 import turn_service_pb2 as turns
@@ -19,10 +20,12 @@ ADMIN = new_admin_key()
 OTHER_ADMIN = new_admin_key()
 
 SERVICES = tuple(
-    service for file in (sessions, turns, trajectories, admin) for service in file.DESCRIPTOR.services_by_name.values()
+    service
+    for file in (sessions, turns, trajectories, resources, admin)
+    for service in file.DESCRIPTOR.services_by_name.values()
 )
 METHODS = {f"/{service.full_name}/{method.name}": method for service in SERVICES for method in service.methods}
-STREAMS = {"ReadHistory", "GetCheckpoint", "ExportTrajectories"}
+STREAMS = {"ReadHistory", "GetCheckpoint", "ExportTrajectories", "WatchOwner"}
 
 
 class _Sends(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):  # type: ignore[misc]

@@ -1,7 +1,8 @@
-"""I5, I12-I14 under kill -9: a server that dies before or after any step of seal, dump, verify, purge and forget.
+"""I5, I12-I14, I20 under kill -9: a server that dies before or after any step of seal, dump, verify, release, purge and
+forget.
 
-After the next start every session is OPEN and whole, or goes on to CLOSED with one verified dump: never both, never
-neither, never two dumps of one close.
+After the next start every session is OPEN and whole, with what it has outside, or goes on to CLOSED with one verified
+dump and nothing left outside: never both, never neither, never two dumps of one close.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from resources_api import HTTP, Resources, Sandboxes
 from roost_server import Api, ClockedServer
 
 from roost.handlers.dump.reader import list_dumps, read_manifest, verify_dump
@@ -27,11 +29,13 @@ pytestmark = pytest.mark.crash
 
 OPEN, SEALED, CLOSED = types.SESSION_STATE_OPEN, types.SESSION_STATE_SEALED, types.SESSION_STATE_CLOSED
 CLEANUP_STEPS = tuple(
-    f"cleanup.{step}.{when}" for step in ("dumped", "purge", "forget") for when in ("before", "after")
+    f"cleanup.{step}.{when}" for step in ("dumped", "cleaned", "purge", "forget") for when in ("before", "after")
 )
 # The writer's batches: among them those that hold the closes.
 BATCHES = ("journal.append.before", "journal.append.after")
-STEPS = (*BATCHES, *DUMP_STEPS, *CLEANUP_STEPS)
+# The driver is called between the first two.
+RELEASE_STEPS = ("release.before", "release.done", "release.after")
+STEPS = (*BATCHES, *DUMP_STEPS, *RELEASE_STEPS, *CLEANUP_STEPS)
 TREES = 3
 DAY = 86_400
 
@@ -42,6 +46,8 @@ class Told:
 
     turns: int = 0
     closed: bool = False
+    # Names of its sandboxes: each was attached before it was made, and is there.
+    sandboxes: set[str] = field(default_factory=set)
 
 
 @dataclass
@@ -50,6 +56,7 @@ class House:
 
     data: Path
     dumps: Path
+    outside: Sandboxes
     sessions: dict[str, Told] = field(default_factory=dict)
     kills: int = 0
 
@@ -58,6 +65,7 @@ class House:
         kept = f"{DAY}s" if not purges else "0"
         env = {"ROOST_FAILPOINT": failpoint} if failpoint else {}
         flags = ("--dump-target", str(self.dumps), "--set", f"retention_ms={kept}", "--log-level", "error")
+        flags += self.outside.flags
         server = ClockedServer(self.data, *flags, "--set", "tombstone_retention_ms=1h", **env)
         server.start()
         try:
@@ -73,6 +81,9 @@ class House:
             for name in (root, child, root):
                 api.turn(name, b"a turn")
                 self.sessions[name].turns += 1
+                made = Resources(api).attach(name, HTTP).name
+                self.sessions[name].sandboxes.add(made)
+                self.outside.there.add(made)
             api.close(root)
             for name in (root, child):
                 self.sessions[name].closed = True
@@ -109,12 +120,15 @@ class House:
             assert session.turn_count >= told.turns
             if session.state == OPEN:
                 assert not told.closed
+                assert told.sandboxes <= self.outside.there
                 assert len(api.history(session_id)) == session.turn_count
                 continue
             while session.state == SEALED:
                 session = api.get(session_id)
             assert session.state == CLOSED
             assert session.cleanup.HasField("dump_time")
+            assert session.receipt.resources >= len(told.sandboxes)
+            assert not told.sandboxes & self.outside.there
             names[session.receipt.dump_name] = session.turn_count
         dumped = self.dumped()
         assert {name: dumped[name] for name in names} == names
@@ -153,10 +167,13 @@ def lives(tmp_path: Path, seed: int, steps: list[tuple[str, int]]) -> int:
     rng = random.Random(seed)
     kills = 0
     for n, (step, hit) in enumerate(steps):
-        house = House(tmp_path / f"data{n}", tmp_path / f"dumps{n}")
+        house = House(tmp_path / f"data{n}", tmp_path / f"dumps{n}", Sandboxes())
         house.dumps.mkdir()
         purges = step.startswith(("cleanup.purge", "cleanup.forget")) or rng.random() < 0.3
-        killed(house, step, hit, purges)
+        try:
+            killed(house, step, hit, purges)
+        finally:
+            house.outside.end()
         kills += house.kills
     return kills
 

@@ -16,7 +16,7 @@ from api_keys import ADMIN, METHODS, create, keyed, opened, said
 from roost_server import DEADLINE, Api, ClockedServer, Server, fresh, refused
 
 from roost._core import RULES
-from roost.v1 import session_service_pb2, trajectory_service_pb2, turn_service_pb2, types_pb2
+from roost.v1 import resource_service_pb2, session_service_pb2, trajectory_service_pb2, turn_service_pb2, types_pb2
 
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
 DENIED = grpc.StatusCode.PERMISSION_DENIED
@@ -108,6 +108,11 @@ def about(method: str, name: str, trees: Trees) -> Any:
         "SetReward": trajectory_service_pb2.SetRewardRequest(session_id=name, reward=1.0, turn=1),
         "FinishTrajectory": trajectory_service_pb2.FinishTrajectoryRequest(session_id=name),
         "ExportTrajectories": trajectory_service_pb2.ExportTrajectoriesRequest(session_ids=[name]),
+        "AttachResource": resource_service_pb2.AttachResourceRequest(
+            session_id=name, kind="RESOURCE_KIND_CLIENT", owner="host"
+        ),
+        "DetachResource": resource_service_pb2.DetachResourceRequest(session_id=name, name="roost-1"),
+        "ListResources": resource_service_pb2.ListResourcesRequest(session_id=name),
     }[method]
 
 
@@ -117,7 +122,16 @@ ABOUT_ONE = [path for path, rule in RULES.items() if rule in ("inside", "outline
 def test_every_rule_is_tried_here() -> None:
     each = {"RenewTurns", "AckTrajectories", "ExportTrajectories"}
     assert {path.rpartition("/")[2] for path, rule in RULES.items() if rule == "each"} == each
+    tenant = {"WatchOwner", "ReconcileInventory", "RestoreSessions"}
+    assert {path.rpartition("/")[2] for path, rule in RULES.items() if rule == "tenant"} == tenant
     assert set(RULES.values()) == {"admin", "tenant", "inside", "outline", "make", "each"}
+
+
+@pytest.mark.parametrize("path", [path for path, rule in RULES.items() if rule == "tenant"])
+def test_i17_what_is_for_hosts_and_operators_is_not_for_it(agent: Api, path: str) -> None:
+    refusal = said(agent, path)
+    assert refusal is not None
+    assert (refusal.code, refusal.reason) == (DENIED, "KEY_SCOPE")
 
 
 @pytest.mark.parametrize("path", [*ABOUT_ONE, "/roost.v1.TrajectoryService/ExportTrajectories"])

@@ -5,7 +5,7 @@ interface of a driver; `http`, `process` and `tmux` are drivers. Nothing here kn
 importing this package imports no driver: each brings its own libraries.
 """
 
-from .base import Driver, DriverError, Item, Lister, Resource
+from .base import BadOption, Driver, DriverError, Item, Lister, Resource
 from .marker import Marker
 
-__all__ = ["Driver", "DriverError", "Item", "Lister", "Marker", "Resource"]
+__all__ = ["BadOption", "Driver", "DriverError", "Item", "Lister", "Marker", "Resource"]

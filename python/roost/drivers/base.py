@@ -26,6 +26,14 @@ class DriverError(Exception):
         self.retryable = retryable
 
 
+class BadOption(ValueError):
+    """A driver cannot be made with this argument of its constructor (`option`). The message is one sentence."""
+
+    def __init__(self, option: str, message: str) -> None:
+        super().__init__(message)
+        self.option = option
+
+
 @dataclass(frozen=True, slots=True)
 class Resource:
     """A resource to end. `name` is its marker's, `session_id` the client's own id of its session.

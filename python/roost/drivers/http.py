@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote
 import aiohttp
 from yarl import URL
 
-from .base import DriverError, Resource, within
+from .base import BadOption, DriverError, Resource, within
 from .marker import Marker
 
 METHODS: Final = frozenset({"DELETE", "POST", "PUT", "GET"})
@@ -41,7 +41,7 @@ class HttpDriver:
     `url`: a template with the fields {name}, {uid} (32 hex) and {session_id}. `hosts`: where requests may go: `host`
     or `host:port` for https, `http://host:port` where plaintext is meant. `expected`: statuses that mean that it is
     gone, instead of 2xx; 404 and 410 always do. `headers`: sent as they are; they may hold a key and appear nowhere
-    else. `limit`: seconds that one call may take. ValueError says what is wrong with any of them.
+    else. `limit`: seconds that one call may take. BadOption says what is wrong with any of them.
     """
 
     def __init__(
@@ -55,17 +55,16 @@ class HttpDriver:
         limit: float = 10.0,
     ) -> None:
         if method not in METHODS:
-            raise ValueError(f"the method {method!r} must be one of {', '.join(sorted(METHODS))}")
+            raise BadOption("method", f"the method {method!r} must be one of {', '.join(sorted(METHODS))}")
         if any(not 100 <= status <= 599 for status in expected):
-            raise ValueError("an expected status is a number from 100 to 599")
+            raise BadOption("expected", "an expected status is a number from 100 to 599")
         if any(not 32 <= ord(c) < 127 for header in (headers or {}).items() for c in "".join(header)):
-            raise ValueError("a header holds printable ASCII characters only")
+            raise BadOption("headers", "a header holds printable ASCII characters only")
         unknown = {field for field in _FIELD.findall(url) if field not in _FIELDS}
         rest = _FIELD.sub("", url)
         if unknown or "{" in rest or "}" in rest:
-            raise ValueError(
-                f"the URL template may hold {', '.join(f'{{{name}}}' for name in _FIELDS)} and no other braces"
-            )
+            names = ", ".join(f"{{{name}}}" for name in _FIELDS)
+            raise BadOption("url", f"the URL template may hold {names} and no other braces")
         self._hosts = frozenset(_host(entry) for entry in hosts)
         self._method = method
         self._template = url
@@ -74,9 +73,12 @@ class HttpDriver:
         self._limit = limit
         self._session: aiohttp.ClientSession | None = None
         # With a field in its host the template would lead wherever a client says.
-        before = [_checked(_FIELD.sub(letter, url), self._hosts).origin() for letter in "ab"]
+        try:
+            before = [_checked(_FIELD.sub(letter, url), self._hosts).origin() for letter in "ab"]
+        except ValueError as error:
+            raise BadOption("url", str(error)) from None
         if before[0] != before[1]:
-            raise ValueError("the URL template may hold fields in its path and its query only")
+            raise BadOption("url", "the URL template may hold fields in its path and its query only")
         self._host = before[0].authority
 
     async def release(self, resource: Resource) -> None:
@@ -135,7 +137,7 @@ def _host(entry: str) -> tuple[str, str, int]:
         url = URL(text, encoded=True)
         if url.scheme in ("http", "https") and url.host and url.port and re.fullmatch(_HOST, text.partition("://")[2]):
             return _where(url)
-    raise ValueError(f"{entry!r} in the list of hosts is neither host, host:port nor http://host:port")
+    raise BadOption("hosts", f"{entry!r} in the list of hosts is neither host, host:port nor http://host:port")
 
 
 def _where(url: URL) -> tuple[str, str, int]:

@@ -25,7 +25,7 @@ from typing import Final, NamedTuple
 
 import psutil
 
-from .base import DriverError, Item, Resource, within
+from .base import BadOption, DriverError, Item, Resource, within
 from .marker import Marker
 
 VARIABLE: Final = "ROOST_RESOURCE"  # of the environment: bears the resource's name
@@ -127,7 +127,7 @@ class ProcessDriver:
 
     def __init__(self, *, grace: float = 10.0, limit: float = 30.0, trust_handles: bool = False) -> None:
         if not 0 <= grace <= limit - KILL_WAIT:
-            raise ValueError(f"the time limit must be at least the grace and {KILL_WAIT:g} s")
+            raise BadOption("limit", f"the time limit must be at least the grace and {KILL_WAIT:g} s")
         self._grace = grace
         self._limit = limit
         self._trust_handles = trust_handles

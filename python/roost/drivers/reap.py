@@ -15,7 +15,7 @@ longer finds it: that decision was complete, and a failed attempt to end it must
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -63,8 +63,8 @@ class Sweeps:
 def orphans(inventory: Iterable[Item], ours: Ours, owned: Collection[str]) -> list[Item]:
     """What bears a name of ours that nobody owns, in the order of the inventory.
 
-    `owned`: the names of all resources of OPEN and SEALED sessions, PLANNED ones included, read after the inventory
-    was taken. Give a set.
+    `owned`: of these names those of resources of OPEN and SEALED sessions, PLANNED ones included, read after the
+    inventory was taken. Give a set.
     """
     return [item for item in inventory if ours.claims(item.name) and item.name not in owned]
 
@@ -94,14 +94,14 @@ class Swept:
 async def sweep(
     driver: Lister,
     ours: Ours,
-    owned: Callable[[], Awaitable[Collection[str]]],
+    owned: Callable[[Sequence[str]], Awaitable[Collection[str]]],
     sweeps: Sweeps,
     *,
     lease: float,
     clock: Callable[[], float],
     dry_run: bool = False,
 ) -> Swept:
-    """One sweep over what a driver sees. `owned` reads the owned names; whatever it raises passes through.
+    """One sweep over what a driver sees. `owned` reads which of the names are owned; what it raises passes through.
 
     With `dry_run` nothing is ended and the state moves on as if the sweep had not been: `found` is the list.
     """
@@ -111,7 +111,8 @@ async def sweep(
     except DriverError as error:
         return Swept(sweeps if dry_run else sweeps.failed(), error=error)
     ended_at = clock()
-    found = orphans(inventory, ours, await owned())
+    claimed = [item for item in inventory if ours.claims(item.name)]
+    found = orphans(claimed, ours, await owned([item.name for item in claimed]))
     if dry_run:
         return Swept(sweeps, found)
     after, doomed = judge(sweeps, found, began, ended_at, lease)

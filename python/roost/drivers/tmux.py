@@ -20,7 +20,7 @@ import subprocess
 from typing import Final, NamedTuple
 
 from . import process
-from .base import DriverError, Item, Resource, within
+from .base import BadOption, DriverError, Item, Resource, within
 from .marker import Marker
 from .process import Process
 
@@ -67,9 +67,9 @@ class TmuxDriver:
         limit: float = 30.0,
     ) -> None:
         if socket_name is not None and socket_path is not None:
-            raise ValueError("give tmux the name of a socket or its path, not both")
+            raise BadOption("socket_path", "give tmux the name of a socket or its path, not both")
         if not 0 <= grace <= limit - process.KILL_WAIT:
-            raise ValueError(f"the time limit must be at least the grace and {process.KILL_WAIT:g} s")
+            raise BadOption("limit", f"the time limit must be at least the grace and {process.KILL_WAIT:g} s")
         self._socket = ["-L", socket_name] if socket_name else ["-S", socket_path] if socket_path else []
         self._grace = grace
         self._limit = limit

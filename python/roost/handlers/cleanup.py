@@ -1,5 +1,5 @@
 """What follows the end of a session: its dump while it is SEALED, the purge of its content when its retention is over,
-the end of its tombstone.
+the end of its tombstone. What it has outside ends between the first two (`releasing`).
 
 The store is the list of what is to be done: each ended session's row says when its next step is due. So nothing is
 queued in memory, and a start goes on where the last one was killed. Each step is done first and journaled by the engine
@@ -220,7 +220,8 @@ class Cleaner:
         """Dump a SEALED session and have it CLOSED; or have it said why not."""
         name = Receipt.FromString(row.receipt or b"").dump_name
         try:
-            if not name:
+            # With a dump it was SEALED for its resources, and the last of them is gone.
+            if not name or Cleanup.FromString(row.cleanup or b"").dump_ms:
                 step: Step = ("cleaned",)
             elif self._dump is None:
                 raise DumpFailed("no_target: the server has no dump target by now; set dump_target as it was")

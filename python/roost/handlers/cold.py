@@ -3,14 +3,14 @@
 A cold handler runs on the reader thread. A unary one is a function from request bytes to reply bytes; a
 streaming one is a generator of reply bytes whose every step is one short read, so that many interleave and no
 read transaction outlives a page. A step that has nothing to send yet yields NOTHING_YET; one that has nothing to do
-before another trajectory is READY yields a Follow. Both raise `Refused`.
+before something happens yields a Follow. Both raise `Refused`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 from roost.handlers.errors import Refused, check_id, refused, session_not_found
 from roost.store.base import FINISHED, RecordLine, RecordRow, SessionRow, Store
@@ -31,9 +31,11 @@ READ_AHEAD: Final = 32  # records read at once; bounds memory where a page turns
 
 @dataclass(frozen=True)
 class Follow:
-    """A stream waits until the engine's `ready_sequence` is above this."""
+    """A stream waits until a count of the engine's is above this: of trajectories that became READY
+    (`ready_sequence`), or of releases that became due (`releases_count`)."""
 
     seen: int
+    what: Literal["ready", "releases"] = "ready"
 
 
 Step = bytes | Follow
@@ -71,6 +73,7 @@ class Cold:
     store: Store
     tenant: str
     reach: Reach | None = None  # None: all of the tenant
+    arrived_ms: int = 0  # by the engine's service clock: when the call came
 
     def step(self, step: Callable[[], T]) -> T:
         """Run one step of a handler, once it is clear what the caller reaches at that moment; Refused KEY_INVALID or

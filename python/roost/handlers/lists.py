@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
 from typing import Final
 
 import structlog
 
 from roost.handlers.cold import PAGE_BYTES, Cold, is_restoring
-from roost.handlers.errors import check_id, invalid, parse, refused, session_not_found
+from roost.handlers.errors import invalid, parse
+from roost.handlers.paging import mark_of, position_of, size_of, token_of, tree_of
 from roost.handlers.wire import field, repeated
 from roost.store.base import SessionFilter, SessionRow
 from roost.v1 import session_service_pb2, types_pb2
 
-DEFAULT_PAGE: Final = 100
-MAX_PAGE: Final = 1_000
 EXAMINED_PER_ROW: Final = 5  # a page gives up after this many rows for each that was asked for
-_UID = 16
-_MARK = 8
 
 log = structlog.get_logger("roost.lists")
 
@@ -28,9 +22,9 @@ def list_sessions(cold: Cold, data: bytes) -> bytes:
     """Answer one page, encoded. Loads nothing and touches no recency."""
     request = parse(cold.engine, session_service_pb2.ListSessionsRequest, data)
     where = _filter(cold, request)
-    size = min(request.page_size or DEFAULT_PAGE, MAX_PAGE)
-    mark = _mark(request, cold.tenant)
-    after = _position(cold, request.page_token, mark)
+    size = size_of(cold, request)
+    mark = mark_of(request, cold.tenant)
+    after = position_of(cold, request.page_token, mark)
 
     picked: list[bytes] = []
     length, budget, more = 0, size * EXAMINED_PER_ROW, True
@@ -47,7 +41,7 @@ def list_sessions(cold: Cold, data: bytes) -> bytes:
             if encoded is not None and _matches(request, encoded):
                 picked.append(encoded)
                 length += len(encoded)
-    token = _token(after, mark) if more else ""
+    token = token_of(after, mark) if more else ""
     return repeated(1, picked) + (field(2, token.encode()) if token else b"")
 
 
@@ -84,9 +78,6 @@ def _describe(cold: Cold, rows: list[SessionRow], outline: bool = False) -> list
 def _filter(cold: Cold, request: session_service_pb2.ListSessionsRequest) -> SessionFilter:
     """What the store filters by; Refused INVALID_FIELD for what no list has."""
     engine = cold.engine
-    if request.page_size < 0:
-        rule = f"must not be negative, and is {request.page_size}"
-        raise invalid(engine, "page_size", rule, value=request.page_size)
     for name, allowed in (
         ("state", types_pb2.SessionState.values()),
         ("activity", (types_pb2.ACTIVITY_UNSPECIFIED, types_pb2.ACTIVITY_RUNNING)),
@@ -95,18 +86,7 @@ def _filter(cold: Cold, request: session_service_pb2.ListSessionsRequest) -> Ses
         value = getattr(request, name)
         if value not in allowed:
             raise invalid(engine, name, f"{value} is not accepted as a filter", value=value)
-    root = None
-    if request.root_session_id:
-        check_id(engine, "root_session_id", request.root_session_id)
-        row = cold.store.read_session(cold.tenant, request.root_session_id)
-        if row is None or (cold.reach is not None and not cold.reach.sees(row)):
-            raise session_not_found(engine, request.root_session_id)
-        if row.root != row.uid:
-            rule = f"{request.root_session_id!r} is not the root of its tree"
-            raise invalid(engine, "root_session_id", rule, session_id=request.root_session_id)
-        root = row.uid
-    elif cold.reach is not None:
-        root = cold.reach.root  # it sees no other tree
+    root = tree_of(cold, request.root_session_id)
     if request.path_prefix:
         if root is None:
             raise invalid(engine, "path_prefix", "requires root_session_id")
@@ -129,30 +109,3 @@ def _matches(request: session_service_pb2.ListSessionsRequest, encoded: bytes) -
     if request.residency and session.residency != request.residency:
         return False
     return all(key in session.labels and session.labels[key] == value for key, value in request.labels.items())
-
-
-def _mark(request: session_service_pb2.ListSessionsRequest, tenant: str) -> bytes:
-    """A short hash of the filters and the caller: what a token is bound to. The page size may change."""
-    filters = session_service_pb2.ListSessionsRequest()
-    filters.CopyFrom(request)
-    filters.ClearField("page_token")
-    filters.ClearField("page_size")
-    encoded = filters.SerializeToString(deterministic=True)
-    return hashlib.blake2b(encoded, digest_size=_MARK, key=tenant.encode()[:64]).digest()
-
-
-def _token(uid: bytes, mark: bytes) -> str:
-    return base64.urlsafe_b64encode(uid + mark).decode()
-
-
-def _position(cold: Cold, token: str, mark: bytes) -> bytes:
-    """The uid that a token stands for; Refused BAD_PAGE_TOKEN unless it is one of this list."""
-    if not token:
-        return b""
-    try:
-        raw = base64.b64decode(token.encode(), altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError):
-        raw = b""
-    if len(raw) != _UID + _MARK or raw[_UID:] != mark:
-        raise refused(cold.engine, "BAD_PAGE_TOKEN", "page_token: is not a token of this list with these filters")
-    return raw[:_UID]

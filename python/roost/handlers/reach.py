@@ -50,7 +50,11 @@ class Reach:
 
     def reaches(self, row: SessionRow) -> bool:
         """Whether it is the session or descends from it."""
-        return row.uid in self._inside or row.parent in self._inside
+        return self.inside(row.uid, row.parent)
+
+    def inside(self, uid: bytes, parent: bytes) -> bool:
+        """As `reaches`, of the session of this uid and parent."""
+        return uid in self._inside or parent in self._inside
 
     def sees(self, row: SessionRow) -> bool:
         """Whether its outline may be seen: it is of the tree."""

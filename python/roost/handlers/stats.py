@@ -17,6 +17,7 @@ USED_BY: Final = {
     "max_resident_sessions": "resident_sessions",
     "max_resident_bytes": "resident_bytes",
     "max_waiters": "waiting",
+    "max_resources": "resources",
     "journal_queue_bytes": "journal_bytes",
 }
 # Engine numbers that only grow; all others are gauges.
@@ -25,8 +26,8 @@ COUNTERS: Final = frozenset(
         "turns_begun turns_committed turns_rewound turns_aborted turns_expired turns_taken_over turns_interrupted "
         "turns_released trajectories_finished trajectories_acknowledged sessions_opened sessions_closed "
         "sessions_reopened sessions_dumped sessions_purged sessions_restored trees_swept cleanup_failures "
-        "evictions header_evictions reloads header_loads load_failures refusals batches_stored entries_stored "
-        "batches_refused"
+        "resources_attached resources_released releases_failed pool_evictions evictions header_evictions "
+        "reloads header_loads load_failures refusals batches_stored entries_stored batches_refused"
     ).split()
 )
 

@@ -21,18 +21,24 @@ import structlog
 import uvloop
 
 from roost._core import VERSION, Engine
+from roost.drivers.reap import Ours
 from roost.handlers.cleanup import Cleaner
 from roost.handlers.dump.errors import DumpError
 from roost.handlers.dump.target import Target, open_target
 from roost.handlers.dumping import Dumper
+from roost.handlers.inventory import Reconciler
 from roost.handlers.journal import JournalWriter
+from roost.handlers.reaping import Reaper
+from roost.handlers.releasing import Releaser
 from roost.handlers.reload import StoreReader
 from roost.handlers.restore import Restorer
 from roost.handlers.stats import About
 from roost.server import address, logs
 from roost.server.config import ConfigError, Configuration, Settings
 from roost.server.door import Door
+from roost.server.lag import LoopDelay
 from roost.server.narrator import Narrator
+from roost.server.outside import Outside, outside
 from roost.server.transport import Transport
 from roost.store.base import Store
 
@@ -64,12 +70,13 @@ def run(config: Configuration, open_store: Callable[[Path], Store]) -> int:
     where = address.parse(config.settings.listen, config.settings.insecure)
     address.prepare(where)  # before the store is claimed: the cheaper mistake first
     dumps = _dump_target(config.settings)
+    drivers = outside(config.settings)
     store = open_store(Path(config.settings.data_dir))
     # The writer gives the GIL up at each step of a transaction and must win it back from the event loop: at the default
     # of 5 ms a busy loop makes a transaction several times as long.
     sys.setswitchinterval(_SWITCH_SECONDS)
     try:
-        return uvloop.run(Process(config, where, store, dumps).serve())
+        return uvloop.run(Process(config, where, store, dumps, drivers).serve())
     finally:
         logs.flush(_LOG_SECONDS)
 
@@ -78,7 +85,12 @@ class Process:
     """One running server."""
 
     def __init__(
-        self, config: Configuration, where: address.Address, store: Store, dumps: Target | None = None
+        self,
+        config: Configuration,
+        where: address.Address,
+        store: Store,
+        dumps: Target | None,
+        drivers: Outside,
     ) -> None:
         settings = config.settings
         self._settings = settings
@@ -91,9 +103,15 @@ class Process:
         )
         self._dumps = dumps
         self._engine.set_dumps(dumps is not None)
+        self._drivers = drivers
+        self._ours = Ours(settings.resource_prefix, store.store_id, store.epoch)
+        self._engine.set_resources(
+            settings.resource_prefix, store.store_id, store.epoch, drivers.kinds(), store.resources()
+        )
         sources = {name: (value, config.sources[name]) for name, value in limits.items()}
         self._about = About(sources, time.monotonic())
-        self._transport = Transport(self._engine, store, settings.max_request_bytes, self._about, self._fail)
+        reconcile = Reconciler(self._ours, settings.default_lease_ms / 1_000)
+        self._transport = Transport(self._engine, store, settings.max_request_bytes, self._about, reconcile, self._fail)
         info = settings.log_level in ("debug", "info")
         self._engine.set_logging(info and settings.turn_log)
         heartbeat = settings.heartbeat_ms if info else 0
@@ -135,15 +153,18 @@ class Process:
         address.bound(self._where)
         listening = self._where.named(port)
         self._warn(listening)
-        cleaning = asyncio.create_task(cleaner.run())
+        working = [asyncio.create_task(handler.run()) for handler in (cleaner, *self._handlers(reader))]
         keys = self._engine.keys_required()
         log.info("ready", listen=listening, version=VERSION, epoch=self._store.epoch, running_trees=roots, keys=keys)
         print(f"roost is ready on {listening}", flush=True)  # noqa: T201 - for people and scripts; logs go to stderr
 
         await self._stop.wait()
-        cleaning.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await cleaning
+        for task in working:
+            task.cancel()
+        for ended in await asyncio.gather(*working, return_exceptions=True):
+            if isinstance(ended, Exception):
+                log.error("handler_failed", error=type(ended).__name__)
+        await self._drivers.close()
         await self._drain(door)
         reader.stop()
         writer.stop()
@@ -178,6 +199,28 @@ class Process:
             self._about.gauges,
             self._restoring,
         )
+
+    def _handlers(self, reader: StoreReader) -> tuple[Releaser, Reaper, LoopDelay]:
+        """What works on resources that are to end, and on those that nobody owns; and what measures."""
+        settings, drivers = self._settings, self._drivers
+        releaser = Releaser(
+            self._engine,
+            self._store,
+            reader.read,
+            self._transport.resource_step,
+            drivers.drivers,
+            settings.release_timeout_ms / 1_000,
+        )
+        reaper = Reaper(
+            self._engine,
+            self._store,
+            reader.read,
+            drivers.reaped,
+            self._ours,
+            settings.default_lease_ms / 1_000,
+            self._about.gauges,
+        )
+        return releaser, reaper, LoopDelay(self._about.gauges)
 
     def _load_running(self) -> int:
         """Charge the running grants of every tree that has any, before the first call; the number of trees."""

@@ -95,6 +95,11 @@ class Limits(BaseModel):
     max_store_bytes: Size = Field(
         0, ge=0, le=1024 * _TIB, description="store size from which on no session is made; 0: none"
     )
+    max_resources: Count = Field(100_000, ge=0, le=10_000_000, description="resources attached in all")
+    max_resources_per_session: Count = Field(100, ge=0, le=100_000, description="resources of one session")
+    release_timeout_ms: Millis = Field(
+        10 * _SECOND, ge=100, le=_HOUR, description="time that one try to release a resource gets"
+    )
     max_turn_bytes: Size = Field(_MIB, ge=1, le=64 * _MIB, description="inline payload of one record")
     max_state_bytes: Size = Field(64 * _KIB, ge=0, le=_MIB, description="the client's own state")
     max_inline_checkpoint_bytes: Size = Field(_MIB, ge=0, le=64 * _MIB, description="checkpoint tokens in a grant")
@@ -119,6 +124,26 @@ class Settings(Limits):
         description="directory or URL (s3://, gs://, az://) that ended sessions are dumped to; empty: none",
     )
     dump_timeout_ms: Millis = Field(_MINUTE, ge=100, le=_HOUR, description="time that one operation of it gets")
+    resource_prefix: str = Field("roost", description="what the names of resources begin with")
+    process_driver: bool = Field(False, description="release processes on this machine")
+    tmux_driver: bool = Field(False, description="release tmux sessions on this machine")
+    tmux_socket: str = Field(
+        "", max_length=1_024, description="socket of tmux, by name (as -L) or path (as -S); empty: the user's default"
+    )
+    http_release_url: str = Field(
+        "", max_length=2_048, description="URL that releases a resource, with {name}, {uid}, {session_id}; empty: none"
+    )
+    http_release_method: Literal["DELETE", "POST", "PUT", "GET"] = Field("DELETE", description="method of that request")
+    http_release_hosts: str = Field(
+        "", max_length=8_192, description="hosts that it may go to: host, host:port, http://host:port; comma-separated"
+    )
+    http_release_expected: str = Field(
+        "", max_length=1_024, description="statuses that mean released, comma-separated; empty: 2xx; always 404 and 410"
+    )
+    http_release_headers_file: str = Field("", description='file with its headers, a line "Name: value" each')
+    reap: str = Field(
+        "", max_length=100, description="drivers (process, tmux) whose orphans are ended, comma-separated; empty: none"
+    )
     insecure: bool = Field(False, description="allow plaintext on an address that is not loopback")
     introspection: Literal["auto", "on", "off"] = Field(
         "auto", description="reflection and channelz; auto: on loopback and Unix sockets only"

@@ -21,11 +21,20 @@ from roost.handlers.cold import Cold, Follow, Step
 from roost.handlers.errors import Refused, failure
 from roost.handlers.export import export_trajectories
 from roost.handlers.history import read_history
+from roost.handlers.inventory import Reconciler
 from roost.handlers.lists import list_sessions
+from roost.handlers.owner import watch_owner
 from roost.handlers.reach import Reach
+from roost.handlers.resources import list_resources
 from roost.handlers.stats import About, get_stats
 from roost.handlers.sweep import sweep
-from roost.v1 import admin_service_pb2, session_service_pb2, trajectory_service_pb2, turn_service_pb2
+from roost.v1 import (
+    admin_service_pb2,
+    resource_service_pb2,
+    session_service_pb2,
+    trajectory_service_pb2,
+    turn_service_pb2,
+)
 
 if TYPE_CHECKING:
     from roost._core import Engine, Refusal
@@ -38,6 +47,7 @@ SERVICES: Final = tuple(
         (session_service_pb2, "SessionService"),
         (turn_service_pb2, "TurnService"),
         (trajectory_service_pb2, "TrajectoryService"),
+        (resource_service_pb2, "ResourceService"),
         (admin_service_pb2, "AdminService"),
     )
 )
@@ -46,6 +56,7 @@ _RESTORE: Final = "/roost.v1.TrajectoryService/RestoreSessions"
 _CHECKPOINT: Final = "/roost.v1.TurnService/GetCheckpoint"
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 _DETAILS: Final = "grpc-status-details-bin"
+_RELEASES_PAUSE: Final = 0.05  # seconds; what becomes due in them is read at once by each stream that waits for it
 
 log = structlog.get_logger("roost.transport")
 
@@ -100,25 +111,79 @@ class Connections:
                 del self._known[peer]
 
 
+class Followers:
+    """Streams that wait until a count of the engine's has grown. `pause`: seconds in which more may come before they
+    look again."""
+
+    def __init__(self, count: Callable[[], int], pause: float = 0.0) -> None:
+        self._count = count
+        self._pause = pause
+        self._seen = 0  # when it was last looked at
+        self._waiting: set[asyncio.Future[None]] = set()
+        self._over = False
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def look(self) -> None:
+        """Wake them if it has grown."""
+        count = self._count()
+        if count != self._seen:
+            self._seen = count
+            self._wake()
+
+    def stop(self) -> None:
+        """Wake them for good."""
+        self._over = True
+        self._wake()
+
+    def _wake(self) -> None:
+        for future in self._waiting:
+            if not future.done():
+                future.set_result(None)
+
+    async def wait(self, seen: int) -> None:
+        """Wait until the count is above `seen`, or it is over."""
+        while self._count() <= seen and not self._over:
+            future = asyncio.get_running_loop().create_future()
+            self._waiting.add(future)
+            try:
+                await future
+            finally:
+                self._waiting.discard(future)
+        if self._pause and not self._over:
+            await asyncio.sleep(self._pause)
+
+
 class Transport:
-    """Registers every RPC on a grpc.aio server and keeps the calls that wait for the engine."""
+    """Registers every RPC on a grpc.aio server and keeps the calls that wait for the engine. `reconcile` answers
+    ReconcileInventory."""
 
     def __init__(
-        self, engine: Engine, store: Store, max_request_bytes: int, about: About, fail: Callable[[str], None]
+        self,
+        engine: Engine,
+        store: Store,
+        max_request_bytes: int,
+        about: About,
+        reconcile: Reconciler,
+        fail: Callable[[str], None],
     ) -> None:
         self._engine = engine
         self._store = store
         self._limit = max_request_bytes
         self._about = about
+        self._reconcile = reconcile
         self._fail = fail
         self._pending: dict[int, asyncio.Future[bytes | Refusal]] = {}
         self._unclaimed: dict[int, bytes | Refusal] = {}  # answers whose calls were cancelled a moment ago
         self._connections = Connections()
         self._cold_running = 0
-        self._streams: dict[object, float] = {}  # when each running stream began
+        self._streams: dict[object, float] = {}  # when each stream that reads the store began
         self._tick: asyncio.TimerHandle | None = None
-        self._ready = 0  # the engine's ready_sequence when it was last looked at
-        self._followers: set[asyncio.Future[None]] = set()
+        self._followers = {
+            "ready": Followers(engine.ready_sequence),
+            "releases": Followers(engine.releases_count, _RELEASES_PAUSE),
+        }
         self._stopping = False
         self.requests = 0  # RPCs received
 
@@ -145,30 +210,14 @@ class Transport:
             else:
                 del pending[ticket]
                 future.set_result(result)
-        ready = self._engine.ready_sequence()
-        if ready != self._ready:
-            self._ready = ready
-            self._wake_followers()
+        for followers in self._followers.values():
+            followers.look()
 
     def stop_following(self) -> None:
-        """End the streams that wait for trajectories: the server stops."""
+        """End the streams that wait for something to happen: the server stops."""
         self._stopping = True
-        self._wake_followers()
-
-    def _wake_followers(self) -> None:
-        for follower in self._followers:
-            if not follower.done():
-                follower.set_result(None)
-
-    async def _follow(self, seen: int) -> None:
-        """Wait until a trajectory is READY that came after `seen`, or the server stops."""
-        while self._engine.ready_sequence() <= seen and not self._stopping:
-            future = asyncio.get_running_loop().create_future()
-            self._followers.add(future)
-            try:
-                await future
-            finally:
-                self._followers.discard(future)
+        for followers in self._followers.values():
+            followers.stop()
 
     def start_ticking(self) -> None:
         """Call the engine's tick whenever it is due."""
@@ -195,12 +244,15 @@ class Transport:
         """Add every RPC of every Roost service. `restore` answers RestoreSessions."""
         unary: dict[str, Callable[[Cold, bytes], bytes]] = {
             "/roost.v1.SessionService/ListSessions": list_sessions,
+            "/roost.v1.ResourceService/ListResources": list_resources,
+            "/roost.v1.ResourceService/ReconcileInventory": self._reconcile,
             "/roost.v1.AdminService/GetStats": partial(get_stats, about=self._about),
             "/roost.v1.AdminService/Sweep": sweep,
         }
         streams: dict[str, Callable[[Cold, bytes], Iterator[Step]]] = {
             "/roost.v1.SessionService/ReadHistory": read_history,
             "/roost.v1.TrajectoryService/ExportTrajectories": export_trajectories,
+            "/roost.v1.TurnService/WatchOwner": watch_owner,
         }
         for service in SERVICES:
             handlers = {}
@@ -282,6 +334,11 @@ class Transport:
         result = self._ask(self._engine.cleanup_step, row.tenant, row.session_id, row.uid, row.root, row.seq, step)
         return await self.settle(result) == b"done"
 
+    async def resource_step(self, name: str, step: tuple[Any, ...]) -> bool:
+        """Journal what came of a release, as `cleanup_step` does. False if the resource is not one to be released any
+        more, or nothing may be written at the moment."""
+        return await self.settle(self._ask(self._engine.resource_step, name, step)) == b"done"
+
     async def settle(self, result: bytes | int | Refusal) -> bytes | Refusal:
         """What a step that the server itself had journaled comes to, once it is durable. It is taken even if nobody
         waits for it any more."""
@@ -322,7 +379,8 @@ class Transport:
         if len(granted) == 3:
             return granted
         tenant, session = granted
-        return Cold(self._engine, self._store, tenant, None if session is None else Reach(*session))
+        reach = None if session is None else Reach(*session)
+        return Cold(self._engine, self._store, tenant, reach, self._engine.service_ms())
 
     def _cold(self, path: str, handler: Callable[[Cold, bytes], bytes], reader: StoreReader) -> Handler:
         """A unary RPC of the reader thread."""
@@ -396,8 +454,8 @@ class Transport:
                 while (page := await reader.read(step)) is not None:
                     if type(page) is Follow:
                         # It has read all there was: what is purged from now on is none of its business.
-                        self._streams[pages] = time.monotonic()
-                        await self._follow(page.seen)
+                        del self._streams[pages]
+                        await self._followers[page.what].wait(page.seen)
                         self._streams[pages] = time.monotonic()
                         if self._stopping:
                             page = self._engine.refuse("SHUTTING_DOWN", "the server is stopping", {})
@@ -412,7 +470,7 @@ class Transport:
                         break
             finally:
                 self._cold_running -= 1
-                del self._streams[pages]
+                self._streams.pop(pages, None)
             if page is not None:
                 await _refuse(context, page)
 

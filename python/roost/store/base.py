@@ -198,6 +198,52 @@ class ApiKeyRevoke(NamedTuple):
     revoke_ms: int
 
 
+class ResourceInsert(NamedTuple):
+    """A resource that was attached. While its row is there, the resource is owned."""
+
+    name: str  # of drivers.marker; unique for good
+    session: bytes
+    root: bytes
+    tenant: str
+    kind: int  # roost.v1.ResourceKind
+    state: int  # roost.v1.ResourceState
+    owner: str
+    handle: str
+    pool: str  # "" for none
+    pool_key: str
+    idle_ttl_ms: int  # 0: never
+    create_ms: int
+    due: int  # wall-clock ms from which on it is to be released, 0: not yet
+    attempts: int
+    error: str
+    request: bytes | None  # roost.store.v1.RequestMark of the AttachResource
+
+
+class ResourceUpdate(NamedTuple):
+    """What changes of a resource; at most one of each in a batch."""
+
+    name: str
+    state: int
+    handle: str | None  # None: as it was
+    due: int
+    attempts: int
+    error: str
+
+
+class ResourcesDue(NamedTuple):
+    """All resources of a session are to be released from then on."""
+
+    session: bytes
+    due: int
+
+
+class CleanupDue(NamedTuple):
+    """The next step of a session is due then, if it is SEALED; its sequence stays."""
+
+    uid: bytes
+    due: int
+
+
 class Batch(Protocol):
     """What one `append` stores, whole or not at all. Made by the engine (`roost._core.Batch`)."""
 
@@ -229,6 +275,13 @@ class Batch(Protocol):
     def forgets(self) -> list[tuple[Any, ...]]: ...
     def keys(self) -> list[tuple[Any, ...]]: ...
     def revoked_keys(self) -> list[tuple[Any, ...]]: ...
+    def resources(self) -> list[tuple[Any, ...]]: ...
+    def resource_updates(self) -> list[tuple[Any, ...]]: ...
+    def resources_due(self) -> list[tuple[Any, ...]]: ...
+    def resource_deletes(self) -> list[str]:
+        """Names of resources that are released."""
+
+    def cleanups_due(self) -> list[tuple[Any, ...]]: ...
     def split(self) -> Sequence[Batch]:
         """One batch a tree, in the order of their first entries."""
 
@@ -403,6 +456,67 @@ class CleanupRow(NamedTuple):
     uid: bytes
 
 
+class ResourceRow(NamedTuple):
+    """A resource as start-up loads it."""
+
+    name: str
+    session: bytes
+    root: bytes
+    tenant: str
+    session_id: str
+    kind: int
+    state: int
+    pool: str
+    pool_key: str
+    idle_ttl_ms: int
+    attempts: int
+    request: bytes | None
+
+
+class DueResource(NamedTuple):
+    """A resource that a driver is to release."""
+
+    name: str
+    session: bytes
+    root: bytes
+    tenant: str
+    session_id: str
+    kind: int
+    handle: str
+    attempts: int  # tries that failed
+    due: int
+
+
+class ListedResource(NamedTuple):
+    """A resource in a list, with what tells who reaches its session."""
+
+    name: str
+    session: bytes
+    root: bytes
+    tenant: str
+    kind: int
+    state: int
+    owner: str
+    handle: str
+    pool: str
+    pool_key: str
+    idle_ttl_ms: int
+    create_ms: int
+    due: int
+    attempts: int
+    error: str
+    session_id: str
+    parent: bytes  # of its session; b"" for a root
+
+
+class OwnerRelease(NamedTuple):
+    """A resource that its host is to release."""
+
+    name: str
+    session_id: str
+    handle: str
+
+
 @dataclass(frozen=True)
 class ReadyFilter:
     """Filters of a list of trajectories that are not acknowledged; all must match."""
@@ -421,6 +535,18 @@ class SessionFilter:
     path_prefix: str | None = None  # this path and what is below it
     state: int | None = None
     running: bool = False
+
+
+@dataclass(frozen=True)
+class ResourceFilter:
+    """Filters of a list of resources; all must match."""
+
+    tenant: str
+    session: bytes | None = None
+    root: bytes | None = None
+    owner: str | None = None
+    state: int | None = None
+    pool: str | None = None
 
 
 class Store(Protocol):
@@ -526,6 +652,24 @@ class Store(Protocol):
 
     def api_keys(self) -> list[ApiKeyRow]:
         """All keys of tenants, revoked ones too. What start-up loads."""
+
+    def resources(self) -> list[ResourceRow]:
+        """All resources, in order of name. What start-up loads. StoreError CORRUPT where a session is missing."""
+
+    def due_resources(self, until_ms: int, after: tuple[int, str] | None, limit: int) -> list[DueResource]:
+        """At most `limit` resources that drivers are to release by then, in order of (time, name), behind `after`."""
+
+    def list_resources(
+        self, where: ResourceFilter, after: str, limit: int, examine: int
+    ) -> tuple[list[ListedResource], str | None]:
+        """At most `limit` resources with name > after, in order of name, among the next `examine` of the tenant, tree
+        or session; and the name behind which a list of what follows goes on, None if nothing does."""
+
+    def owner_releases(self, tenant: str, owner: str, after: str, limit: int) -> list[OwnerRelease]:
+        """At most `limit` resources that this host is to release, with name > after, in order of name."""
+
+    def known_resources(self, names: Sequence[str]) -> set[str]:
+        """Those of these names that a resource has."""
 
     def sizes(self) -> dict[str, int]:
         """Bytes of the store's files, by name ("store_bytes", "wal_bytes", "reserve_bytes")."""

@@ -4,28 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import apsw
 
 from .base import (
     ApiKeyRow,
     CleanupRow,
+    DueResource,
     DueRow,
     Found,
     HeaderRow,
+    ListedResource,
     LoadedSession,
+    OwnerRelease,
     ReadyFilter,
     RecordLine,
     RecordRow,
+    ResourceFilter,
+    ResourceRow,
     SessionFilter,
     SessionRow,
     StaleRow,
+    StoreError,
     StoreFailed,
     TrajectoryRow,
 )
 from .facts import state_seq
 from .statements import MAX_ROWS, OPEN_STATE
+
+T = TypeVar("T", int, str)
 
 # Tuples come from SQLite in the order of the fields of base's NamedTuples.
 _HEADER = """
@@ -70,6 +78,33 @@ _READY = " WHERE {} AND t.ack_ms = 0 AND t.ready_seq > :after ORDER BY t.ready_s
 _LAST_READY = "SELECT max(ready_seq) FROM trajectory INDEXED BY trajectory_ready WHERE tenant = ?1 AND ack_ms = 0"
 
 _API_KEYS = f"SELECT {', '.join(ApiKeyRow._fields)} FROM api_key ORDER BY key_id"
+
+_RESOURCES = """
+    SELECT r.name, r.session, r.root, r.tenant, s.session_id, r.kind, r.state, r.pool, r.pool_key, r.idle_ttl_ms,
+           r.attempts, r.request
+    FROM resource AS r LEFT JOIN session AS s ON s.uid = r.session ORDER BY r.name
+"""
+# CROSS JOIN: the resources are read first, then a row for the session of each.
+_DUE_RESOURCES = """
+    SELECT r.name, r.session, r.root, r.tenant, s.session_id, r.kind, r.handle, r.attempts, r.due
+    FROM resource AS r INDEXED BY resource_due CROSS JOIN session AS s ON s.uid = r.session
+    WHERE r.due > 0 AND r.kind > 1 AND (r.due, r.name) > (?1, ?2) AND r.due <= ?3 ORDER BY r.due, r.name LIMIT ?4
+"""
+_OWNER_RELEASES = """
+    SELECT r.name, s.session_id, r.handle
+    FROM resource AS r INDEXED BY resource_owner CROSS JOIN session AS s ON s.uid = r.session
+    WHERE r.kind = 1 AND r.due > 0 AND r.tenant = ?1 AND r.owner = ?2 AND r.name > ?3 ORDER BY r.name LIMIT ?4
+"""
+# The names that one page examines, and those of their resources that match: a filter that nearly nothing matches reads
+# no more than that.
+_EXAMINED = "SELECT name FROM resource INDEXED BY resource_{} WHERE {} AND name > :after ORDER BY name LIMIT :examine"
+_LIST_RESOURCES = """
+    SELECT r.name, r.session, r.root, r.tenant, r.kind, r.state, r.owner, r.handle, r.pool, r.pool_key, r.idle_ttl_ms,
+           r.create_ms, r.due, r.attempts, r.error, s.session_id, s.parent
+    FROM ({}) AS page CROSS JOIN resource AS r ON r.name = page.name CROSS JOIN session AS s ON s.uid = r.session
+    {} ORDER BY r.name LIMIT :limit
+"""
+_KNOWN = "SELECT name FROM resource WHERE name IN ({})"
 
 _REWARDS = "SELECT seq, value FROM reward WHERE session = ?1"
 
@@ -144,6 +179,16 @@ def ready_sql(where: ReadyFilter) -> tuple[str, dict[str, Any]]:
     else:
         source, condition = "INDEXED BY trajectory_ready", "t.tenant = :tenant"
     return _TRAJECTORY.format(source) + _READY.format(condition), bindings
+
+
+def resources_sql(where: ResourceFilter) -> tuple[str, str]:
+    """The statements that read one page of resources, and the last of the names that it examined if there are so many
+    (`examine`)."""
+    index = "session" if where.session is not None else "root" if where.root is not None else "tenant"
+    examined = _EXAMINED.format(index, f"{index} = :{index}")
+    given = [name for name in ("tenant", "root", "owner", "state", "pool") if getattr(where, name) is not None]
+    page = _LIST_RESOURCES.format(examined, "WHERE " + " AND ".join(f"r.{name} = :{name}" for name in given))
+    return page, f"SELECT name FROM ({examined}) AS page LIMIT 1 OFFSET :examine - 1"
 
 
 class Reader:
@@ -358,6 +403,50 @@ class Reader:
         with self._snapshot() as conn:
             return [ApiKeyRow._make(row) for row in conn.execute(_API_KEYS)]
 
+    def resources(self) -> list[ResourceRow]:
+        """See base.Store."""
+        with self._snapshot() as conn:
+            rows = [ResourceRow._make(row) for row in conn.execute(_RESOURCES)]
+        lost = next((row for row in rows if row.session_id is None), None)
+        if lost is not None:
+            raise StoreError("CORRUPT", f"The session of the resource {lost.name} is lost: restore the newest backup.")
+        return rows
+
+    def due_resources(self, until_ms: int, after: tuple[int, str] | None, limit: int) -> list[DueResource]:
+        """See base.Store."""
+        with self._snapshot() as conn:
+            rows = conn.execute(_DUE_RESOURCES, (*(after or (0, "")), until_ms, limit))
+            return [DueResource._make(row) for row in rows]
+
+    def list_resources(
+        self, where: ResourceFilter, after: str, limit: int, examine: int
+    ) -> tuple[list[ListedResource], str | None]:
+        """See base.Store."""
+        page, last = resources_sql(where)
+        limit += 1  # one more than needed tells whether more follow
+        filtered = (where.owner, where.state, where.pool) != (None, None, None)
+        bindings = {**vars(where), "after": after, "limit": limit, "examine": examine if filtered else limit}
+        with self._snapshot() as conn:
+            rows = [ListedResource._make(row) for row in conn.execute(page, bindings)]
+            if len(rows) == limit:
+                return rows[:-1], rows[-2].name
+            examined: Any = conn.execute(last, bindings).get
+            return rows, examined
+
+    def owner_releases(self, tenant: str, owner: str, after: str, limit: int) -> list[OwnerRelease]:
+        """See base.Store."""
+        with self._snapshot() as conn:
+            return [OwnerRelease._make(row) for row in conn.execute(_OWNER_RELEASES, (tenant, owner, after, limit))]
+
+    def known_resources(self, names: Sequence[str]) -> set[str]:
+        """See base.Store."""
+        found: set[str] = set()
+        with self._snapshot() as conn:
+            for part, marks in _parts(names):
+                rows: Any = conn.execute(_KNOWN.format(marks), part).fetchall()
+                found.update(name for (name,) in rows)
+        return found
+
     def close(self) -> None:
         """Close the connection. The next read would open another."""
         if self._conn is not None:
@@ -380,10 +469,10 @@ def _line(conn: apsw.Connection, uid: bytes, newest: int, sql: str, limit: int) 
     return [RecordLine._make(line) for line in conn.execute(sql, (newest, uid, limit)).fetchall()]
 
 
-def _parts(seqs: Sequence[int]) -> Iterator[tuple[tuple[int, ...], str]]:
-    """Sequences in parts that one statement takes, each with its placeholders."""
-    for start in range(0, len(seqs), MAX_ROWS):
-        part = tuple(seqs[start : start + MAX_ROWS])
+def _parts(values: Sequence[T]) -> Iterator[tuple[tuple[T, ...], str]]:
+    """Values in parts that one statement takes, each with its placeholders."""
+    for start in range(0, len(values), MAX_ROWS):
+        part = tuple(values[start : start + MAX_ROWS])
         yield part, ",".join("?" * len(part))
 
 

@@ -15,14 +15,19 @@ from .base import (
     ApiKeyRow,
     Batch,
     CleanupRow,
+    DueResource,
     DueRow,
     Found,
     HeaderRow,
+    ListedResource,
     LoadedSession,
     Outcome,
+    OwnerRelease,
     ReadyFilter,
     RecordLine,
     RecordRow,
+    ResourceFilter,
+    ResourceRow,
     SessionFilter,
     SessionRow,
     StaleRow,
@@ -290,6 +295,28 @@ class SqliteStore:
     def api_keys(self) -> list[ApiKeyRow]:
         """See base.Store."""
         return self._reader.api_keys()
+
+    def resources(self) -> list[ResourceRow]:
+        """See base.Store."""
+        return self._reader.resources()
+
+    def due_resources(self, until_ms: int, after: tuple[int, str] | None, limit: int) -> list[DueResource]:
+        """See base.Store."""
+        return self._reader.due_resources(until_ms, after, limit)
+
+    def list_resources(
+        self, where: ResourceFilter, after: str, limit: int, examine: int
+    ) -> tuple[list[ListedResource], str | None]:
+        """See base.Store."""
+        return self._reader.list_resources(where, after, limit, examine)
+
+    def owner_releases(self, tenant: str, owner: str, after: str, limit: int) -> list[OwnerRelease]:
+        """See base.Store."""
+        return self._reader.owner_releases(tenant, owner, after, limit)
+
+    def known_resources(self, names: Sequence[str]) -> set[str]:
+        """See base.Store."""
+        return self._reader.known_resources(names)
 
     def sizes(self) -> dict[str, int]:
         """See base.Store."""

@@ -12,7 +12,16 @@ from functools import cache
 from itertools import chain
 from typing import Any
 
-from .base import ApiKeyRow, Batch, RecordInsert, RewardUpsert, SessionRestore, SessionUpsert, TrajectoryInsert
+from .base import (
+    ApiKeyRow,
+    Batch,
+    RecordInsert,
+    ResourceInsert,
+    RewardUpsert,
+    SessionRestore,
+    SessionUpsert,
+    TrajectoryInsert,
+)
 
 MAX_ROWS = 64
 OPEN_STATE = 1  # roost.v1.SESSION_STATE_OPEN
@@ -48,6 +57,10 @@ _STEP = (
     "cleanup = v.column7, cleanup_due = v.column8 FROM (VALUES "
 )
 
+_UPDATE_RESOURCE = (
+    "UPDATE resource SET state = v.column2, handle = coalesce(v.column3, handle), due = v.column4, "
+    "attempts = v.column5, error = v.column6 FROM (VALUES "
+)
 # What else the row of a session has that is to be restored: nothing of it is there yet.
 _RESTORE_REST = {
     "state": SEALED_STATE,
@@ -143,6 +156,21 @@ _KINDS: dict[str, tuple[int, str, str]] = {
         "UPDATE api_key SET revoke_ms = v.column2 FROM (VALUES ",
         ") AS v WHERE api_key.key_id = v.column1 AND api_key.revoke_ms = 0",
     ),
+    "insert_resource": (
+        16,
+        f"INSERT INTO resource ({', '.join(ResourceInsert._fields)}) VALUES ",
+        "",
+    ),
+    "update_resource": (
+        6,
+        _UPDATE_RESOURCE,
+        ") AS v WHERE resource.name = v.column1",
+    ),
+    "delete_resource": (
+        1,
+        "DELETE FROM resource WHERE name IN (VALUES ",
+        ")",
+    ),
 }
 
 # Of these, how many rows change is not known before. Each binds a session's uid, or (uid, time).
@@ -150,6 +178,9 @@ _PURGE_REWARDS = "DELETE FROM reward WHERE session = ?1"
 _PURGE_TRAJECTORIES = "DELETE FROM trajectory WHERE session = ?1"
 # A session that was kept for want of an acknowledgement is looked at again after each.
 _LOOK_AGAIN = "UPDATE session SET cleanup_due = ?2 WHERE uid = ?1 AND cleanup_due = -1"
+# A close makes all that its session has outside due; the last of it that is released, the session itself.
+_RESOURCES_DUE = "UPDATE resource SET state = 3, due = ?2 WHERE session = ?1"
+_CLEANUP_DUE = "UPDATE session SET cleanup_due = ?2 WHERE uid = ?1 AND +state = 2"
 ANY_ROWS = -1
 
 
@@ -237,9 +268,20 @@ class Plan:
             yield _PURGE_REWARDS, (session,), ANY_ROWS
             yield _PURGE_TRAJECTORIES, (session,), ANY_ROWS
         yield from chunks("cleanup_step", batch.steps())
+        yield from self._resources()
         yield from chunks("forget_session", batch.forgets())
         yield from chunks("insert_key", batch.keys())
         yield from chunks("revoke_key", batch.revoked_keys())
+
+    def _resources(self) -> Iterator[tuple[str, Row, int]]:
+        """What sessions have outside. Behind the steps of clean-up: one that leaves its session to wait for the last
+        release may be followed by that release in the same batch."""
+        batch = self._batch
+        yield from chunks("insert_resource", batch.resources())
+        yield from chunks("update_resource", batch.resource_updates())
+        yield from ((_RESOURCES_DUE, row, ANY_ROWS) for row in batch.resources_due())
+        yield from chunks("delete_resource", [(name,) for name in batch.resource_deletes()])
+        yield from ((_CLEANUP_DUE, row, ANY_ROWS) for row in batch.cleanups_due())
 
     def _births(self) -> Iterator[tuple[str, Row, int]]:
         """Sessions that are opened; those that the batch also closes one by one, for they may have had one path."""

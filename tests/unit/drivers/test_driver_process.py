@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -359,7 +359,7 @@ async def test_sweeps_end_exactly_the_orphans(start: Start) -> None:
     other = start("", name(3, store="0badcafe"))
     sweeps, now = Sweeps(), [0.0]
 
-    async def owners() -> set[str]:
+    async def owners(_names: Sequence[str]) -> set[str]:
         return {name(1), name(2)}
 
     for now[0] in (0.0, 60.0):

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -103,7 +103,7 @@ async def test_of_forty_sessions_exactly_the_orphans_end(tmux: Tmux) -> None:
     assert len(before) == 40
     sweeps, now = Sweeps(), [0.0]
 
-    async def owners() -> set[str]:
+    async def owners(_names: Sequence[str]) -> set[str]:
         return owned
 
     async def once() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 
@@ -197,8 +197,9 @@ class World:
             self.create()
         return listed
 
-    async def owners(self) -> Collection[str]:
-        return set(self.owned)
+    async def owners(self, names: Sequence[str]) -> Collection[str]:
+        assert all(OURS.claims(name) for name in names)
+        return self.owned & set(names)
 
     async def end(self, item: Item) -> None:
         assert item.name not in self.owned, "I20"
@@ -230,9 +231,9 @@ async def test_a_sweep_reads_the_owners_after_the_inventory() -> None:
         world.create()
         return await listing()
 
-    async def owners() -> Collection[str]:
+    async def owners(names: Sequence[str]) -> Collection[str]:
         seen.append("owners")
-        return await owning()
+        return await owning(names)
 
     world.inventory, world.owners = inventory, owners
     swept = await once(world, Sweeps())
@@ -282,7 +283,7 @@ async def test_owners_that_cannot_be_read_end_the_sweep() -> None:
     world = World()
     world.create()
 
-    async def owners() -> Collection[str]:
+    async def owners(_names: Sequence[str]) -> Collection[str]:
         raise OSError("the store is gone")
 
     world.owners = owners

@@ -23,20 +23,30 @@ import pytest_asyncio
 
 from roost._core import LIMITS, METHODS, Engine, new_admin_key
 from roost.client._convert import pack_u32
+from roost.drivers.reap import Ours
 from roost.handlers.cleanup import Cleaner
 from roost.handlers.dump.target import open_target
 from roost.handlers.dump.writer import write_dump
+from roost.handlers.inventory import Reconciler
 from roost.handlers.journal import JournalWriter
 from roost.handlers.reload import StoreReader
 from roost.handlers.restore import Restorer
 from roost.handlers.stats import About
 from roost.server.transport import SERVICES, Transport
 from roost.store.sqlite import SqliteStore
-from roost.v1 import admin_service_pb2, session_service_pb2, trajectory_service_pb2, turn_service_pb2, types_pb2
+from roost.v1 import (
+    admin_service_pb2,
+    resource_service_pb2,
+    session_service_pb2,
+    trajectory_service_pb2,
+    turn_service_pb2,
+    types_pb2,
+)
 
 PATIENCE = 30.0  # seconds
 LATE = 0.05  # seconds an answer is waited for that may never come
-MESSAGES = (session_service_pb2, turn_service_pb2, trajectory_service_pb2, admin_service_pb2)
+MESSAGES = (session_service_pb2, turn_service_pb2, trajectory_service_pb2, resource_service_pb2, admin_service_pb2)
+CLIENT = resource_service_pb2.RESOURCE_KIND_CLIENT
 ADMIN_KEY = new_admin_key()
 PATHS = {f"{s.full_name}/{m.name}": m for s in SERVICES for m in s.methods}
 
@@ -68,7 +78,9 @@ class House:
         # Whatever another session does evicts the one under test; half the turns of a tenant are what a test takes.
         limits |= {"max_resident_sessions": 1, "max_turns_per_tenant": 2, "max_inline_checkpoint_bytes": 0}
         self.engine = Engine(limits, self.store.last_seq, secret=self.store.secret, admin_key=ADMIN_KEY)
-        self.transport = Transport(self.engine, self.store, 1 << 22, About({}, 0.0), self.fail)
+        self.engine.set_resources("roost", self.store.store_id, self.store.epoch, [CLIENT], [])
+        reconcile = Reconciler(Ours("roost", self.store.store_id, self.store.epoch), 60.0)
+        self.transport = Transport(self.engine, self.store, 1 << 22, About({}, 0.0), reconcile, self.fail)
         self._loop = asyncio.get_running_loop()
         self._writer = JournalWriter(self.engine, self.store, self._wake, self.fail)
         self._reader = StoreReader(
@@ -146,6 +158,16 @@ class House:
 
     async def begun(self, name: str) -> Any:
         return (await self.call("BeginTurn", session_id=name)).grant
+
+    async def attached(self, name: str, owner: str = "host", **fields: Any) -> str:
+        """A resource of a session, confirmed."""
+        made = await self.call("AttachResource", session_id=name, kind=CLIENT, owner=owner, **fields)
+        await self.call("AttachResource", session_id=name, name=made.name)
+        return str(made.name)
+
+    def following(self) -> bool:
+        """Whether a stream waits for something to happen."""
+        return any(map(len, self.transport._followers.values()))
 
     async def evicted(self, name: str) -> str:
         """The session, out of memory."""
@@ -469,7 +491,7 @@ async def export_all(h: House) -> dict[str, Any]:
 async def follow(h: House) -> dict[str, Any]:
     async def one_more() -> None:
         for _ in range(100):  # it need not wait: then the call was given up before
-            if h.transport._followers:
+            if h.following():
                 break
             await asyncio.sleep(0)
         await finished(h)
@@ -477,6 +499,92 @@ async def follow(h: House) -> dict[str, Any]:
     await finished(h)
     h.meanwhile(one_more())
     return {"follow": True, "limit": 1, "after_sequence": h.engine.ready_sequence()}
+
+
+@scenario("AttachResource")
+async def attach_a_resource(h: House) -> dict[str, Any]:
+    name = await h.evicted(await h.opened(1))
+    return {"session_id": name, "kind": CLIENT, "owner": "host", "request_id": h.fresh()}
+
+
+@scenario("AttachResource")
+async def confirm_a_resource(h: House) -> dict[str, Any]:
+    name = await h.opened()
+    return {"session_id": name, "name": await h.attached(name), "handle": "there"}
+
+
+async def full_pool(h: House) -> tuple[str, str, dict[str, Any]]:
+    """A session with the one resource that its pool may have, its name, and the attach of another session's."""
+    pool = {"name": h.fresh(), "key": "user", "max_resources": 1}
+    holder = await h.opened()
+    held = await h.attached(holder, pool=pool)
+    return holder, held, {"session_id": await h.opened(), "kind": CLIENT, "owner": "host", "pool": pool}
+
+
+@scenario("AttachResource")
+async def wait_for_a_place_in_a_pool(h: House) -> dict[str, Any]:
+    _, _, request = await full_pool(h)
+    return request | {"wait": {"nanos": 100_000_000}}
+
+
+@scenario("AttachResource")
+async def wait_for_a_place_in_a_pool_until_one_is_free(h: House) -> dict[str, Any]:
+    holder, held, request = await full_pool(h)
+    h.meanwhile(h.call("DetachResource", session_id=holder, name=held))
+    return request | {"wait": {"seconds": 60}}
+
+
+@scenario("DetachResource")
+async def detach_a_resource(h: House) -> dict[str, Any]:
+    name = await h.opened(1)
+    held = await h.attached(name)
+    return {"session_id": await h.evicted(name), "name": held}
+
+
+@scenario("DetachResource")
+async def detach_the_last_one_of_a_session_that_has_ended(h: House) -> dict[str, Any]:
+    name = await h.opened(1)
+    held = await h.attached(name)
+    await h.call("CloseSession", session_id=name)
+    return {"session_id": name, "name": held}
+
+
+@scenario("ListResources")
+async def list_resources(h: House) -> dict[str, Any]:
+    name = await h.opened()
+    await h.attached(name)
+    return {"session_id": name}
+
+
+@scenario("ReconcileInventory")
+async def reconcile(h: House) -> dict[str, Any]:
+    return {"node": "one", "items": [{"name": await h.attached(await h.opened()), "instance": "1"}]}
+
+
+@scenario("WatchOwner")
+async def watch_an_owner(h: House) -> dict[str, Any]:
+    owner, sessions = h.fresh(), [await h.opened() for _ in range(2)]
+    for name in sessions:
+        await h.attached(name, owner)
+    await h.call("CloseSession", session_id=sessions[0])
+    h.transport._stopping = False
+    for followers in h.transport._followers.values():
+        followers._over = False
+
+    async def waits(seconds: float) -> bool:
+        until = time.monotonic() + seconds
+        while not h.following() and time.monotonic() < until:
+            await asyncio.sleep(0)
+        return h.following()
+
+    async def one_more() -> None:
+        if await waits(LATE):  # else the call was given up before
+            await h.call("CloseSession", session_id=sessions[1])
+            if await waits(4 * LATE):
+                h.transport.stop_following()  # a stream ends no other way by itself
+
+    h.meanwhile(one_more())
+    return {"owner": owner}
 
 
 @scenario("ReopenSession")
@@ -558,7 +666,7 @@ async def test_i24_a_call_that_is_given_up_anywhere_leaks_nothing(
         runs = [s for s, session in sessions.items() if session.activity == types_pb2.ACTIVITY_RUNNING]
         # I1, I2: as many slots as turns, each of them a session's.
         assert held == running == len(runs) <= 2
-        assert gauges["waiting"] == gauges["calls_in_flight"] == 0
+        assert gauges["waiting"] == gauges["pool_waiting"] == gauges["calls_in_flight"] == 0
         own = getattr(request, "session_id", "")
         if method == "BeginTurn" and gone and own in runs:
             # I3: the turn that runs is not the one whose caller is gone.
@@ -586,6 +694,7 @@ async def empty(house: House, sessions: dict[str, Any]) -> None:
     transport: Any = house.transport
     assert not transport._pending
     assert not transport._unclaimed
-    assert not transport._followers
+    assert not house.following()
+    assert not transport._streams
     assert not house.live
     assert not transport._connections._known

@@ -44,6 +44,9 @@ class FakeEngine:
     def ready_sequence(self) -> int:
         return 0
 
+    def releases_count(self) -> int:
+        return 0
+
     def tick(self) -> int:
         self._do("tick")
         return 100
@@ -63,7 +66,8 @@ def guarded(panics: str) -> tuple[Any, Any, list[str]]:
 
     engine: Any = FakeEngine(panics)
     store: Any = None
-    return Transport(engine, store, 1 << 20, About({}, 0.0), fail), engine, failures
+    reconcile: Any = None
+    return Transport(engine, store, 1 << 20, About({}, 0.0), reconcile, fail), engine, failures
 
 
 @pytest.mark.parametrize("method", ["tick", "completed"])

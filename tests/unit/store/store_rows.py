@@ -27,7 +27,7 @@ from roost.store.base import (
 OPEN, SEALED, CLOSED = 1, 2, 3
 COMMITTED, PROVISIONAL, ABORTED, SUPERSEDED = 1, 2, 3, 4
 
-TABLES = ("meta", "shard", "session", "record", "reward", "trajectory")
+TABLES = ("meta", "shard", "session", "record", "reward", "trajectory", "resource")
 
 
 @dataclass
@@ -52,6 +52,11 @@ class FakeBatch:
     forget_rows: list[tuple[Any, ...]] = field(default_factory=list)
     key_rows: list[tuple[Any, ...]] = field(default_factory=list)
     revoked_key_rows: list[tuple[Any, ...]] = field(default_factory=list)
+    resource_rows: list[tuple[Any, ...]] = field(default_factory=list)
+    resource_update_rows: list[tuple[Any, ...]] = field(default_factory=list)
+    resource_due_rows: list[tuple[Any, ...]] = field(default_factory=list)
+    released: list[str] = field(default_factory=list)
+    cleanup_due_rows: list[tuple[Any, ...]] = field(default_factory=list)
 
     def sessions(self) -> list[tuple[Any, ...]]:
         return self.session_rows
@@ -100,6 +105,21 @@ class FakeBatch:
 
     def revoked_keys(self) -> list[tuple[Any, ...]]:
         return self.revoked_key_rows
+
+    def resources(self) -> list[tuple[Any, ...]]:
+        return self.resource_rows
+
+    def resource_updates(self) -> list[tuple[Any, ...]]:
+        return self.resource_update_rows
+
+    def resources_due(self) -> list[tuple[Any, ...]]:
+        return self.resource_due_rows
+
+    def resource_deletes(self) -> list[str]:
+        return self.released
+
+    def cleanups_due(self) -> list[tuple[Any, ...]]:
+        return self.cleanup_due_rows
 
     def split(self) -> list[FakeBatch]:
         raise NotImplementedError

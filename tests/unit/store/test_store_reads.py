@@ -14,7 +14,8 @@ from store_rows import CLOSED, OPEN, SEALED, FakeBatch, Maker, facts_with, uid_o
 
 from roost.store import Outcome, SqliteStore, StoreFailed
 from roost.store import reader as reader_module
-from roost.store.base import ReadyFilter, SessionFilter
+from roost.store import statements as statements_module
+from roost.store.base import ReadyFilter, ResourceFilter, SessionFilter
 from roost.store.facts import state_seq
 from roost.store.statements import _KINDS, sql
 
@@ -228,6 +229,11 @@ def _filters() -> list[SessionFilter]:
     ]
 
 
+def _resource_filters() -> list[ResourceFilter]:
+    kinds: list[tuple[Any, ...]] = [(None, b"s"), (None, b"r"), (None, "o"), (None, 3), (None, "p")]
+    return [ResourceFilter("t", *given) for given in itertools.product(*kinds)]
+
+
 READY_FILTERS = (ReadyFilter("t"), ReadyFilter("t", root=b"r"), ReadyFilter("t", sessions=(b"a", b"b")))
 
 
@@ -251,7 +257,13 @@ def test_no_statement_scans_a_table(store: SqliteStore) -> None:
         reader_module._FAMILY,
         reader_module._CLOSE_SEQ,
         reader_module._CHILDREN,
+        reader_module._DUE_RESOURCES,
+        reader_module._OWNER_RELEASES,
+        reader_module._KNOWN.format("?,?"),
+        *itertools.chain.from_iterable(reader_module.resources_sql(where) for where in _resource_filters()),
         *(reader_module.ready_sql(where)[0] for where in READY_FILTERS),
+        statements_module._RESOURCES_DUE,
+        statements_module._CLEANUP_DUE,
         *(sql(kind, 8) for kind in _KINDS),
         "SELECT max(seq) FROM record",
     ]
@@ -275,7 +287,8 @@ def test_no_statement_scans_a_table(store: SqliteStore) -> None:
 
 def _nulls(statement: str) -> Any:
     names = dict.fromkeys(("tenant", "after", "limit", "root", "state", "path", "below", "past", "s0", "s1", "close"))
-    if ":tenant" in statement or ":root" in statement:
+    names |= dict.fromkeys(("session", "owner", "pool", "examine"))
+    if ":tenant" in statement or ":root" in statement or ":session" in statement:
         return names
     numbered = max((n for n in range(1, 6) if f"?{n}" in statement), default=0)
     return (None,) * (numbered or statement.count("?"))
@@ -291,7 +304,9 @@ def test_lists_sort_nothing_but_the_running_ones(store: SqliteStore) -> None:
     for ready in READY_FILTERS[:2]:
         plan = _plan(store, reader_module.ready_sql(ready)[0], _nulls(":tenant"))
         assert not any("TEMP B-TREE" in step for step in plan), plan
-    assert not any("TEMP B-TREE" in step for step in _plan(store, reader_module._DUE, _nulls(reader_module._DUE)))
+    for statement in (reader_module._DUE, reader_module._DUE_RESOURCES, reader_module._OWNER_RELEASES):
+        plan = _plan(store, statement, _nulls(statement))
+        assert not any("TEMP B-TREE" in step for step in plan), plan
 
 
 def test_the_reader_cannot_write(store: SqliteStore, tree: Maker) -> None:
