@@ -9,6 +9,8 @@ export CARGO_TARGET_DIR ?= $(CURDIR)/target
 # The boundary crate compiles against this Python, also for cargo's own commands.
 export PYO3_PYTHON := $(CURDIR)/.venv/bin/python
 unexport PYTHONPATH
+# Servers start again and again: without compiled files each start of one takes twice as long.
+unexport PYTHONDONTWRITEBYTECODE
 
 BIN := .venv/bin
 PIP := -m pip --disable-pip-version-check --quiet install --require-hashes

@@ -327,4 +327,4 @@ def test_without_its_library_it_says_what_to_install() -> None:
     program = "import sys; sys.modules['psutil'] = None; from roost.cli.main import main; main()"
     command = [sys.executable, "-c", program, "reap", "--driver", "process"]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (69, "roost: this needs the package psutil: install roost[server]\n")
+    assert (done.returncode, done.stderr) == (69, "roost: this needs the package psutil: install roost[cli]\n")

@@ -68,8 +68,15 @@ def measure(case: Case) -> Measured:
     return Measured(**json.loads(ended.stdout))
 
 
-@pytest.mark.parametrize("trees", [False, True], ids=["alone", "in-trees"])
-@pytest.mark.parametrize("state", [0, 2000])
+@pytest.mark.parametrize(
+    ("state", "trees"),
+    [
+        pytest.param(0, True, id="0-in-trees"),
+        pytest.param(2_000, False, id="2000-alone"),
+        pytest.param(0, False, id="0-alone", marks=pytest.mark.long),
+        pytest.param(2_000, True, id="2000-in-trees", marks=pytest.mark.long),
+    ],
+)
 def test_an_idle_resident_session_takes_at_most_a_kib_beside_its_own_bytes(state: int, trees: bool) -> None:
     count = 40_000 if state else 150_000
     found = measure(Case(count, 10_000, {"max_resident_sessions": 1_000_000}, state, trees))
@@ -88,7 +95,9 @@ def test_an_unloaded_session_takes_no_more_than_its_line_in_a_loaded_header() ->
     assert found.each <= PER_LINE, found
 
 
-@pytest.mark.parametrize("trees", [False, True], ids=["alone", "in-trees"])
+@pytest.mark.parametrize(
+    "trees", [pytest.param(True, id="in-trees"), pytest.param(False, id="alone", marks=pytest.mark.long)]
+)
 def test_memory_does_not_grow_with_the_number_of_known_sessions(trees: bool) -> None:
     """Headers go as well when bytes are short: a session that nobody asks for costs nothing."""
     limits = {"max_resident_sessions": 100, "max_resident_bytes": 4 << 20}

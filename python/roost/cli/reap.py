@@ -223,22 +223,10 @@ class _Agent:
             await asyncio.sleep(every or (again or _PAUSE) + _MARGIN)
 
     async def _end(self, due: list[Item]) -> None:
-        from roost.drivers.reap import AT_ONCE
+        from roost.drivers.reap import end_all
 
-        gate = asyncio.Semaphore(AT_ONCE)
-
-        async def end(item: Item) -> None:
-            async with gate:
-                try:
-                    await self._driver.end(item)
-                except DriverError as error:
-                    self._note(item, State.FAILED, str(error))
-                else:
-                    self._note(item, State.ENDED)
-
-        async with asyncio.TaskGroup() as group:
-            for item in due:
-                group.create_task(end(item))
+        for item, error in await end_all(self._driver, due):
+            self._note(item, State.ENDED if error is None else State.FAILED, str(error or ""))
 
     def _note(self, item: Item, state: State, error: str = "") -> None:
         self._found[item] = Orphan(item.name, item.instance, state, error)

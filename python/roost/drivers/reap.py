@@ -80,6 +80,23 @@ def judge(sweeps: Sweeps, found: Iterable[Item], began: float, ended: float, lea
     return Sweeps(since, frozenset(doomed)), doomed
 
 
+async def end_all(driver: Lister, items: Iterable[Item]) -> list[tuple[Item, DriverError | None]]:
+    """End exactly these items, some at once; of each that could not be ended, why."""
+    gate = asyncio.Semaphore(AT_ONCE)
+
+    async def end(item: Item) -> DriverError | None:
+        async with gate:
+            try:
+                await driver.end(item)
+            except DriverError as error:
+                return error
+            return None
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [(item, group.create_task(end(item))) for item in items]
+    return [(item, task.result()) for item, task in tasks]
+
+
 @dataclass(frozen=True)
 class Swept:
     """What one sweep did. `error` is set if its inventory failed; then it did nothing else."""
@@ -116,19 +133,7 @@ async def sweep(
     if dry_run:
         return Swept(sweeps, found)
     after, doomed = judge(sweeps, found, began, ended_at, lease)
-    gate = asyncio.Semaphore(AT_ONCE)
-
-    async def end(item: Item) -> DriverError | None:
-        async with gate:
-            try:
-                await driver.end(item)
-            except DriverError as error:
-                return error
-            return None
-
-    async with asyncio.TaskGroup() as group:
-        tasks = [(item, group.create_task(end(item))) for item in doomed]
-    outcomes = [(item, task.result()) for item, task in tasks]
+    outcomes = await end_all(driver, doomed)
     return Swept(
         after,
         found,

@@ -14,7 +14,7 @@ from roost.handlers.errors import invalid, parse
 from roost.v1 import turn_service_pb2 as pb
 
 PAGE: Final = 100  # resources that one step reads
-_MOST: Final = 256  # characters of an owner
+_MOST: Final = 128  # characters of an owner
 
 
 def watch_owner(cold: Cold, data: bytes) -> Iterator[Step]:

@@ -98,7 +98,10 @@ class Limits(BaseModel):
     max_resources: Count = Field(100_000, ge=0, le=10_000_000, description="resources attached in all")
     max_resources_per_session: Count = Field(100, ge=0, le=100_000, description="resources of one session")
     release_timeout_ms: Millis = Field(
-        10 * _SECOND, ge=100, le=_HOUR, description="time that one try to release a resource gets"
+        10 * _SECOND,
+        ge=100,
+        le=_HOUR,
+        description="time that one try to release a resource gets, and that a pool waits for it",
     )
     max_turn_bytes: Size = Field(_MIB, ge=1, le=64 * _MIB, description="inline payload of one record")
     max_state_bytes: Size = Field(64 * _KIB, ge=0, le=_MIB, description="the client's own state")

@@ -254,6 +254,29 @@ fn who_gives_way() {
     assert!(world.states().iter().any(|(name, _)| *name == b));
 }
 
+// One that was named a moment ago, and is perhaps being made, goes after those that are there.
+#[test]
+fn who_is_being_made_goes_last() {
+    let mut world = world(&["a", "b", "c"]);
+    let planned = world.name(&pooled("a", "", Some(2), None));
+    world.ahead += 10;
+    let live = world.name(&pooled("b", "", Some(2), None));
+    assert_eq!(world.confirm("b", &live), Ok(LIVE));
+    world.start(Method::AttachResource, &waiting(pooled("c", "", Some(2), None)));
+    world.settle();
+    assert_eq!(world.releasing(), [&*live]);
+    // Not for ever: who named it may be gone.
+    assert!(world.release(&live, ReleaseStep::Released));
+    world.pass(world.limits.release_timeout_ms + 10);
+    let c =
+        world.states().iter().map(|(name, _)| (*name).to_owned()).find(|name| *name != planned).expect("it is there");
+    assert_eq!(world.confirm("c", &c), Ok(LIVE));
+    world.turn("c", "");
+    world.start(Method::AttachResource, &waiting(pooled("b", "", Some(2), None)));
+    world.settle();
+    assert_eq!(world.releasing(), [&*planned]);
+}
+
 // Every holder runs: refused at once. A cap of 0 admits nothing, and releases nobody for that.
 #[test]
 fn who_runs_stays() {

@@ -109,22 +109,28 @@ def vfs() -> Iterator[Any]:
         one.unregister()
 
 
-@pytest.mark.parametrize("new", [False, True], ids=["existing store", "new store"])
-@pytest.mark.parametrize(
-    "fault",
-    [
-        {},
-        {"torn": True},
-        {"lasting": True},
-        {"full": True},
-        {"full": True, "torn": True},
-        {"full": True, "lasting": True},
-    ],
-    ids=["once", "torn", "lasting", "full once", "full torn", "full lasting"],
-)
+FAULTS: dict[str, dict[str, bool]] = {
+    "once": {},
+    "torn": {"torn": True},
+    "lasting": {"lasting": True},
+    "full once": {"full": True},
+    "full torn": {"full": True, "torn": True},
+    "full lasting": {"full": True, "lasting": True},
+}
+# What makes a store are hundreds of operations: where time is short, each of them meets every third kind of fault.
+STORES = [
+    pytest.param(False, 1, id="existing store"),
+    pytest.param(True, 3, id="new store"),
+    pytest.param(True, 1, id="new store, each", marks=pytest.mark.long),
+]
+
+
+@pytest.mark.parametrize(("new", "every"), STORES)
+@pytest.mark.parametrize("kind", FAULTS)
 def test_i5_i22_an_error_at_every_operation(
-    template: Path, tmp_path: Path, vfs: Any, fault: dict[str, bool], new: bool
+    template: Path, tmp_path: Path, vfs: Any, kind: str, new: bool, every: int
 ) -> None:
+    fault = FAULTS[kind]
     directory = tmp_path / "data"
 
     def fresh() -> None:
@@ -139,7 +145,7 @@ def test_i5_i22_an_error_at_every_operation(
     assert healthy.count > 20
     kinds: set[str] = set()
     ends: set[str] = set()
-    for n in range(1, healthy.count + 1):
+    for n in range(1 + list(FAULTS).index(kind) % every, healthy.count + 1, every):
         fresh()
         faulty = vfs(n, **fault)
         acked, unknown, ended = work(directory, faulty)

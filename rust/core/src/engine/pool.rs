@@ -240,6 +240,8 @@ impl Table {
             _ => return Room::Yes,
         };
         let (mut freeing, mut soon, mut victim, mut holders) = (0, false, None, Vec::new());
+        // One that its host makes at this moment goes after all others.
+        let fresh = |a: &Attached, used_ms: u64| a.state == PLANNED && now_ms.saturating_sub(used_ms) < release_ms;
         for (name, attached) in members().filter(|(_, a)| !keyed || of_key(a)) {
             let Some(holder) = self.holders.get(&attached.session) else { continue };
             if attached.ending {
@@ -253,7 +255,7 @@ impl Table {
             } else if !attached.stored {
                 soon = true;
             } else {
-                let place = (holder.used_ms, name.clone());
+                let place = (fresh(attached, holder.used_ms), holder.used_ms, name.clone());
                 if victim.as_ref().is_none_or(|v| place < *v) {
                     victim = Some(place);
                 }
@@ -268,7 +270,7 @@ impl Table {
             return Room::Later { victim: None, full };
         }
         match victim {
-            Some((_, name)) => Room::Later { victim: Some(name), full },
+            Some((.., name)) => Room::Later { victim: Some(name), full },
             None if freeing > 0 || soon => Room::Later { victim: None, full },
             None => Room::No(full),
         }
