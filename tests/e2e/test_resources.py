@@ -453,6 +453,27 @@ def test_a_pool_whose_holders_all_run_refuses_at_once(start: Start) -> None:
         assert [r.name for r in resources.list()] == [held]
 
 
+def test_who_waits_for_a_place_is_counted_by_connection(start: Start) -> None:
+    server = start("--set", "max_waiters_per_connection=1")
+    pool = {"name": "one", "max_resources": 1}
+    with connected(server) as (api, resources), connected(server) as (_, others):
+        names = [api.open().session.session_id for _ in range(4)]
+        held = resources.attach(names[0], pool=pool).name
+        with concurrent.futures.ThreadPoolExecutor(2) as pool_of_threads:
+            first = pool_of_threads.submit(resources.attach, names[1], wait=DEADLINE, pool=pool)
+            until(lambda: api.stats().gauges["pool_waiting"] == 1)
+            with refused(EXHAUSTED, "QUEUE_FULL"):
+                resources.attach(names[2], wait=DEADLINE, pool=pool)
+            second = pool_of_threads.submit(others.attach, names[3], wait=DEADLINE, pool=pool)
+            until(lambda: api.stats().gauges["pool_waiting"] == 2)
+            # The places go in the order in which they were asked for.
+            assert resources.detach(names[0], held)
+            next_held = first.result().name
+            assert not second.done()
+            assert resources.detach(names[1], next_held)
+            assert second.result().created
+
+
 # -- lists
 
 

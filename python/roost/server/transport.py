@@ -51,7 +51,8 @@ SERVICES: Final = tuple(
         (admin_service_pb2, "AdminService"),
     )
 )
-_BEGIN: Final = "/roost.v1.TurnService/BeginTurn"
+# Of these a call may wait: for a slot, or for a place in a pool.
+_WAITING: Final = frozenset({"/roost.v1.TurnService/BeginTurn", "/roost.v1.ResourceService/AttachResource"})
 _RESTORE: Final = "/roost.v1.TrajectoryService/RestoreSessions"
 _CHECKPOINT: Final = "/roost.v1.TurnService/GetCheckpoint"
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
@@ -81,7 +82,7 @@ def caller_of(context: Context) -> Caller:
 
 
 class Connections:
-    """Small numbers for the peers that have a BeginTurn in flight: the engine bounds waiters by connection.
+    """Small numbers for the peers that have a call in flight that may wait: the engine bounds waiters by connection.
 
     All connections to a Unix socket have the same peer name. There each call counts as a connection of its own, so
     that one program cannot use up the bound of another; `max_concurrent_streams` and `max_waiters` still hold.
@@ -271,8 +272,8 @@ class Transport:
                     handler = self._cold(path, unary[path], reader)
                 elif path == _RESTORE:
                     handler = self._long(path, restore)
-                elif path == _BEGIN:
-                    handler = self._begin(METHODS[path])
+                elif path in _WAITING:
+                    handler = self._waiting(METHODS[path])
                 else:
                     handler = self._hot(METHODS[path])
                 handlers[method.name] = grpc.unary_unary_rpc_method_handler(handler)
@@ -296,8 +297,8 @@ class Transport:
 
         return handle
 
-    def _begin(self, method: int) -> Handler:
-        """BeginTurn: as `_hot`, and the engine learns which connection it came by."""
+    def _waiting(self, method: int) -> Handler:
+        """As `_hot`, and the engine learns which connection the call came by."""
         call, limit, wait, connections = self._call, self._limit, self._wait, self._connections
 
         async def handle(request: bytes, context: Context) -> bytes:
