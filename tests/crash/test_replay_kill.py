@@ -96,6 +96,7 @@ async def test_i5_i21_i24_kills_at_random_moments(tmp_path: Path, seed: int) -> 
     await replay_through_kills(tmp_path, conversations, rng.sample(range(1, total - 20), 4))
 
 
+@pytest.mark.long
 async def test_i5_a_kill_before_the_first_acknowledged_turn_and_at_the_last(tmp_path: Path) -> None:
     conversations = list(transcripts.parse(generate.lines(6, seed=9)))
     total = sum(len(c.turns) for c in conversations)
@@ -109,6 +110,7 @@ async def test_i5_i21_i24_the_recorded_sessions_survive_kills(tmp_path: Path) ->
 
 
 @pytest.mark.skipif(not RECORDED.is_file(), reason="the recorded sessions are not on this machine")
+@pytest.mark.long
 async def test_i5_i8_i21_turns_that_fail_are_retried_or_end_their_sessions_through_three_kills(tmp_path: Path) -> None:
     """What is given up leaves its session with what was committed before, and one ABORTED record; all else is whole."""
     conversations, fates = transcripts.read(RECORDED), Fates(abort_rate=0.1, give_up_rate=0.02)

@@ -71,7 +71,7 @@ def measure(case: Case) -> Measured:
 @pytest.mark.parametrize(
     ("state", "trees"),
     [
-        pytest.param(0, True, id="0-in-trees"),
+        pytest.param(0, True, id="0-in-trees", marks=pytest.mark.long),
         pytest.param(2_000, False, id="2000-alone"),
         pytest.param(0, False, id="0-alone", marks=pytest.mark.long),
         pytest.param(2_000, True, id="2000-in-trees", marks=pytest.mark.long),
@@ -88,6 +88,7 @@ def test_an_idle_resident_session_takes_at_most_a_kib_beside_its_own_bytes(state
     assert found.each / 2 <= charged <= found.each * 1.2, found
 
 
+@pytest.mark.long
 def test_an_unloaded_session_takes_no_more_than_its_line_in_a_loaded_header() -> None:
     found = measure(Case(150_000, 10_000, {"max_resident_sessions": 100}, state=2000, trees=True))
     assert found.stats["resident_sessions"] == 100
