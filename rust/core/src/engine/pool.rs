@@ -78,6 +78,8 @@ pub(crate) struct Table {
     idle: BTreeSet<(u64, Arc<str>)>,
     /// When to look at a call that waits: by service time and ticket.
     looks: BTreeMap<(u64, u64), PoolId>,
+    /// How often who waits was woken: who was refused a place before and parks after that would sleep through it.
+    wakes: u64,
     waiting: usize,
     releasing: usize,
 }
@@ -123,6 +125,10 @@ impl Table {
 
     pub(crate) fn waiting(&self) -> usize {
         self.waiting
+    }
+
+    pub(crate) fn wakes(&self) -> u64 {
+        self.wakes
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<&Attached> {
@@ -176,6 +182,7 @@ impl Table {
             }
         }
         let Some(spot) = attached.spot else { return Vec::new() };
+        self.wakes += 1;
         let calls = self.wake(&spot.pool);
         if let Some(pool) = self.pools.get_mut(&spot.pool) {
             pool.members.remove(name);
@@ -276,8 +283,12 @@ impl Table {
         }
     }
 
-    /// Parks a call until a place of its pool may be free, or this time has come.
-    pub(crate) fn park(&mut self, id: PoolId, call: Pending, look_ms: u64) {
+    /// Parks a call until a place of its pool may be free, or this time has come. Gives it back if somebody was woken
+    /// since `wakes` was read, which was when it was refused.
+    pub(crate) fn park(&mut self, id: PoolId, call: Pending, look_ms: u64, wakes: u64) -> Option<Pending> {
+        if self.wakes != wakes {
+            return Some(call);
+        }
         self.looks.insert((look_ms, call.ticket), id.clone());
         self.waiting += 1;
         let pool = self.pools.entry(id).or_default();
@@ -285,6 +296,7 @@ impl Table {
         let since = |c: &Pending| (c.since_ms, c.ticket);
         let at = pool.waiters.iter().position(|c| since(c) > since(&call)).unwrap_or(pool.waiters.len());
         pool.waiters.insert(at, call);
+        None
     }
 
     /// Takes out all calls that wait for a place in a pool.
@@ -309,6 +321,7 @@ impl Table {
 
     /// Takes the calls out that `wanted` names, in whatever pool.
     pub(crate) fn take_waiters(&mut self, wanted: impl Fn(&Pending) -> bool) -> Vec<Pending> {
+        self.wakes += 1;
         if self.waiting == 0 {
             return Vec::new();
         }

@@ -109,6 +109,14 @@ pub(crate) struct ReleaseCall {
     step: ReleaseStep,
 }
 
+/// What an attach comes to.
+enum Attaching {
+    /// Its answer, and the sequence that this waits for.
+    Done(v1::AttachResourceResponse, Seq),
+    /// There is no place, and somebody is being released; who waits had been woken so often.
+    Waits(u64),
+}
+
 pub(crate) struct Resources {
     setup: RwLock<ResourceSetup>,
     table: Mutex<Table>,
@@ -248,7 +256,7 @@ impl Engine {
         };
         let after = state.last_seq;
         match self.attach_at(&call, attach, &tree, &mut state, index, work, now) {
-            Ok(Some((reply, seq))) => {
+            Ok(Attaching::Done(reply, seq)) => {
                 let answer = Ok(reply.encode_to_vec());
                 work.answers.push(Answer { ticket: call.ticket, result: answer, after: seq, root: Some(tree.root) });
             }
@@ -256,14 +264,13 @@ impl Engine {
                 let result = Err(refusal);
                 work.answers.push(Answer { ticket: call.ticket, result, after, root: Some(tree.root) });
             }
-            Ok(None) => {
+            Ok(Attaching::Waits(wakes)) => {
                 drop(state);
-                self.wait_for_place(call, work, now);
+                self.wait_for_place(call, wakes, work, now);
             }
         }
     }
 
-    /// The answer to an attach, with the sequence that it waits for; `None`: it has to wait for a place.
     #[allow(clippy::too_many_arguments)]
     fn attach_at(
         &self,
@@ -274,13 +281,13 @@ impl Engine {
         index: u32,
         work: &mut Work,
         now: &Moment,
-    ) -> Result<Option<(v1::AttachResourceResponse, Seq)>, Refusal> {
-        let Some(line) = state.line(index) else { return Ok(None) };
+    ) -> Result<Attaching, Refusal> {
+        let Some(line) = state.line(index) else { return Err(not_found(&attach.session_id)) };
         let (uid, session_id, running) = (line.uid, line.session_id.clone(), line.running().is_some());
         let appending = self.journal.append();
         let mut table = self.resources.table.lock();
         if let Some(name) = &attach.name {
-            return self.confirm(attach, name, uid, appending, &mut table, tree, state, now).map(Some);
+            return self.confirm(attach, name, uid, appending, &mut table, tree, state, now);
         }
         if let Some((name, made)) = attach.mark.as_ref().and_then(|mark| table.made_by(uid, mark)) {
             repeats(made.mark.as_ref(), attach.mark.as_ref())?;
@@ -288,7 +295,7 @@ impl Engine {
                 return Err(releasing(name));
             }
             let reply = v1::AttachResourceResponse { name: name.to_string(), state: made.state, created: false };
-            return Ok(Some((reply, state.last_seq.max(made.seq))));
+            return Ok(Attaching::Done(reply, state.last_seq.max(made.seq)));
         }
         self.check_room(&table, uid)?;
         let setup = self.resources.setup.read();
@@ -312,7 +319,7 @@ impl Engine {
                         count(&self.counters.pool_evictions);
                         self.release(&victim, appending, &mut table, work, now);
                     }
-                    return Ok(None);
+                    return Ok(Attaching::Waits(table.wakes()));
                 }
             }
         }
@@ -368,7 +375,7 @@ impl Engine {
         count(&self.counters.resources_attached);
         self.hold_resource(tree.root, seq, ResourceChange::Made(name.clone()), work);
         let reply = v1::AttachResourceResponse { name: name.to_string(), state: PLANNED, created: true };
-        Ok(Some((reply, seq)))
+        Ok(Attaching::Done(reply, seq))
     }
 
     /// Its host says that it is there.
@@ -383,7 +390,7 @@ impl Engine {
         tree: &Arc<Tree>,
         state: &mut TreeState,
         now: &Moment,
-    ) -> Result<(v1::AttachResourceResponse, Seq), Refusal> {
+    ) -> Result<Attaching, Refusal> {
         let unknown = || resource_not_found(name);
         let attached = table.get_mut(name).filter(|a| a.session == uid && !a.ending).ok_or_else(unknown)?;
         if attached.state == RELEASING {
@@ -401,7 +408,7 @@ impl Engine {
         state.last_seq = seq;
         (attached.state, attached.before, attached.seq) = (LIVE, LIVE, seq);
         let reply = v1::AttachResourceResponse { name: name.to_owned(), state: LIVE, created: false };
-        Ok((reply, seq))
+        Ok(Attaching::Done(reply, seq))
     }
 
     /// Whether one more may be attached at all.
@@ -434,8 +441,8 @@ impl Engine {
         refusal.quota(Quota { limit_name, limit, used, holders })
     }
 
-    /// Parks a call until a place of its pool may be free.
-    fn wait_for_place(&self, call: Pending, work: &mut Work, now: &Moment) {
+    /// Parks a call until a place of its pool may be free; `wakes` as it was when there was none.
+    fn wait_for_place(&self, call: Pending, wakes: u64, work: &mut Work, now: &Moment) {
         let Call::Attach(attach) = &call.call else { return };
         let Some(wish) = &attach.pool else { return work.calls.push_back(call) };
         if let Err(refusal) = self.enter_wait(call.connection) {
@@ -448,7 +455,10 @@ impl Engine {
             *ticket = TicketState::Pooled;
         }
         let ticket = call.ticket;
-        self.resources.table.lock().park(id, call, look_ms);
+        let back = self.resources.table.lock().park(id, call, look_ms, wakes);
+        if let Some(call) = back {
+            return self.resume(vec![call], work);
+        }
         if !self.tickets.lock().contains_key(&ticket) {
             // Cancelled in between.
             self.leave_pool(ticket);
@@ -713,4 +723,47 @@ fn resource_not_found(name: &str) -> Refusal {
 
 fn releasing(name: &str) -> Refusal {
     Refusal::new(Reason::ResourceReleasing, format!("resource {name:?} is to end")).with("name", name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::Limits;
+
+    // Between its refusal and its parking the place may have come free: who would wake it has been there then.
+    #[test]
+    fn who_parks_too_late_runs_again() {
+        let now = Moment::new(1, 1, [0; 32]);
+        let engine = Engine::new(Limits::default(), 0, 1);
+        let tenant = engine.tenant("t");
+        let id: PoolId = (tenant.name.clone(), "p".into());
+        let call = |ticket| engine.pending(ticket, tenant.clone(), 0, Call::Get("s".into()), &now);
+        let attached = Attached {
+            session: Uid(1),
+            session_id: "s".into(),
+            root: Uid(1),
+            tenant: tenant.clone(),
+            kind: CLIENT,
+            state: RELEASING,
+            before: LIVE,
+            spot: Some(Spot { pool: id.clone(), key: "".into(), ttl_ms: 0 }),
+            mark: None,
+            attempts: 0,
+            stored: true,
+            ending: true,
+            seq: 1,
+            since_ms: 0,
+            look_ms: 0,
+        };
+        let mut table = engine.resources.table.lock();
+        table.insert("r".into(), attached, false, 0);
+        let refused = table.wakes();
+        assert!(table.park(id.clone(), call(1), 10, refused).is_none());
+        assert_eq!(table.remove("r").len(), 1);
+        assert!(table.park(id.clone(), call(2), 10, refused).is_some());
+        let refused = table.wakes();
+        assert!(table.take_waiters(|_| true).is_empty());
+        assert!(table.park(id, call(3), 10, refused).is_some());
+        assert_eq!(table.check(), Ok(0));
+    }
 }
