@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import Phase, settings
+from resources_api import Agents, Sandboxes
 from roost_server import Api, ClockedServer, Server
 
 Start = Callable[..., Server]
@@ -47,3 +48,19 @@ def start(tmp_path: Path) -> Iterator[Start]:
     yield make
     for server in servers:
         server.end()
+
+
+@pytest.fixture
+def agents() -> Iterator[Agents]:
+    """Agent processes that end with the test."""
+    made = Agents()
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def sandboxes() -> Iterator[Sandboxes]:
+    """A service that keeps sandboxes."""
+    made = Sandboxes()
+    yield made
+    made.end()

@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,20 +43,6 @@ OPEN, SEALED, CLOSED = types.SESSION_STATE_OPEN, types.SESSION_STATE_SEALED, typ
 FAILED, NOT_FOUND = grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOUND
 INVALID, EXHAUSTED = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED
 LEASE = 60.0  # seconds, of a server that is told nothing else
-
-
-@pytest.fixture
-def agents() -> Iterator[Agents]:
-    made = Agents()
-    yield made
-    made.end()
-
-
-@pytest.fixture
-def sandboxes() -> Iterator[Sandboxes]:
-    made = Sandboxes()
-    yield made
-    made.end()
 
 
 def clocked(start: Start, *flags: str, **env: str) -> ClockedServer:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import random
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -22,20 +21,6 @@ pytestmark = pytest.mark.crash
 OPEN, SEALED, CLOSED = types.SESSION_STATE_OPEN, types.SESSION_STATE_SEALED, types.SESSION_STATE_CLOSED
 # The driver is called between the first two.
 STEPS = ("release.before", "release.done", "release.after")
-
-
-@pytest.fixture
-def sandboxes() -> Iterator[Sandboxes]:
-    made = Sandboxes()
-    yield made
-    made.end()
-
-
-@pytest.fixture
-def agents() -> Iterator[Agents]:
-    made = Agents()
-    yield made
-    made.end()
 
 
 def killed(server: Server) -> None:

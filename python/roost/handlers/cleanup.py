@@ -19,6 +19,7 @@ import structlog
 
 from roost._core import failpoint
 from roost.handlers.cold import is_restoring
+from roost.handlers.reload import Read, read_one
 from roost.store.base import CleanupRow, SessionRow, Store
 from roost.store.v1.store_pb2 import Cleanup, Receipt, SessionFacts
 
@@ -37,7 +38,6 @@ _OPEN, _SEALED, _CLOSED = 1, 2, 3  # roost.v1.SessionState
 log = structlog.get_logger("roost.cleanup")
 
 Step = tuple[Any, ...]
-Read = Callable[[Callable[[], Any]], Awaitable[Any]]
 
 
 class DumpFailed(Exception):
@@ -74,7 +74,7 @@ class Cleaner:
     ) -> None:
         self._engine = engine
         self._store = store
-        self._read = read
+        self._rows = partial(read_one, read)
         self._journal = journal
         self._oldest_stream = oldest_stream
         self._dump = dump
@@ -136,11 +136,6 @@ class Cleaner:
             if len(page) < _PAGE:
                 return
             after = (page[-1].cleanup_due, page[-1].uid)
-
-    async def _rows(self, job: Callable[[], Any]) -> Any:
-        """A read; what went wrong there, logged by then, is an exception here."""
-        [answer] = await self._read(lambda: [job()])
-        return answer
 
     async def _due(self, uid: bytes) -> SessionRow | None:
         """The row of an ended session, if a step of it is due."""

@@ -7,22 +7,21 @@ For each driver that the configuration names one sweep at the start, and the nex
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from roost.drivers import Lister
 from roost.drivers.reap import Ours, Sweeps, Swept, sweep
+from roost.handlers.reload import Read, read_one
 from roost.store.base import Store
 
 if TYPE_CHECKING:
     from roost._core import Engine
 
 _POLL_SECONDS: Final = 0.1
-
-Read = Callable[[Callable[[], Any]], Awaitable[Any]]
 
 log = structlog.get_logger("roost.reap")
 
@@ -43,7 +42,7 @@ class Reaper:
     ) -> None:
         self._engine = engine
         self._store = store
-        self._read = read
+        self._rows = partial(read_one, read)
         self._listers = listers
         self._ours = ours
         self._lease = lease
@@ -76,12 +75,9 @@ class Reaper:
         return self._engine.service_ms() / 1_000
 
     async def _owned(self, names: Sequence[str]) -> Collection[str]:
-        """Which of these names are owned. What went wrong with the read, logged by then, is an exception here."""
-        [known] = await self._read(partial(self._known, names))
-        return set(known)
-
-    def _known(self, names: Sequence[str]) -> list[set[str]]:
-        return [self._store.known_resources(names)]
+        """Which of these names are owned."""
+        known: set[str] = await self._rows(partial(self._store.known_resources, names))
+        return known
 
     def _tell(self, name: str, swept: Swept) -> None:
         """Log what a sweep did, and count it."""

@@ -20,6 +20,7 @@ from roost._core import failpoint
 from roost.drivers import Driver, DriverError, Resource
 from roost.drivers.backoff import Backoff
 from roost.drivers.base import within
+from roost.handlers.reload import Read, read_one
 from roost.store.base import DueResource, Store
 from roost.v1.resource_service_pb2 import ResourceKind
 
@@ -34,7 +35,6 @@ AT_ONCE: Final = 16
 _LATE: Final = 5.0  # seconds that a driver may be over its own time limit
 
 Step = tuple[Any, ...]
-Read = Callable[[Callable[[], Any]], Awaitable[Any]]
 
 log = structlog.get_logger("roost.releases")
 
@@ -59,7 +59,7 @@ class Releaser:
     ) -> None:
         self._engine = engine
         self._store = store
-        self._read = read
+        self._rows = partial(read_one, read)
         self._journal = journal
         self._drivers = drivers
         self._limit = limit + _LATE
@@ -98,7 +98,7 @@ class Releaser:
         until = self._engine.wall_ms()
         while not self._full():
             self._over.clear()
-            page = await self._page(until, after)
+            page: list[DueResource] = await self._rows(partial(self._store.due_resources, until, after, _PAGE))
             for due in page:
                 # The page may be older than the end of a release.
                 if due.name in self._running or due.name in self._over or self._busy[due.kind] >= self._share:
@@ -112,11 +112,6 @@ class Releaser:
 
     def _full(self) -> bool:
         return bool(self._drivers) and all(self._busy[kind] >= self._share for kind in self._drivers)
-
-    async def _page(self, until: int, after: tuple[int, str] | None) -> list[DueResource]:
-        """A read; what went wrong there, logged by then, is an exception here."""
-        [page] = await self._read(lambda: [self._store.due_resources(until, after, _PAGE)])
-        return list(page)
 
     def _ended(self, due: DueResource, _task: asyncio.Task[None]) -> None:
         del self._running[due.name]

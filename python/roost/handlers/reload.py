@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -27,6 +27,17 @@ Answer = Any  # bytes, a Follow, None (a stream ended) or a Refusal
 Job = tuple[Callable[[], Answer], "asyncio.Future[Answer]"]
 
 log = structlog.get_logger("roost.reload")
+
+
+Read = Callable[[Callable[[], Any]], Awaitable[Any]]  # `StoreReader.read`
+
+
+async def read_one(read: Read, job: Callable[[], Any]) -> Any:
+    """What one cold read finds, for the server's own work: where `read` answers a Refusal, that is raised (Refused)."""
+    answer = await read(lambda: [job()])
+    if type(answer) is not list:
+        raise Refused(answer)
+    return answer[0]
 
 
 class StoreReader:

@@ -33,6 +33,7 @@ from roost.handlers.dump.reader import (
 )
 from roost.handlers.dump.target import Target
 from roost.handlers.errors import Refused, invalid, parse, refused
+from roost.handlers.reload import Read, read_one
 from roost.store.base import RecordRow, SessionRow, Store
 from roost.store.v1.store_pb2 import SessionFacts
 from roost.v1 import trajectory_service_pb2 as pb
@@ -112,7 +113,7 @@ class Restorer:
         engine: Engine,
         store: Store,
         target: Target | None,
-        read: Callable[[Callable[[], Any]], Awaitable[Any]],
+        read: Read,
         settle: Callable[[Any], Awaitable[bytes | Refusal]],
         undo: Callable[[bytes], Awaitable[None]],
         live: set[bytes],
@@ -120,7 +121,7 @@ class Restorer:
         self._engine = engine
         self._store = store
         self._target = target
-        self._reader = read
+        self._read = partial(read_one, read)
         self._settle = settle
         self._undo = undo
         self._live = live
@@ -317,13 +318,6 @@ class Restorer:
         if row is None:
             raise refused(self._engine, "INTERNAL_ERROR", "the session is gone while it was restored")
         return row
-
-    async def _read(self, job: Callable[[], Any]) -> Any:
-        """One read on the reader thread. Raises Refused."""
-        answer = await self._reader(lambda: [job()])
-        if type(answer) is not list:
-            raise Refused(answer)
-        return answer[0]
 
     # -- refusals
 

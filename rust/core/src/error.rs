@@ -164,6 +164,12 @@ impl Refusal {
         self
     }
 
+    /// A cap that has no room.
+    pub fn cap(reason: Reason, limit_name: &'static str, limit: u64, used: u64) -> Self {
+        let quota = Quota { limit_name, limit, used, holders: Vec::new() };
+        Refusal::new(reason, format!("{limit_name} is {limit}; {used} in use")).quota(quota)
+    }
+
     /// A field that breaks its rule.
     pub fn field(field: &str, rule: impl Into<String>) -> Self {
         let rule = rule.into();

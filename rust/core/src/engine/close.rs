@@ -258,9 +258,6 @@ impl Engine {
                 self.free_slots(tree, state, index, work, now);
                 self.release_header(tree, state, now);
             }
-            if let Some(line) = state.line(index) {
-                self.wake_pools(Some(&line.session_id), work);
-            }
             if let Some(mut loading) = state.line_mut(index).and_then(|l| l.loading.take()) {
                 // They run again and find the session closed; the load itself ends on its own.
                 self.rerun_load(&mut loading, tree, state, index, work);
@@ -270,6 +267,12 @@ impl Engine {
             }
             self.forget_resident(tree, state, index, now);
         }
+        let ended = |call: &Pending| {
+            let id = call.call.session_id();
+            Arc::ptr_eq(&call.tenant, &tree.tenant)
+                && closed.iter().filter_map(|i| state.line(*i)).any(|line| &*line.session_id == id)
+        };
+        self.wake_pools(ended, work);
         let seq = state.last_seq;
         if let Some(Held::Cleanup(tree, closed)) = self.journal.hold(seq, Held::Cleanup(tree.clone(), closed)) {
             // The writer was faster.

@@ -6,14 +6,14 @@
 
 use super::keyring::Who;
 use super::reload::{Effect, Located, Purpose};
-use super::restore::RestoreStep;
+use super::restore::{RestoreStep, unchanged};
 use super::tree::{Line, Tree, TreeState};
 use super::{Answer, Call, Engine, Found, Moment, Pending, SessionRow, Work, closed, count, not_found, quarantined};
 use crate::error::{Quota, Reason, Refusal};
 use crate::gen_store::{Cleanup, Receipt, SessionFacts};
 use crate::gen_v1 as v1;
 use crate::ids::{Uid, repeats};
-use crate::journal::{Held, Op, Reopen, Seq, Step};
+use crate::journal::{Held, Op, Reopen, Seq};
 use parking_lot::Mutex;
 use prost::Message;
 use std::collections::{HashMap, HashSet};
@@ -73,9 +73,9 @@ impl StepCall {
     }
 }
 
-/// Replies of [`Engine::cleanup_step`].
-const DONE: &[u8] = b"done";
-const CHANGED: &[u8] = b"changed";
+/// Replies of [`Engine::cleanup_step`] and [`Engine::resource_step`].
+pub(crate) const DONE: &[u8] = b"done";
+pub(crate) const CHANGED: &[u8] = b"changed";
 
 /// The first retry of a failed step comes after about this; each one after that takes twice as long.
 const RETRY_MS: i64 = 1_000;
@@ -231,18 +231,7 @@ impl Engine {
         let closed = v1::SessionState::Closed as i32;
         let mut cleanup = cleanup_of(row)?;
         let later = |ms: u64| now.wall_ms.saturating_add(ms as i64).max(1);
-        let mut made = Step {
-            uid: row.uid,
-            prev: row.seq,
-            seq: 0,
-            state: row.state,
-            last: row.last,
-            facts: row.facts.clone(),
-            cleanup: Vec::new(),
-            cleanup_due: row.cleanup_due,
-            purge: Vec::new(),
-            purged: false,
-        };
+        let mut made = unchanged(row);
         match step {
             CleanupStep::Cleaned { dump } if sealed && !cleanup.restoring => {
                 let wanted = receipt_of(row).is_some_and(|r| !r.dump_name.is_empty());
@@ -583,9 +572,7 @@ impl Engine {
         if limit == 0 || used < limit {
             return Ok(());
         }
-        let quota = Quota { limit_name: "max_store_bytes", limit, used, holders: Vec::new() };
-        let message = format!("max_store_bytes is {limit}; {used} in use");
-        Err(Refusal::new(Reason::StoreBytes, message).quota(quota).retry_after(30_000))
+        Err(Refusal::cap(Reason::StoreBytes, "max_store_bytes", limit, used).retry_after(30_000))
     }
 }
 

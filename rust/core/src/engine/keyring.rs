@@ -499,8 +499,7 @@ impl Engine {
 
     /// Appends an entry about a key, which is of no tree.
     fn append_key(&self, tenant: &str, op: Op, now: &Moment) -> Seq {
-        let carrier = Arc::new(self.new_tree(KEYS_ROOT, self.tenant(tenant)));
-        self.journal.append().push(&carrier, vec![op], Vec::new(), now.mono_ms)
+        self.append_apart(self.journal.append(), (KEYS_ROOT, self.tenant(tenant)), vec![op], now)
     }
 
     fn hold_change(&self, seq: Seq, change: KeyChange) {

@@ -540,7 +540,7 @@ impl Engine {
         self.draining.store(true, Ordering::Release);
         let mut work = Work::default();
         self.end_all_waits(&mut work, &now);
-        self.wake_pools(None, &mut work);
+        self.wake_pools(|_| true, &mut work);
         self.finish(&mut work, &mut now);
     }
 
@@ -792,6 +792,17 @@ impl Engine {
         change: impl FnOnce(&mut Appending<'_>, &mut Line, &mut Vec<Op>),
     ) {
         self.append_with(tree, state, index, now, change, |_, _, _| ());
+    }
+
+    /// Appends an entry that is of a tree and changes nothing that is in memory of it: a tree to carry it, no more.
+    fn append_apart(
+        &self,
+        appending: Appending<'_>,
+        (root, tenant): (Uid, Arc<Tenant>),
+        ops: Vec<Op>,
+        now: &Moment,
+    ) -> Seq {
+        appending.push(&Arc::new(self.new_tree(root, tenant)), ops, Vec::new(), now.mono_ms)
     }
 
     /// Sets a timer; the key takes it back.

@@ -4,7 +4,7 @@ use super::reload::{Located, Wanted, Why};
 use super::requests::{Begin, Open, OpenOptions, Update};
 use super::tree::{Line, Resident, Tree, TreeState};
 use super::{Call, Engine, Moment, Pending, Work, closed, count, not_found};
-use crate::error::{Quota, Reason, Refusal};
+use crate::error::{Reason, Refusal};
 use crate::gen_store::RequestMark;
 use crate::gen_v1 as v1;
 use crate::ids::{self, Uid};
@@ -205,16 +205,13 @@ impl Engine {
         let Some(parent) = state.line(parent_index).filter(|l| l.is_open()) else {
             return Err(Refusal::new(Reason::SessionClosed, "the parent session has ended"));
         };
-        let cap = |reason, limit_name, limit, used| {
-            let quota = Quota { limit_name, limit, used, holders: Vec::new() };
-            Refusal::new(reason, format!("{limit_name} is {limit}; {used} in use")).quota(quota)
-        };
         if u64::from(parent.depth) >= self.limits.max_depth {
-            return Err(cap(Reason::TreeDepth, "max_depth", self.limits.max_depth, u64::from(parent.depth)));
+            let (limit, used) = (self.limits.max_depth, u64::from(parent.depth));
+            return Err(Refusal::cap(Reason::TreeDepth, "max_depth", limit, used));
         }
         if u64::from(state.open) >= self.limits.max_sessions_per_tree {
             let (limit, used) = (self.limits.max_sessions_per_tree, u64::from(state.open));
-            return Err(cap(Reason::TreeSessions, "max_sessions_per_tree", limit, used));
+            return Err(Refusal::cap(Reason::TreeSessions, "max_sessions_per_tree", limit, used));
         }
         if !name.is_empty() && state.name_taken(parent_index, name) {
             return Err(Refusal::new(Reason::PathCollision, "an open sibling has this name").with("name", name));

@@ -4,6 +4,7 @@
 //! released, so whoever has a row is owned. What drivers end is asked of them by a handler that looks at the rows
 //! that are due; what a host ends it learns from WatchOwner. Lock order: a tree, the journal, this table.
 
+use super::ended::{CHANGED, DONE};
 use super::keyring::Who;
 use super::pool::{Attached, Caps, Full, LIVE, PLANNED, PoolId, RELEASING, Room, Spot, Table};
 use super::reload::Located;
@@ -261,8 +262,7 @@ impl Engine {
                 work.answers.push(Answer { ticket: call.ticket, result: answer, after: seq, root: Some(tree.root) });
             }
             Err(refusal) => {
-                let result = Err(refusal);
-                work.answers.push(Answer { ticket: call.ticket, result, after, root: Some(tree.root) });
+                work.answers.push(Answer { ticket: call.ticket, result: Err(refusal), after, root: Some(tree.root) });
             }
             Ok(Attaching::Waits(wakes)) => {
                 drop(state);
@@ -413,19 +413,12 @@ impl Engine {
 
     /// Whether one more may be attached at all.
     fn check_room(&self, table: &Table, uid: Uid) -> Result<(), Refusal> {
-        let full = |limit_name, limit, used: usize| {
-            let quota = Quota { limit_name, limit, used: used as u64, holders: Vec::new() };
-            let message = format!("{limit_name} is {limit}; {used} in use");
-            Err(Refusal::new(Reason::ResourceLimit, message).quota(quota))
-        };
-        let (all, own) = (table.len(), table.left(uid));
-        if all as u64 >= self.limits.max_resources {
-            return full("max_resources", self.limits.max_resources, all);
-        }
-        if own as u64 >= self.limits.max_resources_per_session {
-            return full("max_resources_per_session", self.limits.max_resources_per_session, own);
-        }
-        Ok(())
+        let caps = [
+            ("max_resources", self.limits.max_resources, table.len()),
+            ("max_resources_per_session", self.limits.max_resources_per_session, table.left(uid)),
+        ];
+        let full = caps.into_iter().find(|(_, limit, used)| *used as u64 >= *limit);
+        full.map_or(Ok(()), |(name, limit, used)| Err(Refusal::cap(Reason::ResourceLimit, name, limit, used as u64)))
     }
 
     fn pool_full(&self, call: &Pending, wish: &PoolWish, full: Full, state: &TreeState, waited_ms: u64) -> Refusal {
@@ -486,13 +479,12 @@ impl Engine {
         }
     }
 
-    /// The session of these calls has ended, or the server stops: they run again and learn it.
-    pub(crate) fn wake_pools(&self, session_id: Option<&str>, work: &mut Work) {
+    /// Sessions have ended, or the server stops: the calls that this is about run again and learn it.
+    pub(crate) fn wake_pools(&self, wanted: impl Fn(&Pending) -> bool, work: &mut Work) {
         if !self.resources.any() {
             return;
         }
-        let calls =
-            self.resources.table.lock().take_waiters(|call| session_id.is_none_or(|id| call.call.session_id() == id));
+        let calls = self.resources.table.lock().take_waiters(wanted);
         self.resume(calls, work);
     }
 
@@ -519,7 +511,8 @@ impl Engine {
     fn release(&self, name: &str, appending: Appending<'_>, table: &mut Table, work: &mut Work, now: &Moment) {
         let Some(attached) = table.get_mut(name) else { return };
         attached.attempts = 0;
-        let (root, tenant, again) = (attached.root, attached.tenant.clone(), attached.state == RELEASING);
+        let (of, again) = ((attached.root, attached.tenant.clone()), attached.state == RELEASING);
+        let root = of.0;
         table.begin_release(name, now.mono_ms);
         let name: Arc<str> = name.into();
         let update = ResourceUpdate {
@@ -530,8 +523,7 @@ impl Engine {
             attempts: 0,
             error: String::new(),
         };
-        let carrier = Arc::new(self.new_tree(root, tenant));
-        let seq = appending.push(&carrier, vec![Op::ResourceUpdate(Box::new(update))], Vec::new(), now.mono_ms);
+        let seq = self.append_apart(appending, of, vec![Op::ResourceUpdate(Box::new(update))], now);
         if let Some(attached) = table.get_mut(&name) {
             attached.seq = seq;
         }
@@ -609,8 +601,7 @@ impl Engine {
         if table.left(session) == 0 {
             ops.push(Op::CleanupDue { session, due: now.wall_ms.max(1) });
         }
-        let carrier = Arc::new(self.new_tree(root, tenant));
-        let seq = appending.push(&carrier, ops, Vec::new(), now.mono_ms);
+        let seq = self.append_apart(appending, (root, tenant), ops, now);
         if let Some(attached) = table.get_mut(&name) {
             attached.seq = seq;
         }
@@ -625,12 +616,8 @@ impl Engine {
         let mut table = self.resources.table.lock();
         let due = table.get(&release.name).filter(|a| a.state == RELEASING && !a.ending && a.stored);
         let Some((root, tenant)) = due.map(|a| (a.root, a.tenant.clone())) else {
-            return work.answers.push(Answer {
-                ticket: call.ticket,
-                result: Ok(CHANGED.to_vec()),
-                after: 0,
-                root: None,
-            });
+            let result = Ok(CHANGED.to_vec());
+            return work.answers.push(Answer { ticket: call.ticket, result, after: 0, root: None });
         };
         let seq = match &release.step {
             ReleaseStep::Released => self.forget_resource(&release.name, appending, &mut table, work, now),
@@ -646,8 +633,7 @@ impl Engine {
                     attempts: attached.attempts,
                     error: error.chars().take(500).collect(),
                 };
-                let carrier = Arc::new(self.new_tree(root, tenant));
-                appending.push(&carrier, vec![Op::ResourceUpdate(Box::new(update))], Vec::new(), now.mono_ms)
+                self.append_apart(appending, (root, tenant), vec![Op::ResourceUpdate(Box::new(update))], now)
             }
         };
         work.answers.push(Answer { ticket: call.ticket, result: Ok(DONE.to_vec()), after: seq, root: Some(root) });
@@ -706,9 +692,6 @@ impl Engine {
         }
     }
 }
-
-const DONE: &[u8] = b"done";
-const CHANGED: &[u8] = b"changed";
 
 /// Whether a name is one that a session with this uid may have had.
 fn is_name_of(name: &str, uid: Uid) -> bool {

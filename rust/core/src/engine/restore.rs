@@ -384,7 +384,7 @@ impl RestoreEnd {
 }
 
 /// The step that leaves a row as it is, but for its sequence.
-fn unchanged(row: &SessionRow) -> Step {
+pub(crate) fn unchanged(row: &SessionRow) -> Step {
     Step {
         uid: row.uid,
         prev: row.seq,

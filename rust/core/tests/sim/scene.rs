@@ -4,9 +4,7 @@
 use super::rng::Rng;
 use super::store::Store;
 use prost::Message;
-use roost_core::engine::{
-    Appended, Caller, CleanupStep, Effect, Engine, Keys, Method, Moment, Outcome, ReleaseStep, ResourceSetup,
-};
+use roost_core::engine::{Appended, Caller, CleanupStep, Effect, Engine, Keys, Method, Moment, Outcome, ReleaseStep};
 use roost_core::error::{Reason, Refusal};
 use roost_core::ids::Uid;
 use roost_core::keys::Maker;
@@ -55,14 +53,8 @@ impl World {
         self.engine = engine(&self.limits, self.store.last_seq);
         self.engine.set_dumps(self.dumps);
         self.epoch += 1;
-        let setup = ResourceSetup {
-            prefix: "roost".into(),
-            store_id: "0123abcd".into(),
-            epoch: self.epoch,
-            kinds: (1..=4).collect(),
-        };
         let now = self.now();
-        self.engine.set_resources(setup, self.store.stored_resources(), &now);
+        self.store.bring_resources(&self.engine, self.epoch, &now);
         self.done.clear();
         self.loads = 0;
         for root in self.store.running_roots() {

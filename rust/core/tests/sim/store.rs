@@ -5,7 +5,7 @@
 use roost_core::chain::{FINISHED, Line, ended_by, link};
 use roost_core::engine::{
     DueSession, DumpedRecord, DumpedSession, DumpedTrajectory, Effect, Engine, FoundSession, FoundTrajectory,
-    HeaderRow, LoadedSession, Moment, RecordRow, SessionRow, StaleTree, StoredResource, Wanted,
+    HeaderRow, LoadedSession, Moment, RecordRow, ResourceSetup, SessionRow, StaleTree, StoredResource, Wanted,
 };
 use roost_core::ids::{TrajectoryId, Uid};
 use roost_core::journal::{Batch, Finished, ResourceRow, Restore, Row, Seq};
@@ -386,8 +386,14 @@ impl Store {
         Ok(())
     }
 
-    /// What a server knows of resources when it starts.
-    pub(crate) fn stored_resources(&self) -> Vec<StoredResource> {
+    /// Tells a server that starts for the `epoch`-th time what there is of resources.
+    pub(crate) fn bring_resources(&self, engine: &Engine, epoch: u64, now: &Moment) {
+        let (prefix, store_id) = ("roost".into(), "0123abcd".into());
+        let setup = ResourceSetup { prefix, store_id, epoch, kinds: (1..=4).collect() };
+        engine.set_resources(setup, self.stored_resources(), now);
+    }
+
+    fn stored_resources(&self) -> Vec<StoredResource> {
         let stored = |(name, r): (&String, &Resource)| StoredResource {
             name: name.clone(),
             session: r.row.session,

@@ -5,7 +5,7 @@ use super::rng::Rng;
 use super::store::{OPEN, Store};
 use super::verify::{Ledger, Start};
 use roost_core::engine::{
-    Appended, Caller, CleanupStep, DumpMade, Effect, Engine, Moment, Outcome, ReleaseStep, ResourceSetup, Space,
+    Appended, Caller, CleanupStep, DumpMade, Effect, Engine, Moment, Outcome, ReleaseStep, Space,
 };
 use roost_core::error::Refusal;
 use roost_core::journal::Batch;
@@ -408,14 +408,8 @@ impl World {
         self.steps.clear();
         self.ledger.restarted();
         self.epoch += 1;
-        let setup = ResourceSetup {
-            prefix: "roost".into(),
-            store_id: "0123abcd".into(),
-            epoch: self.epoch,
-            kinds: (1..=4).collect(),
-        };
         let now = self.now();
-        self.engine.set_resources(setup, self.store.stored_resources(), &now);
+        self.store.bring_resources(&self.engine, self.epoch, &now);
         for root in self.store.running_roots() {
             let (tenant, rows) = self.store.header(root);
             let now = self.now();
