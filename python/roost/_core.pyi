@@ -87,6 +87,9 @@ class Batch:
     def resources_due(self) -> list[tuple[Any, ...]]: ...  # ResourcesDue columns
     def resource_deletes(self) -> list[str]: ...
     def cleanups_due(self) -> list[tuple[Any, ...]]: ...  # CleanupDue columns
+    def mail(self) -> list[tuple[Any, ...]]: ...  # MailInsert columns
+    def mail_updates(self) -> list[tuple[Any, ...]]: ...  # MailUpdate columns
+    def mail_ends(self) -> list[bytes]: ...
     def split(self) -> list[Batch]: ...
 
 class Rows:
@@ -241,6 +244,11 @@ class Engine:
     def session_read(self, effect: int, row: tuple[Any, ...] | None) -> bool: ...  # SessionRow
     def trajectories_found(self, effect: int, found: Sequence[tuple[str, bytes, str, int] | None]) -> bool:
         """found: (tenant, root, root's session id, acknowledged) or None, in the order asked for."""
+    def mail_read(self, effect: int, found: Sequence[tuple[Any, ...]]) -> bool: ...  # MailFound
+    def sent_found(self, effect: int, found: tuple[bytes, bytes] | None) -> bool:
+        """The message of a request: its id and its meta; None: there is none."""
+    def runnable_found(self, effect: int, found: Sequence[tuple[Any, ...]], next_ms: int | None) -> bool: ...
+    # RunnableRow
     def due_found(self, effect: int, found: Sequence[tuple[Any, ...]], next_ms: int | None) -> bool: ...  # DueRow
     def stale_found(self, effect: int, found: Sequence[tuple[Any, ...]]) -> bool: ...  # StaleRow
     def family_read(self, effect: int, found: Sequence[tuple[Any, ...]]) -> bool: ...  # SessionRow

@@ -41,6 +41,9 @@ class SessionUpsert(NamedTuple):
     running: int  # 1 while a turn holds a slot
     lease: bytes | None  # roost.store.v1.RunningGrant
     facts: bytes  # roost.store.v1.SessionFacts
+    outcome: int  # roost.v1.TurnOutcome of its latest turn
+    wakes: int  # 1: what its children's ends tell it makes it runnable
+    owner: str  # who began its latest turn, "" before the first
     finish_due: int  # wall-clock ms from which on the active trajectory finishes by itself, 0: never
     stale_ms: int  # of a root: idle time in ms after which its tree is stale, 0: never
     active_ms: int  # service time of the last activity in its tree
@@ -156,6 +159,8 @@ class SessionRestore(NamedTuple):
     close_seq: int  # as its receipt has it: sessions that one close ended have the same
     seq: int
     facts: bytes
+    outcome: int
+    wakes: int
     receipt: bytes
     cleanup: bytes
 
@@ -244,6 +249,37 @@ class CleanupDue(NamedTuple):
     due: int
 
 
+class MailInsert(NamedTuple):
+    """A message that was sent. `seq` is the rowid."""
+
+    seq: int
+    message_id: bytes  # UUIDv7
+    recipient: bytes
+    root: bytes  # of the recipient's tree
+    tenant: str
+    sender: bytes | None  # None: a host
+    kind: int  # roost.v1.MessageKind
+    state: int  # roost.v1.MessageState: QUEUED; MailUpdate sets others
+    due: int  # wall-clock ms from which on it makes its session runnable, -1: it does not
+    expire: int  # wall-clock ms at which it expires while it is QUEUED, 0: never
+    deliveries: int
+    fence: int  # of the grant that took it last, 0: none has
+    create_ms: int
+    meta: bytes  # roost.store.v1.MessageMeta
+    content: bytes | None
+    request: str | None  # sender and request_id: one message to a recipient has it; None: no repeat is told
+
+
+class MailUpdate(NamedTuple):
+    """What became of a message; at most one of each in a batch, which may also insert it."""
+
+    seq: int
+    state: int
+    due: int
+    deliveries: int
+    fence: int
+
+
 class Batch(Protocol):
     """What one `append` stores, whole or not at all. Made by the engine (`roost._core.Batch`)."""
 
@@ -282,6 +318,11 @@ class Batch(Protocol):
         """Names of resources that are released."""
 
     def cleanups_due(self) -> list[tuple[Any, ...]]: ...
+    def mail(self) -> list[tuple[Any, ...]]: ...
+    def mail_updates(self) -> list[tuple[Any, ...]]: ...
+    def mail_ends(self) -> list[bytes]:
+        """Sessions whose messages that are QUEUED or DELIVERED end (state CLOSED, due -1), those of this batch too."""
+
     def split(self) -> Sequence[Batch]:
         """One batch a tree, in the order of their first entries."""
 
@@ -333,6 +374,44 @@ class HeaderRow(NamedTuple):
     stale_due: int
     facts: bytes | None
     seq: int
+    outcome: int
+    wakes: int
+    owner: str
+    mail: list[MailHead]  # what its mailbox holds, in order of sequence
+
+
+class MailHead(NamedTuple):
+    """A message that is QUEUED or DELIVERED."""
+
+    seq: int
+    state: int
+    due: int
+    expire: int
+    deliveries: int
+    fence: int
+    size: int  # bytes of its content
+    outcome: int  # 1: a child's end told it (its kind is not MESSAGE)
+
+
+class MailFound(NamedTuple):
+    """A message in full, as a turn gets it."""
+
+    seq: int
+    message_id: bytes
+    kind: int
+    deliveries: int
+    create_ms: int
+    expire: int
+    meta: bytes
+    content: bytes | None
+
+
+class RunnableRow(NamedTuple):
+    """A QUEUED message that makes its OPEN session runnable."""
+
+    due: int
+    seq: int
+    session_id: str
 
 
 class Found(NamedTuple):
@@ -374,6 +453,7 @@ class SessionRow(NamedTuple):
     cleanup_due: int
     cleanup: bytes | None
     seq: int
+    owner: str
 
 
 class RecordLine(NamedTuple):
@@ -649,6 +729,18 @@ class Store(Protocol):
 
     def used_bytes(self) -> int:
         """Bytes of the store's file that hold something: what is free in it is used again. For the writer thread."""
+
+    def read_mail(self, seqs: Sequence[int]) -> list[MailFound]:
+        """Those of these messages that are QUEUED or DELIVERED, in full, in order of sequence."""
+
+    def sent(self, recipient: bytes, request: str) -> tuple[bytes, bytes] | None:
+        """Id and meta of the message to this session that bears this request."""
+
+    def runnable(
+        self, tenant: str, until_ms: int, after: tuple[int, int] | None, limit: int
+    ) -> tuple[list[RunnableRow], int | None]:
+        """At most `limit` QUEUED messages whose time to make their sessions runnable has come, in order of (time,
+        sequence), behind `after`; and the time of the next one after them. All of them are of OPEN sessions."""
 
     def api_keys(self) -> list[ApiKeyRow]:
         """All keys of tenants, revoked ones too. What start-up loads."""

@@ -38,6 +38,12 @@ pub struct Row {
     pub running: bool,
     pub lease: Option<Vec<u8>>,
     pub facts: Vec<u8>,
+    /// roost.v1.TurnOutcome of its latest turn.
+    pub outcome: i32,
+    /// What its children's ends tell it makes it runnable.
+    pub wakes: bool,
+    /// Who began its latest turn.
+    pub owner: Arc<str>,
     /// Wall-clock milliseconds from which on the active trajectory finishes by itself; 0: never.
     pub finish_due_ms: i64,
     /// Of a root: idle time after which its tree is stale; 0: never.
@@ -127,6 +133,8 @@ pub struct Restore {
     pub close_seq: i64,
     pub seq: Seq,
     pub facts: Vec<u8>,
+    pub outcome: i32,
+    pub wakes: bool,
     pub receipt: Vec<u8>,
     pub cleanup: Vec<u8>,
 }
@@ -196,6 +204,42 @@ pub struct ResourceUpdate {
     pub error: String,
 }
 
+/// A message that was sent.
+#[derive(Debug, Clone)]
+pub struct MailRow {
+    pub seq: Seq,
+    pub id: Uid,
+    pub recipient: Uid,
+    pub root: Uid,
+    pub tenant: Arc<str>,
+    /// `None`: a host.
+    pub sender: Option<Uid>,
+    /// roost.v1.MessageKind.
+    pub kind: i32,
+    /// Wall-clock milliseconds from which on it makes its session runnable; -1: it does not.
+    pub due: i64,
+    /// Wall-clock milliseconds at which it expires while it is queued; 0: never.
+    pub expire: i64,
+    pub create_ms: i64,
+    /// Encoded `MessageMeta`.
+    pub meta: Vec<u8>,
+    pub content: Option<Vec<u8>>,
+    /// What tells a repeat: sender and request_id; `None`: no repeat is told.
+    pub request: Option<String>,
+}
+
+/// What became of a message.
+#[derive(Debug, Clone, Copy)]
+pub struct MailUpdate {
+    pub seq: Seq,
+    /// roost.v1.MessageState.
+    pub state: i32,
+    pub due: i64,
+    pub deliveries: u32,
+    /// The grant that took it last; 0: none.
+    pub fence: u64,
+}
+
 /// One row operation.
 #[derive(Debug, Clone)]
 pub enum Op {
@@ -255,6 +299,12 @@ pub enum Op {
         session: Uid,
         due: i64,
     },
+    Mail(Box<MailRow>),
+    MailUpdate(MailUpdate),
+    /// What this session has not consumed ends with it.
+    MailEnd {
+        session: Uid,
+    },
 }
 
 impl Op {
@@ -272,7 +322,10 @@ impl Op {
             | Op::RevokeKey { .. }
             | Op::ResourcesDue { .. }
             | Op::ResourceGone { .. }
-            | Op::CleanupDue { .. } => 0,
+            | Op::CleanupDue { .. }
+            | Op::MailUpdate(_)
+            | Op::MailEnd { .. } => 0,
+            Op::Mail(m) => m.meta.len() + len(&m.content) + m.request.as_ref().map_or(0, String::len),
             Op::Resource(r) => r.owner.len() + r.handle.len() + len(&r.request),
             Op::ResourceUpdate(r) => r.handle.as_ref().map_or(0, String::len) + r.error.len(),
             Op::Close(c) => c.receipt.encoded_len(),
@@ -355,6 +408,9 @@ pub struct Batch {
     pub resources_due: Vec<(u32, Uid, i64)>,
     pub resource_deletes: Vec<(u32, Arc<str>)>,
     pub cleanups_due: Vec<(u32, Uid, i64)>,
+    pub mail: Vec<(u32, MailRow)>,
+    pub mail_updates: Vec<(u32, MailUpdate)>,
+    pub mail_ends: Vec<(u32, Uid)>,
 }
 
 /// What a batch holds already.
@@ -367,6 +423,8 @@ struct Folded {
     acks: HashSet<(Uid, u32)>,
     /// Place of a resource's update.
     resources: HashMap<Arc<str>, usize>,
+    /// Place of a message's update.
+    mail: HashMap<Seq, usize>,
 }
 
 impl Batch {
@@ -427,6 +485,15 @@ impl Batch {
             Op::ResourcesDue { session, due } => self.resources_due.push((root, session, due)),
             Op::ResourceGone { name } => self.resource_deletes.push((root, name)),
             Op::CleanupDue { session, due } => self.cleanups_due.push((root, session, due)),
+            Op::Mail(mail) => self.mail.push((root, *mail)),
+            Op::MailUpdate(update) => match folded.mail.get(&update.seq) {
+                Some(&i) => self.mail_updates[i].1 = update,
+                None => {
+                    folded.mail.insert(update.seq, self.mail_updates.len());
+                    self.mail_updates.push((root, update));
+                }
+            },
+            Op::MailEnd { session } => self.mail_ends.push((root, session)),
         }
     }
 
@@ -456,6 +523,9 @@ impl Batch {
                 resources_due: self.resources_due.iter().filter(|r| r.0 == n).map(|r| (0, r.1, r.2)).collect(),
                 resource_deletes: self.resource_deletes.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),
                 cleanups_due: self.cleanups_due.iter().filter(|r| r.0 == n).map(|r| (0, r.1, r.2)).collect(),
+                mail: self.mail.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),
+                mail_updates: self.mail_updates.iter().filter(|r| r.0 == n).map(|r| (0, r.1)).collect(),
+                mail_ends: self.mail_ends.iter().filter(|r| r.0 == n).map(|r| (0, r.1)).collect(),
             })
             .collect()
     }

@@ -487,6 +487,14 @@ impl Engine {
                 }
                 Effect::Family { id, uid } => list.append(("family", id, PyBytes::new(py, &uid.bytes())))?,
                 Effect::Read { id, tenant, session_id } => list.append(("read", id, &*tenant, &*session_id))?,
+                Effect::Mail { id, seqs } => list.append(("mail", id, seqs))?,
+                Effect::Sent { id, recipient, request } => {
+                    list.append(("sent", id, PyBytes::new(py, &recipient.bytes()), request))?;
+                }
+                Effect::Runnable { id, tenant, until_ms, after, limit } => {
+                    let after = after.map(|a| (a.due_ms, a.seq));
+                    list.append(("runnable", id, &*tenant, until_ms, after, limit))?;
+                }
             }
         }
         Ok(list)
@@ -530,6 +538,38 @@ impl Engine {
         let row = row.as_ref().map(rows::session_row).transpose()?;
         Ok(py.detach(|| {
             self.engine.session_read(effect, row, self.now());
+            self.stirred()
+        }))
+    }
+
+    fn mail_read(&self, py: Python<'_>, effect: u64, found: Vec<Bound<'_, PyTuple>>) -> PyResult<bool> {
+        let found = found.iter().map(rows::mail_found).collect::<PyResult<Vec<_>>>()?;
+        Ok(py.detach(|| {
+            self.engine.mail_read(effect, found, self.now());
+            self.stirred()
+        }))
+    }
+
+    #[pyo3(signature = (effect, found))]
+    fn sent_found(&self, py: Python<'_>, effect: u64, found: Option<Bound<'_, PyTuple>>) -> PyResult<bool> {
+        let found = found.as_ref().map(|row| Ok::<_, PyErr>((rows::uid(row, 0)?, rows::blob(row, 1)?))).transpose()?;
+        Ok(py.detach(|| {
+            self.engine.sent_found(effect, found, self.now());
+            self.stirred()
+        }))
+    }
+
+    #[pyo3(signature = (effect, found, next_ms))]
+    fn runnable_found(
+        &self,
+        py: Python<'_>,
+        effect: u64,
+        found: Vec<Bound<'_, PyTuple>>,
+        next_ms: Option<i64>,
+    ) -> PyResult<bool> {
+        let found = found.iter().map(rows::runnable).collect::<PyResult<Vec<_>>>()?;
+        Ok(py.detach(|| {
+            self.engine.runnable_found(effect, found, next_ms, self.now());
             self.stirred()
         }))
     }
@@ -702,6 +742,18 @@ impl Batch {
 
     fn resource_updates<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyTuple>>> {
         self.batch.resource_updates.iter().map(|(_, update)| rows::resource_update(py, update)).collect()
+    }
+
+    fn mail<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyTuple>>> {
+        self.batch.mail.iter().map(|(_, row)| rows::mail_row(py, row)).collect()
+    }
+
+    fn mail_updates(&self) -> Vec<(u64, i32, i64, u32, u64)> {
+        self.batch.mail_updates.iter().map(|(_, u)| (u.seq, u.state, u.due, u.deliveries, u.fence)).collect()
+    }
+
+    fn mail_ends<'py>(&self, py: Python<'py>) -> Vec<Bound<'py, PyBytes>> {
+        self.batch.mail_ends.iter().map(|(_, uid)| PyBytes::new(py, &uid.bytes())).collect()
     }
 
     fn resources_due<'py>(&self, py: Python<'py>) -> Vec<(Bound<'py, PyBytes>, i64)> {

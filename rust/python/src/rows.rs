@@ -5,10 +5,13 @@ use pyo3::types::{PyBytes, PyTuple};
 use roost_core::chain::Line;
 use roost_core::engine::{
     CleanupStep, DueSession, DumpMade, DumpedRecord, DumpedSession, DumpedTrajectory, FoundSession, FoundTrajectory,
-    HeaderRow, LoadedSession, RecordRow, ReleaseStep, RestoreEnd, RestoreStep, SessionRow, StaleTree, StoredResource,
+    HeaderRow, LoadedSession, MailFound, MailHead, RecordRow, ReleaseStep, RestoreEnd, RestoreStep, RunnableSession,
+    SessionRow, StaleTree, StoredResource,
 };
 use roost_core::ids::Uid;
-use roost_core::journal::{Close, Finished, KeyRow, Record, Reopen, ResourceRow, ResourceUpdate, Restore, Row, Step};
+use roost_core::journal::{
+    Close, Finished, KeyRow, MailRow, Record, Reopen, ResourceRow, ResourceUpdate, Restore, Row, Step,
+};
 use roost_core::keys::KeyHash;
 
 /// A tuple of what each expression becomes in Python.
@@ -55,6 +58,9 @@ pub(crate) fn upsert<'py>(py: Python<'py>, row: &Row) -> PyResult<Bound<'py, PyT
         i32::from(row.running),
         maybe(py, &row.lease),
         bytes(py, &row.facts),
+        row.outcome,
+        i32::from(row.wakes),
+        &*row.owner,
         row.finish_due_ms,
         row.stale_ms,
         row.active_ms,
@@ -142,6 +148,8 @@ pub(crate) fn restore<'py>(py: Python<'py>, row: &Restore) -> PyResult<Bound<'py
         row.close_seq,
         row.seq,
         bytes(py, &row.facts),
+        row.outcome,
+        i32::from(row.wakes),
         bytes(py, &row.receipt),
         bytes(py, &row.cleanup),
     )
@@ -350,7 +358,63 @@ pub(crate) fn maybe_blob(row: &Bound<'_, PyTuple>, i: usize) -> PyResult<Option<
     if item.is_none() { Ok(None) } else { Ok(Some(item.cast::<PyBytes>()?.as_bytes().to_vec())) }
 }
 
+fn mail_head(row: &Bound<'_, PyTuple>) -> PyResult<MailHead> {
+    Ok(MailHead {
+        seq: column(row, 0)?,
+        state: column(row, 1)?,
+        due: column(row, 2)?,
+        expire: column(row, 3)?,
+        deliveries: column(row, 4)?,
+        fence: column(row, 5)?,
+        size: column(row, 6)?,
+        outcome: column::<i64>(row, 7)? != 0,
+    })
+}
+
+/// A message in full, as `base.MailFound` has it.
+pub(crate) fn mail_found(row: &Bound<'_, PyTuple>) -> PyResult<MailFound> {
+    Ok(MailFound {
+        seq: column(row, 0)?,
+        id: uid(row, 1)?,
+        kind: column(row, 2)?,
+        deliveries: column(row, 3)?,
+        create_ms: column(row, 4)?,
+        expire: column(row, 5)?,
+        meta: blob(row, 6)?,
+        content: maybe_blob(row, 7)?,
+    })
+}
+
+pub(crate) fn runnable(row: &Bound<'_, PyTuple>) -> PyResult<RunnableSession> {
+    Ok(RunnableSession { due_ms: column(row, 0)?, seq: column(row, 1)?, session_id: column(row, 2)? })
+}
+
+pub(crate) fn mail_row<'py>(py: Python<'py>, mail: &MailRow) -> PyResult<Bound<'py, PyTuple>> {
+    // roost.v1.MessageState.QUEUED; deliveries and fence: no turn has taken it yet.
+    const QUEUED: i32 = 1;
+    tuple!(
+        py,
+        mail.seq,
+        bytes(py, &mail.id.bytes()),
+        bytes(py, &mail.recipient.bytes()),
+        bytes(py, &mail.root.bytes()),
+        &*mail.tenant,
+        mail.sender.map(|s| PyBytes::new(py, &s.bytes())),
+        mail.kind,
+        QUEUED,
+        mail.due,
+        mail.expire,
+        0_u32,
+        0_u64,
+        mail.create_ms,
+        bytes(py, &mail.meta),
+        maybe(py, &mail.content),
+        mail.request.as_deref(),
+    )
+}
+
 pub(crate) fn header_row(row: &Bound<'_, PyTuple>) -> PyResult<HeaderRow> {
+    let mail: Vec<Bound<'_, PyTuple>> = row.get_item(22)?.extract()?;
     Ok(HeaderRow {
         uid: uid(row, 0)?,
         session_id: column(row, 1)?,
@@ -371,6 +435,10 @@ pub(crate) fn header_row(row: &Bound<'_, PyTuple>) -> PyResult<HeaderRow> {
         stale_due: column(row, 16)?,
         facts: maybe_blob(row, 17)?,
         seq: column(row, 18)?,
+        outcome: column(row, 19)?,
+        wakes: column::<i64>(row, 20)? != 0,
+        owner: column(row, 21)?,
+        mail: mail.iter().map(mail_head).collect::<PyResult<_>>()?,
     })
 }
 
@@ -411,6 +479,7 @@ pub(crate) fn session_row(row: &Bound<'_, PyTuple>) -> PyResult<SessionRow> {
         cleanup_due: column(row, 22)?,
         cleanup: maybe_blob(row, 23)?,
         seq: column(row, 24)?,
+        owner: column(row, 25)?,
     })
 }
 

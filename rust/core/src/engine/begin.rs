@@ -309,6 +309,7 @@ impl Engine {
             times,
             ..Lease::begun(begin, now)
         };
+        line.owner = begin.owner.as_str().into();
         line.lease = Some(Box::new(lease));
         state.touch(now);
         self.append(tree, state, index, now, |_, _, _| ());
@@ -358,6 +359,7 @@ impl Engine {
             }
             let Some(resident) = line.resident.as_mut() else { return };
             resident.attempts += 1;
+            line.owner = begin.owner.as_str().into();
             line.fence = fence;
             line.lease = Some(Box::new(Lease {
                 fence,
@@ -413,6 +415,8 @@ impl Engine {
             checkpoint: Some(self.checkpoint_message(line, resident, known)),
             queue_wait: Some(duration(waited_ms)),
             provisional: None,
+            mail: Vec::new(),
+            more_mail: 0,
         })
     }
 

@@ -167,6 +167,7 @@ impl Engine {
                 dump_name: if dumps { dump_name(&tree.tenant.name, line.uid, line.closes + 1) } else { String::new() },
                 // The journal is locked: nothing is attached or released meanwhile.
                 resources: self.resources.left(line.uid),
+                unread_messages: 0,
             };
             lines.push((i, line.running().is_some(), receipt));
         }

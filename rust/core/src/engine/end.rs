@@ -778,7 +778,7 @@ fn record(
     for (asked, request) in [(Asked::Begin, &meta.begin_request), (Asked::End, &meta.end_request)] {
         resident.requests.extend(request.as_ref().map(|r| fingerprint(asked, &r.request_id)));
     }
-    resident.last_outcome = v1::TurnOutcome::try_from(meta.outcome).unwrap_or(v1::TurnOutcome::None);
+    line.outcome = v1::TurnOutcome::try_from(meta.outcome).unwrap_or(v1::TurnOutcome::None);
     let turn = meta.turn;
     let meta = meta.encode_to_vec();
     resident.chain = chain::link(&resident.chain, &meta);

@@ -545,6 +545,11 @@ impl Engine {
             line.last = row.last;
             line.closes = row.closes;
             line.seq = row.seq;
+            if let Some(facts) = facts_of(row) {
+                line.outcome = v1::TurnOutcome::try_from(facts.last_outcome).unwrap_or(v1::TurnOutcome::None);
+                line.wakes = facts.wake_on_completion;
+            }
+            line.owner = row.owner.as_str().into();
             let id = line.session_id.clone();
             let index = state.add(line);
             let Ok(calls) = tree.tenant.directory.insert(&id, tree, index) else {

@@ -18,6 +18,7 @@ mod ended;
 mod events;
 mod interrupt;
 mod keyring;
+mod mail;
 mod open;
 mod pool;
 mod read;
@@ -59,7 +60,8 @@ pub(crate) use keyring::{KEYS_ROOT, KeyChange};
 pub use read::{Dress, RecordRow, SessionView, verify_history};
 pub use recover::Appended;
 pub use reload::{
-    DueSession, Effect, FoundSession, FoundTrajectory, HeaderRow, LoadedSession, SessionRow, StaleTree, Wanted,
+    DueSession, Effect, FoundSession, FoundTrajectory, HeaderRow, LoadedSession, MailFound, MailHead, RunnableSession,
+    SessionRow, StaleTree, Wanted,
 };
 pub(crate) use requests::Call;
 pub use requests::Method;

@@ -40,6 +40,13 @@ pub enum Effect {
     Stale { id: u64, until_ms: u64, after: Option<StaleTree>, limit: usize },
     /// Read a session, whatever its state, and those below it that are not open, parents before children.
     Family { id: u64, uid: Uid },
+    /// Read messages in full.
+    Mail { id: u64, seqs: Vec<Seq> },
+    /// Look for the message to this session that bears this request.
+    Sent { id: u64, recipient: Uid, request: String },
+    /// At most `limit` queued messages of a tenant that make their sessions runnable by then, in order of (time,
+    /// sequence), behind `after`.
+    Runnable { id: u64, tenant: Arc<str>, until_ms: i64, after: Option<RunnableSession>, limit: usize },
 }
 
 impl Effect {
@@ -53,7 +60,10 @@ impl Effect {
             | Effect::Trajectories { id, .. }
             | Effect::Due { id, .. }
             | Effect::Stale { id, .. }
-            | Effect::Family { id, .. } => *id,
+            | Effect::Family { id, .. }
+            | Effect::Mail { id, .. }
+            | Effect::Sent { id, .. }
+            | Effect::Runnable { id, .. } => *id,
         }
     }
 }
@@ -85,6 +95,42 @@ pub struct StaleTree {
     pub root: Uid,
     pub tenant: String,
     pub session_id: String,
+}
+
+/// A message that makes its session runnable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunnableSession {
+    pub due_ms: i64,
+    pub seq: Seq,
+    pub session_id: String,
+}
+
+/// A message in a mailbox, as its tree's header in the store holds it: QUEUED or DELIVERED.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MailHead {
+    pub seq: Seq,
+    pub state: i32,
+    pub due: i64,
+    pub expire: i64,
+    pub deliveries: u32,
+    pub fence: u64,
+    /// Bytes of its content.
+    pub size: u64,
+    /// Whether a child's end told it, for which the mailbox's bounds do not hold.
+    pub outcome: bool,
+}
+
+/// A message in full.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MailFound {
+    pub seq: Seq,
+    pub id: Uid,
+    pub kind: i32,
+    pub deliveries: u32,
+    pub create_ms: i64,
+    pub expire: i64,
+    pub meta: Vec<u8>,
+    pub content: Option<Vec<u8>>,
 }
 
 /// A finished trajectory as the store holds it.
@@ -119,6 +165,11 @@ pub struct HeaderRow {
     /// If `finish_due_ms` is not 0.
     pub facts: Option<Vec<u8>>,
     pub seq: Seq,
+    pub outcome: i32,
+    pub wakes: bool,
+    pub owner: String,
+    /// In order of sequence.
+    pub mail: Vec<MailHead>,
 }
 
 /// Where a session id leads in the store.
@@ -160,6 +211,7 @@ pub struct SessionRow {
     pub cleanup_due: i64,
     pub cleanup: Option<Vec<u8>>,
     pub seq: Seq,
+    pub owner: String,
 }
 
 /// What a reload reads: records newest first; the client's state with the record that set it; the live provisional, if
@@ -556,6 +608,9 @@ impl Engine {
             line.last = row.last;
             line.finish_due_ms = row.finish_due_ms;
             line.closes = row.closes;
+            line.outcome = v1::TurnOutcome::try_from(row.outcome).unwrap_or(v1::TurnOutcome::None);
+            line.wakes = row.wakes;
+            line.owner = row.owner.as_str().into();
             line.seq = row.seq;
             state.active_ms = state.active_ms.max(row.active_ms);
             if row.parent.is_none() {
@@ -699,6 +754,10 @@ impl Engine {
             return self.charge(state, index);
         }
         count(&self.counters.reloads);
+        if let Some(line) = state.line_mut(index) {
+            // Rows of before 0.2 have it in their facts alone.
+            line.outcome = v1::TurnOutcome::try_from(facts.last_outcome).unwrap_or(v1::TurnOutcome::None);
+        }
         let marks = metas.iter().flat_map(|m| {
             let ended = if m.ended_by() == EndedBy::Finish { Asked::Finish } else { Asked::End };
             [(Asked::Begin, m.begin_request.as_ref()), (ended, m.end_request.as_ref())]

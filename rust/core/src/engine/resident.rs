@@ -201,7 +201,8 @@ impl Engine {
         let Some(line) = state.line_mut(index) else { return };
         let Some(resident) = line.resident.take_if(|r| r.handle == handle) else { return };
         if line.finish_due_ms != 0 {
-            state.keep_facts(index, Some(resident.facts().encode_to_vec().into()));
+            let facts = resident.facts(line).encode_to_vec();
+            state.keep_facts(index, Some(facts.into()));
             self.charge_header(&tree, &mut state, now);
         }
         count(&self.counters.evictions);

@@ -206,6 +206,8 @@ impl Engine {
             close_seq: restore.receipt.close_seq,
             seq,
             facts: session.facts.clone(),
+            outcome: restore.facts.last_outcome,
+            wakes: restore.facts.wake_on_completion,
             receipt: session.receipt.clone(),
             cleanup: cleanup.encode_to_vec(),
         };

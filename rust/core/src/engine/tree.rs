@@ -93,6 +93,12 @@ pub(crate) struct Line {
     pub(crate) seq: Seq,
     /// How often it was closed before.
     pub(crate) closes: u32,
+    /// How its latest turn ended.
+    pub(crate) outcome: v1::TurnOutcome,
+    /// What its children's ends tell it makes it runnable.
+    pub(crate) wakes: bool,
+    /// Who began its latest turn; empty before the first.
+    pub(crate) owner: Arc<str>,
     pub(crate) lease: Option<Box<Lease>>,
     pub(crate) waiter: Option<Box<Waiter>>,
     pub(crate) resident: Option<Box<Resident>>,
@@ -240,7 +246,6 @@ pub(crate) struct Resident {
     pub(crate) create_ms: i64,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) stale_timeout_ms: i64,
-    pub(crate) last_outcome: v1::TurnOutcome,
     pub(crate) chain: [u8; 32],
     pub(crate) checkpoint_tokens: u64,
     pub(crate) state_seq: Seq,
@@ -336,7 +341,8 @@ impl Resident {
         self.checkpoint_tokens == 0 || self.checkpoint.is_some()
     }
 
-    pub(crate) fn facts(&self) -> SessionFacts {
+    /// With what its line has of them.
+    pub(crate) fn facts(&self, line: &Line) -> SessionFacts {
         let reward = self.reward.as_deref();
         let reward_of = reward.map(|r| r.of).unwrap_or_default();
         let (reward_request, answered) = reward.and_then(|r| r.request.clone()).unzip();
@@ -345,7 +351,7 @@ impl Resident {
             create_ms: self.create_ms,
             labels: self.labels.clone(),
             stale_timeout_ms: self.stale_timeout_ms,
-            last_outcome: self.last_outcome as i32,
+            last_outcome: line.outcome as i32,
             chain: if self.chain == crate::chain::GENESIS { Vec::new() } else { self.chain.to_vec() },
             checkpoint_tokens: self.checkpoint_tokens,
             state_seq: self.state_seq as i64,
@@ -369,6 +375,7 @@ impl Resident {
             past_receipts: self.reopened.as_ref().map(|r| r.receipts.clone()).unwrap_or_default(),
             reopen_requests: self.reopened.as_ref().map(|r| r.requests.clone()).unwrap_or_default(),
             restore_request: self.reopened.as_ref().and_then(|r| r.restored.clone()),
+            wake_on_completion: line.wakes,
         }
     }
 
@@ -379,7 +386,6 @@ impl Resident {
             create_ms,
             labels: BTreeMap::new(),
             stale_timeout_ms: 0,
-            last_outcome: v1::TurnOutcome::None,
             chain: crate::chain::GENESIS,
             checkpoint_tokens: 0,
             state_seq: 0,
@@ -418,7 +424,6 @@ impl Resident {
         Resident {
             labels: facts.labels,
             stale_timeout_ms: facts.stale_timeout_ms,
-            last_outcome: v1::TurnOutcome::try_from(facts.last_outcome).unwrap_or(v1::TurnOutcome::None),
             chain: <[u8; 32]>::try_from(&facts.chain[..]).unwrap_or(crate::chain::GENESIS),
             checkpoint_tokens: facts.checkpoint_tokens,
             state_seq: facts.state_seq as u64,
@@ -468,6 +473,9 @@ impl Line {
             finish_due_ms: 0,
             seq: 0,
             closes: 0,
+            outcome: v1::TurnOutcome::None,
+            wakes: false,
+            owner: "".into(),
             lease: None,
             waiter: None,
             resident: None,
@@ -595,7 +603,8 @@ impl TreeState {
 
     /// The row of a resident session as it is now.
     pub(crate) fn row(&self, tree: &Tree, index: u32, prev: Seq) -> Option<Row> {
-        let facts = self.line(index)?.resident.as_ref()?.facts();
+        let line = self.line(index)?;
+        let facts = line.resident.as_ref()?.facts(line);
         self.row_of(tree, index, prev, &facts)
     }
 
@@ -619,6 +628,9 @@ impl TreeState {
             running: line.running().is_some(),
             lease: line.lease.as_ref().map(|l| l.encode()),
             facts: facts.encode_to_vec(),
+            outcome: line.outcome as i32,
+            wakes: line.wakes,
+            owner: line.owner.clone(),
             finish_due_ms: line.finish_due_ms,
             stale_ms: if line.depth == 0 { self.stale_ms } else { 0 },
             active_ms: self.active_ms,

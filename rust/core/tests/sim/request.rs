@@ -161,7 +161,8 @@ impl Clients {
         let labels = if rng.chance(20) { [("l".to_owned(), rng.below(3).to_string())].into() } else { [].into() };
         // Some are stale before long.
         let stale_timeout = rng.chance(30).then(|| seconds(rng.below(60)));
-        v1::OpenOptions { parent_session_id, name, labels, stale_timeout }
+        let wake_on_completion = rng.chance(40);
+        v1::OpenOptions { parent_session_id, name, labels, stale_timeout, wake_on_completion }
     }
 
     fn record(&mut self, rng: &mut Rng, length: u64) -> v1::RecordInput {
@@ -202,6 +203,8 @@ impl Clients {
                 if_exists: if rng.chance(40) { v1::IfExists::Return as i32 } else { 0 },
                 validate_only: rng.chance(6),
                 mint_key: false,
+                first_message: rng.chance(30).then(|| letter(rng)),
+                fork_from: None,
             }),
             12..44 => {
                 let head = rng.below(4) as u32;
@@ -258,6 +261,9 @@ impl Clients {
                         then
                     },
                     completed: rng.chance(10),
+                    completion: rng
+                        .chance(10)
+                        .then(|| v1::MessageInput { content: b"done".to_vec(), ..Default::default() }),
                     base_turn: rng
                         .chance(if self.long_lives { 40 } else { 20 })
                         .then(|| held.turn.saturating_sub(1 + rng.below(4) as u32)),
@@ -392,5 +398,15 @@ impl Clients {
             _ => {}
         }
         Some(held)
+    }
+}
+
+/// Something to send.
+fn letter(rng: &mut Rng) -> v1::MessageInput {
+    v1::MessageInput {
+        content: rng.next().to_le_bytes()[..1 + rng.below(8)].to_vec(),
+        trigger: rng.chance(40),
+        ttl: rng.chance(15).then(|| seconds(1 + rng.below(60))),
+        ..Default::default()
     }
 }

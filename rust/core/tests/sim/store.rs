@@ -15,6 +15,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use prost::Message;
 
+#[path = "mailroom.rs"]
+pub(crate) mod mailroom;
+
 pub(crate) const OPEN: i32 = SessionState::Open as i32;
 const SEALED: i32 = SessionState::Sealed as i32;
 const CLOSED: i32 = SessionState::Closed as i32;
@@ -109,6 +112,8 @@ pub(crate) struct Store {
     pub(crate) resources: BTreeMap<String, Resource>,
     /// All names that were ever given out.
     pub(crate) names: HashSet<String>,
+    /// Every message, by sequence.
+    pub(crate) mail: BTreeMap<Seq, mailroom::Letter>,
     running: BTreeSet<Uid>,
     /// Trees that a batch was refused for alone: their turns run on in the store, but not in the engine.
     pub(crate) broken: HashSet<Uid>,
@@ -279,6 +284,7 @@ impl Store {
             self.trees.entry(row.root).or_default().remove(uid);
             touched.remove(uid);
         }
+        self.apply_mail(batch)?;
         self.apply_resources(batch)?;
         self.last_seq = self.last_seq.max(batch.last_seq);
         for uid in &touched {
@@ -310,6 +316,9 @@ impl Store {
             running: false,
             lease: None,
             facts: row.facts.clone(),
+            outcome: row.outcome,
+            wakes: row.wakes,
+            owner: "".into(),
             finish_due_ms: 0,
             stale_ms: row.stale_ms,
             active_ms: 0,
@@ -738,6 +747,18 @@ impl Store {
                 let family = self.family(uid);
                 Box::new(move |engine, now| engine.family_read(id, family, now))
             }
+            Effect::Mail { id, seqs } => {
+                let found = self.mail_found(&seqs);
+                Box::new(move |engine, now| engine.mail_read(id, found, now))
+            }
+            Effect::Sent { id, recipient, request } => {
+                let found = self.sent(recipient, &request);
+                Box::new(move |engine, now| engine.sent_found(id, found, now))
+            }
+            Effect::Runnable { id, tenant, until_ms, after, limit } => {
+                let (found, next) = self.runnable(&tenant, until_ms, after.as_ref(), limit);
+                Box::new(move |engine, now| engine.runnable_found(id, found, next, now))
+            }
             Effect::Read { id, tenant, session_id } => {
                 let row = self.read(&tenant, &session_id);
                 Box::new(move |engine, now| engine.session_read(id, row, now))
@@ -769,6 +790,10 @@ impl Store {
             stale_due: s.stale_due,
             facts: (s.row.finish_due_ms != 0).then(|| s.row.facts.clone()),
             seq: s.row.seq,
+            outcome: s.row.outcome,
+            wakes: s.row.wakes,
+            owner: s.row.owner.to_string(),
+            mail: self.mail_heads(s.row.uid),
         };
         (self.sessions[&root].row.tenant.to_string(), open.iter().map(row).collect())
     }
@@ -808,6 +833,7 @@ impl Store {
             cleanup_due: s.cleanup_due,
             cleanup: s.cleanup.clone(),
             seq: s.row.seq,
+            owner: s.row.owner.to_string(),
         })
     }
 
