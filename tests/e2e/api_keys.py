@@ -44,13 +44,18 @@ class _Sends(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor
         return continuation(self._with(call), request)
 
 
+def bearing(api: Api, key: str | None, tenant: str = "") -> Api:
+    """The same connection's stubs, sending a key; None sends none."""
+    metadata = [] if key is None else [("authorization", f"Bearer {key}")]
+    metadata += [("x-roost-tenant", tenant)] if tenant else []
+    return Api(grpc.intercept_channel(api.channel, _Sends(metadata)))
+
+
 @contextlib.contextmanager
 def keyed(server: Server, key: str | None, tenant: str = "") -> Iterator[Api]:
     """Stubs that send a key; None sends none."""
-    metadata = [] if key is None else [("authorization", f"Bearer {key}")]
-    metadata += [("x-roost-tenant", tenant)] if tenant else []
     with server.api() as api:
-        yield Api(grpc.intercept_channel(api.channel, _Sends(metadata)))
+        yield bearing(api, key, tenant)
 
 
 def create(server: Server, tenant: str = "", request_id: str = "", by: str = ADMIN) -> Any:

@@ -24,6 +24,8 @@ from roost.client.training import Assembler, Exported
 from roost.v1 import (
     admin_service_pb2,
     admin_service_pb2_grpc,
+    mail_service_pb2,
+    mail_service_pb2_grpc,
     session_service_pb2,
     session_service_pb2_grpc,
     trajectory_service_pb2,
@@ -193,12 +195,16 @@ class Api:
         self.channel = channel
         self.sessions: Any = session_service_pb2_grpc.SessionServiceStub(channel)
         self.turns: Any = turn_service_pb2_grpc.TurnServiceStub(channel)
+        self.mail: Any = mail_service_pb2_grpc.MailServiceStub(channel)
         self.trajectories: Any = trajectory_service_pb2_grpc.TrajectoryServiceStub(channel)
         self.admin: Any = admin_service_pb2_grpc.AdminServiceStub(channel)
 
-    def open(self, session_id: str = "", request_id: str = "", **options: Any) -> Any:
+    def open(self, session_id: str = "", request_id: str = "", first_message: Any = None, **options: Any) -> Any:
         request = session_service_pb2.OpenSessionRequest(
-            session_id=session_id or fresh(), request_id=request_id, options=types_pb2.OpenOptions(**options)
+            session_id=session_id or fresh(),
+            request_id=request_id,
+            options=types_pb2.OpenOptions(**options),
+            first_message=first_message,
         )
         return self.sessions.OpenSession(request, timeout=DEADLINE)
 
@@ -239,6 +245,34 @@ class Api:
     def interrupt(self, session_id: str, **fields: Any) -> Any:
         request = session_service_pb2.InterruptSessionRequest(session_id=session_id, **fields)
         return self.sessions.InterruptSession(request, timeout=DEADLINE)
+
+    def send(self, session_id: str, content: bytes, *, trigger: bool = False, ttl: float = 0, **fields: Any) -> Any:
+        message = letter(content, trigger=trigger, ttl=ttl)
+        request = mail_service_pb2.SendMessageRequest(session_id=session_id, message=message, **fields)
+        return self.mail.SendMessage(request, timeout=DEADLINE)
+
+    def wait_mail(self, session_id: str, *, wait: float = 0, after: int = 0) -> Any:
+        request = mail_service_pb2.WaitMailRequest(session_id=session_id, after=after)
+        request.wait.FromMilliseconds(int(wait * 1000))
+        return self.mail.WaitMail(request, timeout=DEADLINE)
+
+    def list_mail(self, session_id: str = "", **fields: Any) -> list[Any]:
+        """All pages of the messages to a session, or from one."""
+        request = mail_service_pb2.ListMailRequest(session_id=session_id, **fields)
+        found: list[Any] = []
+        while True:
+            page = self.mail.ListMail(request, timeout=DEADLINE)
+            found += page.messages
+            if not page.next_page_token:
+                return found
+            request.page_token = page.next_page_token
+
+    def poll(self, *, wait: float = DEADLINE / 2, lease: float = 0, **fields: Any) -> Any:
+        request = turn_service_pb2.PollTurnRequest(**fields)
+        request.wait.FromMilliseconds(int(wait * 1000))
+        if lease:
+            request.lease_duration.FromMilliseconds(int(lease * 1000))
+        return self.turns.PollTurn(request, timeout=DEADLINE)
 
     def reward(self, session_id: str, reward: float, *, finish_after: float | None = None, **fields: Any) -> Any:
         request = trajectory_service_pb2.SetRewardRequest(session_id=session_id, reward=reward, **fields)
@@ -348,6 +382,14 @@ def record_input(content: bytes = b"", tokens: int = 0, offset: int = 0, **field
         record.tokens.offset = offset
         record.tokens.token_ids = b"".join((offset + i).to_bytes(4, "little") for i in range(tokens))
     return record
+
+
+def letter(content: bytes, *, trigger: bool = False, ttl: float = 0) -> Any:
+    """What SendMessage sends, or the first message of an OpenSession."""
+    message = types_pb2.MessageInput(content=content, content_type="text/plain", trigger=trigger)
+    if ttl:
+        message.ttl.FromMilliseconds(int(ttl * 1000))
+    return message
 
 
 def fresh(prefix: str = "s") -> str:
