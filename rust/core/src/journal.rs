@@ -4,7 +4,7 @@
 //! the journal keeps every cap. One batch is in flight at a time. An answer about a tree is held until the tree's last
 //! entry is durable (I6). A refused batch takes all queued behind it.
 
-use crate::engine::{Answer, Event, KEYS_ROOT, KeyChange, ResourceChange, Tree};
+use crate::engine::{Answer, Event, KEYS_ROOT, KeyChange, ResourceChange, Telling, Told, Tree};
 use crate::gen_store::{Receipt, RequestMark};
 use crate::ids::Uid;
 use crate::keys::KeyHash;
@@ -374,6 +374,8 @@ pub(crate) enum Held {
     Claim(Arc<Tree>),
     /// Something to log, which did not happen before.
     Event(Box<Event>),
+    /// Something to tell those who watch.
+    Told(Telling),
     /// A trajectory of this tree is READY: who follows an export is told.
     Ready(Uid, Seq),
     /// What becomes of a key.
@@ -547,6 +549,8 @@ struct Inner {
     flight: Vec<Sent>,
     flight_last: Seq,
     held: BTreeMap<Seq, Vec<Held>>,
+    /// What is durable and not yet told, in order.
+    told: VecDeque<Telling>,
 }
 
 /// The journal while one entry is being made: its sequences are fixed.
@@ -596,6 +600,7 @@ impl Journal {
             flight: Vec::new(),
             flight_last: last_seq,
             held: BTreeMap::new(),
+            told: VecDeque::new(),
         };
         Journal {
             inner: Mutex::new(inner),
@@ -659,6 +664,26 @@ impl Journal {
         None
     }
 
+    /// Has those who watch told once `seq` is durable. True if it is: then somebody must take what there is to tell.
+    ///
+    /// What is told of one tree keeps its order, though one of two events may be held and the other come late: both go
+    /// the way over `told`, and the tree's lock makes the earlier one come first.
+    pub(crate) fn tell(&self, seq: Seq, tenant: &Arc<str>, told: Told) -> bool {
+        let telling = (tenant.clone(), Arc::new(told));
+        let mut inner = self.inner.lock();
+        if seq <= self.durable() {
+            inner.told.push_back(telling);
+            return true;
+        }
+        inner.held.entry(seq).or_default().push(Held::Told(telling));
+        false
+    }
+
+    /// What is durable and was not told before.
+    pub(crate) fn take_told(&self) -> VecDeque<Telling> {
+        std::mem::take(&mut self.inner.lock().told)
+    }
+
     /// The next batch, if none is in flight and there is something to store.
     pub(crate) fn take(&self, max_entries: usize) -> Option<Batch> {
         // A batch this large is worth an fsync of its own; more would only hold its answers back.
@@ -719,6 +744,7 @@ impl Journal {
                     // Where it is not known which tree it is of, what it is for is decided again.
                     Held::Effect(_, root) => root.is_none_or(|r| quarantine.contains(&r)),
                     Held::Event(e) => quarantine.contains(&e.root),
+                    Held::Told((_, told)) => quarantine.contains(&told.root()),
                     Held::Ready(root, _) | Held::Resource(root, _) => quarantine.contains(root),
                     Held::Key(_) => quarantine.contains(&KEYS_ROOT),
                 });
@@ -729,7 +755,12 @@ impl Journal {
         let last = inner.flight_last;
         self.durable.store(last, Ordering::Release);
         let later = inner.held.split_off(&(last + 1));
-        out.held.extend(std::mem::replace(&mut inner.held, later).into_values().flatten());
+        for held in std::mem::replace(&mut inner.held, later).into_values().flatten() {
+            match held {
+                Held::Told(telling) => inner.told.push_back(telling),
+                held => out.held.push(held),
+            }
+        }
         out
     }
 

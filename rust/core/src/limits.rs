@@ -87,6 +87,9 @@ limits! {
     journal_queue_bytes: 64 << 20, 1 << 16, 16 << 30;
     /// How long a cancelled wait with a request_id keeps its place for its repeat.
     keep_place_ms: 30_000, 0, 600_000;
+    /// Events of sessions in memory for those who watch, of all tenants together; one of more than 512 bytes counts as
+    /// several.
+    max_watch_events: 65_536, 1, 16 << 20;
     /// Entries that one batch takes at most.
     max_batch_entries: 4_096, 1, 65_536;
 }

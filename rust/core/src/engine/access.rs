@@ -45,6 +45,7 @@ impl Rule {
         ("/roost.v1.SessionService/CloseSession", Rule::Inside),
         ("/roost.v1.SessionService/ReopenSession", Rule::Inside),
         ("/roost.v1.SessionService/InterruptSession", Rule::Inside),
+        ("/roost.v1.SessionService/WatchSessions", Rule::Inside),
         ("/roost.v1.TurnService/BeginTurn", Rule::Make),
         ("/roost.v1.TurnService/RenewTurns", Rule::Each),
         ("/roost.v1.TurnService/CommitTurn", Rule::Inside),

@@ -322,11 +322,12 @@ impl Engine {
         fence
     }
 
-    /// The log's word of the grant that was just journaled.
+    /// The log's word of the grant that was just journaled, and that of those who watch.
     pub(crate) fn log_granted(&self, tree: &Tree, state: &TreeState, index: u32, now: &Moment) {
         if let Some((line, lease)) = state.line(index).and_then(|l| Some((l, l.lease.as_ref()?))) {
             self.log_start(tree.root, line, lease, state.last_seq, now);
         }
+        self.tell_begun(tree, state, index, now);
     }
 
     /// The turn that runs ends as if its lease had run out; its slot passes to this call in the same entry, so there is
@@ -381,6 +382,7 @@ impl Engine {
         let Some(line) = state.line(index) else { return };
         let (name, by) = (outcome_name(outcome), EndedBy::Takeover);
         self.log_done(tree.root, line, &old, name, by, Ended::default(), state.last_seq, now);
+        self.tell_ended(tree, state, index, &old, outcome, by, now);
         self.log_granted(tree, state, index, now);
         let grant = line.resident.as_ref().and_then(|r| self.grant_message(line, r, begin.known_head_version, 0, now));
         let Some(mut grant) = grant else { return };
@@ -549,6 +551,7 @@ impl Engine {
         if let Some(line) = state.line(index) {
             let by = EndedBy::Unspecified;
             self.log_done(tree.root, line, &lease, "RELEASED", by, Ended::default(), state.last_seq, now);
+            self.tell_ended(tree, &state, index, &lease, v1::TurnOutcome::Unspecified, by, now);
         }
         self.unpin_line(&state, index, now);
         self.release_header(tree, &mut state, now);
@@ -714,6 +717,7 @@ impl Lease {
             request: begin.mark.clone(),
             running: true,
             interrupted: false,
+            interrupted_seq: 0,
             answers: 1,
             deadline_ms: now.mono_ms + begin.lease_ms,
             timer: (0, 0),

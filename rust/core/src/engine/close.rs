@@ -245,12 +245,15 @@ impl Engine {
             if let Some(line) = state.line(index) {
                 let (by, ended) = (EndedBy::Unspecified, Ended::default());
                 self.log_done(tree.root, line, &lease, "CLOSED", by, ended, state.last_seq, now);
+                self.tell_ended(tree, state, index, &lease, v1::TurnOutcome::Unspecified, by, now);
             }
         }
-        for line in closed.iter().filter_map(|i| state.line(*i)).filter(|l| l.born) {
+        for &index in &closed {
+            let Some(line) = state.line(index).filter(|l| l.born) else { continue };
             if let Some(receipt) = &line.closed {
                 let last = last && line.uid == ending.uid;
                 self.log_closed(tree.root, line, receipt, last, state.last_seq, now);
+                self.tell_closed(tree, state, index, now);
             }
         }
         for (index, slot) in ending.lines {

@@ -222,6 +222,7 @@ impl Engine {
         if let Some(line) = state.line(index) {
             let name = outcome_name(outcome);
             self.log_done(tree.root, line, lease, name, by, ended, state.last_seq, now);
+            self.tell_ended(tree, state, index, lease, outcome, by, now);
         }
         self.turn_over(lease, tree, state, index, work, now);
     }
@@ -361,6 +362,7 @@ impl Engine {
         if let Some(line) = state.line(index) {
             let name = outcome_name(outcome);
             self.log_done(tree.root, line, &lease, name, EndedBy::Commit, ended, state.last_seq, now);
+            self.tell_ended(tree, state, index, &lease, outcome, EndedBy::Commit, now);
         }
         let mut reply = v1::CommitTurnResponse { turn, head_version, ..Default::default() };
         if let Some(ending) = ending {

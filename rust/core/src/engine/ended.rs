@@ -494,6 +494,9 @@ impl Engine {
         if let Some(line) = lines.first().and_then(|index| state.line(*index)) {
             self.log_reopened(tree.root, line, lines.len(), seq, now);
         }
+        for index in &lines {
+            self.tell_reopened(tree, state, *index, now);
+        }
         self.hold_claim(&mut call, tree, seq, work);
         let id = call.call.session_id().to_owned();
         self.ask_row(call, &id, seq);

@@ -33,6 +33,7 @@ mod stale;
 mod trajectory;
 mod tree;
 mod wait;
+mod watch;
 
 use crate::error::{Reason, Refusal};
 use crate::gen_v1 as v1;
@@ -69,6 +70,8 @@ pub(crate) use resource::ResourceChange;
 pub use resource::{ReleaseStep, ResourceSetup, StoredResource};
 pub use restore::{DumpedRecord, DumpedSession, DumpedTrajectory, RestoreEnd, RestoreStep};
 pub(crate) use tree::Tree;
+pub(crate) use watch::Telling;
+pub use watch::{Filter, Owned, Told, Watch, Watched};
 
 /// When a call happens, and what it may draw randomness from.
 #[derive(Clone, Debug)]
@@ -300,6 +303,7 @@ pub struct Engine {
     running: AtomicI64,
     counters: Counters,
     events: Mutex<events::Events>,
+    watches: watch::Watches,
     logging: AtomicBool,
     due: Mutex<due::Due>,
     keys: Keyring,
@@ -355,6 +359,7 @@ impl Engine {
             running: AtomicI64::new(0),
             counters: Counters::default(),
             events: Mutex::default(),
+            watches: watch::Watches::new(limits.max_watch_events),
             logging: AtomicBool::new(false),
             due: Mutex::default(),
             keys: Keyring::new(Keys::default()),
@@ -569,6 +574,7 @@ impl Engine {
             ("api_keys", self.keys.active() as i64),
             ("store_low", i64::from(self.space() != Space::Ok)),
             ("quarantined_trees", quarantined as i64),
+            ("watch_events", self.watches.events() as i64),
             ("calls_in_flight", self.tickets.lock().len() as i64),
         ]);
         stats.extend(self.resources.stats());
@@ -770,10 +776,11 @@ impl Engine {
     ) -> T {
         let pinned = self.pin(tree, state, index, now);
         let mut appending = self.journal.append();
-        let mut ops = Vec::with_capacity(3);
+        let (mut ops, mut opened) = (Vec::with_capacity(3), false);
         if let Some(line) = state.line_mut(index) {
             change(&mut appending, line, &mut ops);
             let prev = std::mem::replace(&mut line.seq, appending.seq);
+            opened = prev == 0;
             if let Some(row) = state.row(tree, index, prev) {
                 ops.push(Op::Upsert(Box::new(row)));
             }
@@ -782,6 +789,9 @@ impl Engine {
         state.last_seq = appending.seq;
         appending.push(tree, ops, pinned.into_iter().collect(), now.mono_ms);
         self.charge(state, index);
+        if opened {
+            self.tell_opened(tree, state, index, now);
+        }
         out
     }
 

@@ -325,8 +325,9 @@ impl Engine {
             Err(refusal) => self.reply(call.ticket, Err(refusal), &tree, &state, work),
             Ok((repeat, labels)) => {
                 if !repeat {
-                    resident.labels = labels;
-                    resident.stale_timeout_ms = update.stale_timeout_ms.unwrap_or(resident.stale_timeout_ms);
+                    let stale_timeout_ms = update.stale_timeout_ms.unwrap_or(resident.stale_timeout_ms);
+                    let changes = (&labels, stale_timeout_ms) != (&resident.labels, resident.stale_timeout_ms);
+                    (resident.labels, resident.stale_timeout_ms) = (labels, stale_timeout_ms);
                     resident.update_request = update.mark.map(Box::new).or(resident.update_request.take());
                     state.touch(now);
                     let root = state.line(index).filter(|l| l.depth == 0).map(|l| l.uid);
@@ -337,6 +338,10 @@ impl Engine {
                     let moved = root.filter(|_| update.stale_timeout_ms.is_some());
                     let moved = moved.map(|root| Op::Stale { root, stale_ms, due });
                     self.append_with(&tree, &mut state, index, now, |_, _, _| (), |_, _, ops| ops.extend(moved));
+                    // Without a change it was a sign of life.
+                    if changes {
+                        self.tell_updated(&tree, &state, index, now);
+                    }
                 }
                 let session = Some(self.line_view(&state, index).to_proto());
                 let reply = v1::UpdateSessionResponse { session }.encode_to_vec();

@@ -4,6 +4,7 @@ use super::request::{Clients, Req, TENANTS};
 use super::rng::Rng;
 use super::store::{OPEN, Store};
 use super::verify::{Ledger, Start};
+use super::watcher::Watcher;
 use roost_core::engine::{
     Appended, Caller, CleanupStep, DumpMade, Effect, Engine, Moment, Outcome, ReleaseStep, Space,
 };
@@ -52,6 +53,7 @@ pub(crate) struct World {
     /// In place of fresh entropy for each moment.
     pub(crate) entropy: Option<[u8; 32]>,
     pub(crate) ledger: Ledger,
+    watchers: Vec<Watcher>,
     clients: Clients,
     mono: u64,
     wall: i64,
@@ -85,6 +87,7 @@ impl World {
             rng,
             entropy: None,
             ledger: Ledger::default(),
+            watchers: Vec::new(),
             clients: Clients::new(config.long_lives),
             mono: 1_000,
             wall: 1_700_000_000_000,
@@ -121,6 +124,7 @@ impl World {
 
     /// Runs the whole simulation.
     pub(crate) fn run(&mut self) -> Result<(), String> {
+        self.watch();
         for step in 0..self.config.ops {
             self.step = step;
             self.act()?;
@@ -307,6 +311,9 @@ impl World {
             self.count(event.name);
             self.ledger.logged(&self.store, &event)?;
         }
+        for watcher in &mut self.watchers {
+            watcher.read(&self.engine, &self.store)?;
+        }
         Ok(())
     }
 
@@ -392,6 +399,14 @@ impl World {
         }
     }
 
+    /// Somebody watches from now on.
+    fn watch(&mut self) {
+        for watcher in std::mem::take(&mut self.watchers) {
+            watcher.seen.into_iter().for_each(|(what, n)| *self.seen.entry(what).or_default() += n);
+        }
+        self.watchers = TENANTS.iter().map(|tenant| Watcher::new(tenant, &self.engine, &self.store)).collect();
+    }
+
     fn restart(&mut self) {
         self.count("restart");
         self.count_kinds();
@@ -407,6 +422,7 @@ impl World {
         self.engine.set_dumps(self.config.seed.is_multiple_of(2));
         self.steps.clear();
         self.ledger.restarted();
+        self.watch();
         self.epoch += 1;
         let now = self.now();
         self.store.bring_resources(&self.engine, self.epoch, &now);
@@ -451,6 +467,9 @@ impl World {
         }
         self.engine.check(true)?;
         self.ledger.log_is_whole(&self.store)?;
+        for watcher in &self.watchers {
+            watcher.agrees(&self.store)?;
+        }
         self.count("came to rest");
         Ok(())
     }
