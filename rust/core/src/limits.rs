@@ -90,6 +90,14 @@ limits! {
     /// Events of sessions in memory for those who watch, of all tenants together; one of more than 512 bytes counts as
     /// several.
     max_watch_events: 65_536, 1, 16 << 20;
+    /// Messages in a mailbox; what the ends of children tell is not counted.
+    max_mailbox_messages: 1_000, 1, 100_000;
+    /// Their content.
+    max_mailbox_bytes: 8 << 20, 1_024, 1 << 30;
+    /// Content of one message.
+    max_message_bytes: 256 << 10, 1, 1 << 20;
+    /// How often a message is handed to a turn before it is DEAD.
+    max_deliveries: 5, 1, 1_000;
     /// Entries that one batch takes at most.
     max_batch_entries: 4_096, 1, 65_536;
 }

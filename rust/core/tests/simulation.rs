@@ -34,6 +34,8 @@ fn config(seed: u64, ops: usize) -> Config {
         max_waiters: [3, 100][rng.below(2)],
         max_waiters_per_connection: [2, 100][rng.below(2)],
         keep_place_ms: [0, 2_000, 30_000][rng.below(3)],
+        max_mailbox_messages: [2, 1_000][rng.below(2)],
+        max_deliveries: [1, 2, 5][rng.below(3)],
         journal_queue_bytes: [6_000, 64 << 20][rng.below(2)],
         max_batch_entries: [1, 4, 4_096][rng.below(3)],
         ..Limits::default()
@@ -80,6 +82,15 @@ fn random_worlds_keep_every_invariant() {
     }
     // A simulation in which something never happens says nothing of it.
     for what in [
+        "messages_sent",
+        "messages_delivered",
+        "messages_consumed",
+        "messages_expired",
+        "messages_dead",
+        "PollTurn OK",
+        "WaitMail OK",
+        "SendMessage MAILBOX_FULL",
+        "SendMessage ROOT_TRIGGER",
         "resources_attached",
         "resources_released",
         "pool_evictions",
