@@ -109,6 +109,13 @@ class Rows:
     def part(self) -> bytes | None:
         """The next part of the row that has ended."""
 
+# What it is ("interrupt", "closed", "lease_lost", "": nothing to tell), the session's uid, the fence of the grant it is
+# about, from when on (wall clock) the session may be runnable, and the encoded WatchOwnerResponse.
+Owned = tuple[str, bytes, int, int | None, bytes]
+
+class Watch:
+    position: int
+
 class Engine:
     def __init__(
         self,
@@ -213,6 +220,31 @@ class Engine:
         """The counters and gauges of GetStats by name."""
     def ready_sequence(self) -> int:
         """The largest sequence of a trajectory that became READY, durably, while this server has run; 0: none has."""
+    def watch_count(self) -> int:
+        """Grows whenever something is told of a session: who watches looks again."""
+    def watch_sessions(
+        self,
+        tenant: str,
+        *,
+        inside: bytes | None = None,
+        root: bytes | None = None,
+        path_prefix: str | None = None,
+        kinds: Sequence[int] | None = None,
+        at: int | None = None,
+    ) -> Watch:
+        """A reader of a tenant's events: of the session `inside` and what descended from it, of the tree of `root`, of
+        `path_prefix` and below, of these kinds (none: all); from this position on, or from now on."""
+    def watch_owner(self, tenant: str, owner: str) -> Watch:
+        """A reader, from now on, of what concerns an owner."""
+    def watch_look(self, watch: Watch) -> bool:
+        """Whether there is something to take; what the reader does not want is passed over."""
+    def watch_events(self, watch: Watch, most: int, most_bytes: int) -> tuple[bytes, int, bool]:
+        """The next events as an encoded WatchSessionsResponse without its token (`resync`: some were lost before them),
+        the position behind them, and whether there may be more at once. b"": nothing has happened."""
+    def watch_owned(self, watch: Watch, most: int) -> tuple[list[Owned], bool, bool]:
+        """What has happened to an owner, whether some was lost before that, and whether there may be more at once."""
+    def interrupts_of(self, tenant: str, owner: str) -> list[Owned]:
+        """The turns of an owner that run and were asked to end."""
     def set_logging(self, on: bool) -> None:
         """Whether turns and closes leave events."""
     def event_lines(self, form: str) -> tuple[bytes, int]:

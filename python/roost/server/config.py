@@ -112,6 +112,9 @@ class Limits(BaseModel):
     )
     journal_queue_bytes: Size = Field(64 * _MIB, ge=64 * _KIB, le=16 * _GIB, description="entries not yet on disk")
     keep_place_ms: Millis = Field(30 * _SECOND, ge=0, le=10 * _MINUTE, description="place kept for a cancelled wait")
+    max_watch_events: Count = Field(
+        65_536, ge=1, le=1 << 24, description="events in memory for those who watch; one of over 512 bytes is several"
+    )
     max_batch_entries: Count = Field(4_096, ge=1, le=65_536, description="journal entries in one transaction")
 
 

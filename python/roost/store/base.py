@@ -629,6 +629,18 @@ class OwnerRelease(NamedTuple):
     handle: str
 
 
+class OwnerMail(NamedTuple):
+    """A session that runs no turn and has mail that makes it runnable."""
+
+    session: bytes
+    session_id: str
+    queued: int  # messages that no turn has taken, others too
+    first: int  # of those that make it runnable: the first and the last sequence, the earliest and the latest time
+    last: int
+    due: int  # wall-clock milliseconds
+    last_due: int
+
+
 @dataclass(frozen=True)
 class ReadyFilter:
     """Filters of a list of trajectories that are not acknowledged; all must match."""
@@ -815,6 +827,17 @@ class Store(Protocol):
 
     def owner_releases(self, tenant: str, owner: str, after: str, limit: int) -> list[OwnerRelease]:
         """At most `limit` resources that this host is to release, with name > after, in order of name."""
+
+    def owner_mail(
+        self, tenant: str, owner: str, after: tuple[int, int] | None, examine: int
+    ) -> tuple[set[bytes], tuple[int, int] | None]:
+        """Of the next `examine` QUEUED messages of the tenant that make their sessions runnable, now or later, in order of
+        (time, sequence), behind `after`: the sessions whose latest turn this host began; and what the next look goes on
+        behind, None if there is no more."""
+
+    def mailboxes(self, owner: str, sessions: Sequence[bytes], now_ms: int) -> list[OwnerMail]:
+        """The mailboxes of those of these sessions (at most 1,000) that are OPEN, run no turn, whose latest turn this host
+        began, and that have QUEUED messages that make them runnable, now or later. What has expired by now is none."""
 
     def known_resources(self, names: Sequence[str]) -> set[str]:
         """Those of these names that a resource has."""

@@ -303,9 +303,23 @@ impl Engine {
         work: &mut Work,
         now: &Moment,
     ) {
+        self.tell_mail(tree, state, index, trigger, now);
+        self.mail_moved(tree, state, index, trigger, work, now);
+    }
+
+    /// There is other mail in a mailbox than before: who waits for it is told; `poke`: so is who waits for sessions.
+    fn mail_moved(
+        &self,
+        tree: &Arc<Tree>,
+        state: &mut TreeState,
+        index: u32,
+        poke: bool,
+        work: &mut Work,
+        now: &Moment,
+    ) {
         self.wake_waits(tree, state, index, work, now);
         self.charge_mail(tree, state, index, now);
-        if trigger {
+        if poke {
             self.poke_line(tree, state, index, work, now);
         }
     }
@@ -402,7 +416,7 @@ impl Engine {
         now: &Moment,
     ) {
         if state.line(index).is_some_and(|l| l.mail.is_some()) {
-            self.mail_came(tree, state, index, true, work, now);
+            self.mail_moved(tree, state, index, true, work, now);
         }
     }
 

@@ -47,6 +47,11 @@ pub struct Told {
     close_reason: v1::CloseReason,
     /// Of a turn's end: somebody else ended it.
     lost: bool,
+    /// Messages in its mailbox that no turn has taken.
+    queued: u32,
+    trigger: bool,
+    /// Of a message and of a turn's end: from then on it is runnable, and runs no turn. Wall-clock milliseconds.
+    runnable: Option<i64>,
     wall_ms: i64,
 }
 
@@ -84,44 +89,45 @@ impl Told {
             owner: if of_turn { self.owner.to_string() } else { String::new() },
             outcome: self.outcome as i32,
             close_reason: self.close_reason as i32,
-            queued: 0,
-            trigger: false,
+            queued: self.queued,
+            trigger: self.trigger,
         }
     }
 
-    /// What its owner is told of it.
-    fn to_owner(&self) -> Option<Owned> {
+    /// What its owner makes of it.
+    fn to_owner(&self) -> Owned {
         let session_id = self.session_id.to_string();
         let (turn, fence) = (self.turn, self.fence);
         let event = match self.kind {
-            Kind::Interrupted => OwnerEvent::Interrupt(v1::Interrupt { session_id, turn, fence }),
-            Kind::Closed => OwnerEvent::Closed(v1::OwnedSessionClosed { session_id, reason: self.close_reason as i32 }),
+            Kind::Interrupted => Some(OwnerEvent::Interrupt(v1::Interrupt { session_id, turn, fence })),
+            Kind::Closed => {
+                let reason = self.close_reason as i32;
+                Some(OwnerEvent::Closed(v1::OwnedSessionClosed { session_id, reason }))
+            }
             Kind::TurnEnded if self.lost => {
                 let outcome = self.outcome as i32;
-                OwnerEvent::LeaseLost(v1::LeaseLost { session_id, turn, fence, outcome })
+                Some(OwnerEvent::LeaseLost(v1::LeaseLost { session_id, turn, fence, outcome }))
             }
-            _ => return None,
+            _ => None,
         };
-        Some(Owned { uid: self.uid, fence, event })
+        Owned { uid: self.uid, fence, runnable: self.runnable, event }
     }
 
     fn concerns_owner(&self) -> bool {
-        match self.kind {
-            Kind::Interrupted | Kind::Closed => true,
-            Kind::TurnEnded => self.lost,
-            _ => false,
-        }
+        matches!(self.kind, Kind::Interrupted | Kind::Closed) || self.lost || self.runnable.is_some()
     }
 }
 
-/// What an owner is told.
+/// What an owner is told, or is to look at.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Owned {
     /// The session.
     pub uid: Uid,
     /// That of the grant that it tells of.
     pub fence: u64,
-    pub event: OwnerEvent,
+    /// It may be runnable from then on, by the wall clock: the store knows.
+    pub runnable: Option<i64>,
+    pub event: Option<OwnerEvent>,
 }
 
 /// Which events a reader wants; all of it must match.
@@ -146,6 +152,12 @@ impl Filter {
             && (self.kinds.is_empty() || self.kinds.contains(&(told.kind as i32)))
             && self.owner.as_ref().is_none_or(|owner| *told.owner == **owner && told.concerns_owner())
             && self.path_prefix.as_ref().is_none_or(|prefix| is_below(told.path(), prefix))
+    }
+
+    /// Whether it tells of the end of the session that the reader may see no more than: then the reader is to be looked
+    /// at, whichever events it wants.
+    fn ends(&self, told: &Told) -> bool {
+        told.kind == Kind::Closed && self.inside == Some(told.uid)
     }
 }
 
@@ -260,7 +272,7 @@ impl Rings {
         }
         let Some(ring) = self.tenants.get(&watch.tenant) else { return false };
         for told in ring.events.range((watch.at - first) as usize..).take(AT_ONCE) {
-            if watch.filter.matches(told) {
+            if watch.filter.matches(told) || watch.filter.ends(told) {
                 return true;
             }
             watch.at += 1;
@@ -335,7 +347,7 @@ impl Engine {
     /// As [`Self::watch_take`], of what concerns an owner.
     pub fn watch_owned(&self, watch: &mut Watch, most: usize) -> (Vec<Owned>, bool, bool) {
         let Watched { events, lost, more } = self.watch_take(watch, most, usize::MAX);
-        (events.iter().filter_map(|told| told.to_owner()).collect(), lost, more)
+        (events.iter().map(|told| told.to_owner()).collect(), lost, more)
     }
 
     /// The turns of an owner that run and were asked to end, as far as that is durable: what is not comes into the ring.
@@ -361,8 +373,8 @@ impl Engine {
                 let asked = lease.interrupted && lease.interrupted_seq <= durable;
                 asked.then(|| {
                     let (session_id, turn, fence) = (line.session_id.to_string(), lease.turn, lease.fence);
-                    let event = OwnerEvent::Interrupt(v1::Interrupt { session_id, turn, fence });
-                    Owned { uid: line.uid, fence, event }
+                    let event = Some(OwnerEvent::Interrupt(v1::Interrupt { session_id, turn, fence }));
+                    Owned { uid: line.uid, fence, runnable: None, event }
                 })
             }));
         }
@@ -373,6 +385,7 @@ impl Engine {
     pub(crate) fn spread(&self, now: &Moment) {
         // The order of the two locks is that of the events: who takes them puts them in before anybody takes the next.
         let mut rings = self.watches.rings.lock();
+        rings.bound = self.limits.max_watch_events;
         for (tenant, mut told) in self.journal.take_told() {
             if let Some(told) = Arc::get_mut(&mut told) {
                 told.wall_ms = now.wall_ms;
@@ -401,6 +414,9 @@ impl Engine {
             outcome: v1::TurnOutcome::Unspecified,
             close_reason: v1::CloseReason::Unspecified,
             lost: false,
+            queued: 0,
+            trigger: false,
+            runnable: None,
             wall_ms: 0,
         };
         more(&mut told);
@@ -438,9 +454,10 @@ impl Engine {
             EndedBy::Takeover => state.line(index).is_some_and(|l| l.owner != lease.owner),
             _ => false,
         };
+        let runnable = state.line(index).and_then(|l| runnable_from(l, now));
         let of = |told: &mut Told| {
             told.of(lease);
-            (told.outcome, told.lost) = (outcome, lost);
+            (told.outcome, told.lost, told.runnable) = (outcome, lost, runnable);
         };
         self.tell(tree, state, index, Kind::TurnEnded, of, now);
     }
@@ -463,10 +480,25 @@ impl Engine {
         self.tell(tree, state, index, Kind::Reopened, |_| (), now);
     }
 
+    /// A message came into the mailbox of the session; `trigger`: it makes it runnable.
+    pub(crate) fn tell_mail(&self, tree: &Tree, state: &TreeState, index: u32, trigger: bool, now: &Moment) {
+        let Some(line) = state.line(index) else { return };
+        let queued = line.mail.as_ref().map_or(0, |m| m.queued(0, now.wall_ms).0);
+        let runnable = runnable_from(line, now).filter(|_| trigger);
+        let of = |told: &mut Told| (told.queued, told.trigger, told.runnable) = (queued, trigger, runnable);
+        self.tell(tree, state, index, Kind::Mail, of, now);
+    }
+
     /// What the session is known by has changed.
     pub(crate) fn tell_updated(&self, tree: &Tree, state: &TreeState, index: u32, now: &Moment) {
         self.tell(tree, state, index, Kind::Updated, |_| (), now);
     }
+}
+
+/// From when on the mail of a session that runs no turn makes it runnable.
+fn runnable_from(line: &Line, now: &Moment) -> Option<i64> {
+    let idle = line.is_open() && line.running().is_none();
+    line.mail.as_ref().filter(|_| idle)?.runnable_from(now.wall_ms)
 }
 
 impl Told {
@@ -507,6 +539,9 @@ mod tests {
             outcome: v1::TurnOutcome::Unspecified,
             close_reason: v1::CloseReason::Unspecified,
             lost: false,
+            queued: 0,
+            trigger: false,
+            runnable: None,
             wall_ms: 0,
         })
     }
