@@ -79,6 +79,8 @@ fn random_worlds_keep_every_invariant() {
     }
     // A simulation in which something never happens says nothing of it.
     for what in [
+        "SetLimits OK",
+        "SetLimits NOT_STORED",
         "resources_attached",
         "resources_released",
         "pool_evictions",

@@ -62,6 +62,7 @@ impl Rule {
         ("/roost.v1.ResourceService/ReconcileInventory", Rule::Tenant),
         ("/roost.v1.AdminService/GetStats", Rule::Admin),
         ("/roost.v1.AdminService/Sweep", Rule::Admin),
+        ("/roost.v1.AdminService/SetLimits", Rule::Admin),
         ("/roost.v1.AdminService/CreateApiKey", Rule::Admin),
         ("/roost.v1.AdminService/RevokeApiKey", Rule::Admin),
         ("/roost.v1.AdminService/ListApiKeys", Rule::Admin),

@@ -14,7 +14,6 @@ use crate::gen_store::{EndedBy, RecordMeta, SessionFacts};
 use crate::gen_v1 as v1;
 use crate::ids::{Asked, TrajectoryId, Uid, fingerprint};
 use crate::journal::{Held, Seq};
-use crate::slots::SlotNode;
 use parking_lot::{Mutex, MutexGuard};
 use prost::Message;
 use std::collections::{HashMap, VecDeque};
@@ -640,6 +639,7 @@ impl Engine {
                 Err(()) => {}
             }
         }
+        self.set_tree_cap(&tree);
         self.charge_header(&tree, &mut state, now);
         for index in 0..state.lines.len() as u32 {
             let Some(line) = state.line_mut(index) else { continue };
@@ -661,7 +661,7 @@ impl Engine {
         Tree {
             root,
             tenant,
-            children_slots: SlotNode::new(self.limits.max_turns_per_tree as u32 - 1),
+            children_slots: self.children_slots(),
             queue: super::Queue::default(),
             state: Mutex::default(),
         }
