@@ -188,6 +188,18 @@ class Configuration:
         return {key: int(getattr(self.settings, key)) for key in LIMIT_KEYS}
 
 
+def amount(key: str, text: str) -> int:
+    """The value of a limit as a person writes it, with a unit if it is a size or a time. ConfigError for what is none;
+    whether it is in range is not looked at, nor whether there is such a limit."""
+    read = _size if key.endswith("_bytes") else _duration if key.endswith("_ms") else _number
+    if key == "purge_without_dump":
+        text = {"true": "1", "false": "0"}.get(text.strip().lower(), text)
+    try:
+        return int(read(text))
+    except ValueError as error:
+        raise ConfigError(f"{key} = {text!r}: {error}") from None
+
+
 def _suggest(key: str, known: tuple[str, ...] | list[str]) -> str:
     """A "did you mean" for an unknown key, or nothing."""
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
