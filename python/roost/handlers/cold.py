@@ -99,6 +99,15 @@ class Cold:
             raise session_not_found(self.engine, session_id)
         return row
 
+    def check_content(self, row: SessionRow) -> None:
+        """Refused SESSION_RESTORING or SESSION_PURGED where not all of a session's content is there."""
+        if is_restoring(row.cleanup):
+            message = f"session {row.session_id!r} is being restored"
+            raise refused(self.engine, "SESSION_RESTORING", message, session_id=row.session_id)
+        if is_purging(row.cleanup):
+            message = f"the content of session {row.session_id!r} is deleted"
+            raise refused(self.engine, "SESSION_PURGED", message, session_id=row.session_id)
+
     def verified(self, row: SessionRow) -> Generator[Step, None, tuple[SessionRow, list[RecordLine]]]:
         """The session and the list of its records, newest first; SESSION_CORRUPT unless all of them are there as they
         were appended, payloads apart (I23). In steps: `row, lines = yield from cold.verified(row)`.
@@ -110,12 +119,7 @@ class Cold:
         if found is None:  # purged since its row was read
             raise session_not_found(self.engine, row.session_id)
         row, page = found
-        if is_restoring(row.cleanup):
-            message = f"session {row.session_id!r} is being restored"
-            raise refused(self.engine, "SESSION_RESTORING", message, session_id=row.session_id)
-        if is_purging(row.cleanup):
-            message = f"the content of session {row.session_id!r} is deleted"
-            raise refused(self.engine, "SESSION_PURGED", message, session_id=row.session_id)
+        self.check_content(row)
         lines = list(page)
         while len(page) == PAGE_LINES:
             yield NOTHING_YET

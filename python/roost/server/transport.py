@@ -23,6 +23,7 @@ from roost.handlers.export import export_trajectories
 from roost.handlers.history import read_history
 from roost.handlers.inventory import Reconciler
 from roost.handlers.lists import list_sessions
+from roost.handlers.mail import list_mail
 from roost.handlers.owner import watch_owner
 from roost.handlers.reach import Reach
 from roost.handlers.resources import list_resources
@@ -30,6 +31,7 @@ from roost.handlers.stats import About, get_stats
 from roost.handlers.sweep import sweep
 from roost.v1 import (
     admin_service_pb2,
+    mail_service_pb2,
     resource_service_pb2,
     session_service_pb2,
     trajectory_service_pb2,
@@ -46,13 +48,21 @@ SERVICES: Final = tuple(
     for module, name in (
         (session_service_pb2, "SessionService"),
         (turn_service_pb2, "TurnService"),
+        (mail_service_pb2, "MailService"),
         (trajectory_service_pb2, "TrajectoryService"),
         (resource_service_pb2, "ResourceService"),
         (admin_service_pb2, "AdminService"),
     )
 )
-# Of these a call may wait: for a slot, or for a place in a pool.
-_WAITING: Final = frozenset({"/roost.v1.TurnService/BeginTurn", "/roost.v1.ResourceService/AttachResource"})
+# Of these a call may wait: for a slot, for a session that is runnable, for mail, or for a place in a pool.
+_WAITING: Final = frozenset(
+    {
+        "/roost.v1.TurnService/BeginTurn",
+        "/roost.v1.TurnService/PollTurn",
+        "/roost.v1.MailService/WaitMail",
+        "/roost.v1.ResourceService/AttachResource",
+    }
+)
 _RESTORE: Final = "/roost.v1.TrajectoryService/RestoreSessions"
 _CHECKPOINT: Final = "/roost.v1.TurnService/GetCheckpoint"
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
@@ -245,6 +255,7 @@ class Transport:
         """Add every RPC of every Roost service. `restore` answers RestoreSessions."""
         unary: dict[str, Callable[[Cold, bytes], bytes]] = {
             "/roost.v1.SessionService/ListSessions": list_sessions,
+            "/roost.v1.MailService/ListMail": list_mail,
             "/roost.v1.ResourceService/ListResources": list_resources,
             "/roost.v1.ResourceService/ReconcileInventory": self._reconcile,
             "/roost.v1.AdminService/GetStats": partial(get_stats, about=self._about),

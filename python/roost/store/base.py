@@ -306,7 +306,7 @@ class Batch(Protocol):
         """Rowids of records to delete."""
 
     def purged_sessions(self) -> list[bytes]:
-        """Sessions whose rewards and trajectories are to be deleted."""
+        """Sessions whose rewards, trajectories and mailboxes are to be deleted."""
 
     def forgets(self) -> list[tuple[Any, ...]]: ...
     def keys(self) -> list[tuple[Any, ...]]: ...
@@ -415,6 +415,38 @@ class RunnableRow(NamedTuple):
     due: int
     seq: int
     session_id: str
+
+
+class ListedMail(NamedTuple):
+    """A message in a list."""
+
+    seq: int
+    message_id: bytes
+    session_id: str  # of its recipient
+    kind: int
+    state: int  # EXPIRED as well where it is QUEUED and its time has passed
+    deliveries: int
+    create_ms: int
+    expire: int
+    meta: bytes
+    content: bytes | None  # None as well where it is left out
+    size: int  # bytes of meta and content
+
+
+class UnreadMail(NamedTuple):
+    """A message that ended with its session, as a dump holds it."""
+
+    seq: int
+    message_id: bytes
+    sender: bytes | None
+    kind: int
+    expire: int
+    deliveries: int
+    fence: int
+    create_ms: int
+    meta: bytes
+    content: bytes | None
+    request: str | None
 
 
 class Found(NamedTuple):
@@ -632,6 +664,17 @@ class ResourceFilter:
     pool: str | None = None
 
 
+@dataclass(frozen=True)
+class MailFilter:
+    """Filters of a list of messages: to a session, or from one; all must match."""
+
+    recipient: bytes | None = None
+    sender: bytes | None = None
+    states: int = 0  # bit n: those in the state n; 0: all
+    now_ms: int = 0  # wall clock: what is QUEUED and expired by then is EXPIRED
+    content: bool = True  # False: it is left out
+
+
 class Store(Protocol):
     """One durable store. Opening it claims it: a second server on it fails with StoreError LOCKED."""
 
@@ -744,6 +787,19 @@ class Store(Protocol):
     ) -> tuple[list[RunnableRow], int | None]:
         """At most `limit` QUEUED messages whose time to make their sessions runnable has come, in order of (time,
         sequence), behind `after`; and the time of the next one after them. All of them are of OPEN sessions."""
+
+    def list_mail(
+        self, where: MailFilter, after: int, limit: int, examine: int, size: int
+    ) -> tuple[list[ListedMail], int | None]:
+        """At most `limit` messages with seq > after, in order of seq, among the next `examine` of the session, and no
+        more once they have `size` bytes; and the seq behind which a list of what follows goes on, None if nothing
+        does."""
+
+    def count_unread(self, uid: bytes) -> int:
+        """How many messages ended with this session."""
+
+    def unread_mail(self, uid: bytes, after: int, size: int) -> list[UnreadMail]:
+        """Those with seq > after, in order of seq, until they have `size` bytes; [] if there are none."""
 
     def api_keys(self) -> list[ApiKeyRow]:
         """All keys of tenants, revoked ones too. What start-up loads."""

@@ -15,20 +15,26 @@ from .base import (
     DueRow,
     Found,
     HeaderRow,
+    ListedMail,
     ListedResource,
     LoadedSession,
+    MailFilter,
+    MailFound,
+    MailHead,
     OwnerRelease,
     ReadyFilter,
     RecordLine,
     RecordRow,
     ResourceFilter,
     ResourceRow,
+    RunnableRow,
     SessionFilter,
     SessionRow,
     StaleRow,
     StoreError,
     StoreFailed,
     TrajectoryRow,
+    UnreadMail,
 )
 from .facts import state_seq
 from .statements import MAX_ROWS, OPEN_STATE
@@ -38,14 +44,28 @@ T = TypeVar("T", int, str)
 # Tuples come from SQLite in the order of the fields of base's NamedTuples.
 _HEADER = """
     SELECT uid, session_id, parent, path, depth, head, head_version, fence, provisional, last, running, lease,
-           finish_due, closes, stale_ms, active_ms, stale_due, iif(finish_due > 0, facts, NULL), seq
+           finish_due, closes, stale_ms, active_ms, stale_due, iif(finish_due > 0, facts, NULL), seq, outcome, wakes,
+           owner
     FROM session WHERE root = ?1 AND state = 1 ORDER BY depth, path
+"""
+# The length of a content is in the row's head: the content is not read.
+_MAILBOXES = """
+    SELECT recipient, seq, state, due, expire, deliveries, fence, coalesce(length(content), 0), kind <> 1
+    FROM message INDEXED BY message_live WHERE root = ?1 AND state <= 2 ORDER BY recipient, seq
+"""
+_MAIL = f"SELECT {', '.join(MailFound._fields)} FROM message WHERE +state <= 2 AND seq IN ({{}}) ORDER BY seq"
+_SENT = "SELECT message_id, meta FROM message INDEXED BY message_request WHERE recipient = ?1 AND request = ?2"
+# CROSS JOIN: the messages are read first, then a row for the session of each.
+_RUNNABLE = """
+    SELECT m.due, m.seq, s.session_id
+    FROM message AS m INDEXED BY message_runnable CROSS JOIN session AS s ON s.uid = m.recipient
+    WHERE m.tenant = ?1 AND m.state = 1 AND m.due >= 0 AND (m.due, m.seq) > (?2, ?3) ORDER BY m.due, m.seq LIMIT ?4
 """
 
 _SESSION = """
     SELECT s.uid, s.tenant, s.session_id, s.root, s.parent, coalesce(p.session_id, ''), coalesce(r.session_id, ''),
            s.path, s.depth, s.create_ms, s.state, s.head, s.head_version, s.fence, s.provisional, s.last, s.running,
-           s.lease, s.facts, s.receipt, s.finish_due, s.closes, s.cleanup_due, s.cleanup, s.seq
+           s.lease, s.facts, s.receipt, s.finish_due, s.closes, s.cleanup_due, s.cleanup, s.seq, s.owner
     FROM {source} LEFT JOIN session AS p ON p.uid = s.parent LEFT JOIN session AS r ON r.uid = s.root
 """
 _SESSION_BY_UID = _SESSION.format(source="session AS s") + "WHERE s.uid = ?1"
@@ -107,6 +127,24 @@ _LIST_RESOURCES = """
     {} ORDER BY r.name LIMIT :limit
 """
 _KNOWN = "SELECT name FROM resource WHERE name IN ({})"
+
+# As of resources: what one page examines, and what of that matches.
+_EXAMINED_MAIL = (
+    "SELECT seq FROM message INDEXED BY message_{0} WHERE {0} = :{0} AND seq > :after ORDER BY seq LIMIT :examine"
+)
+_LIST_MAIL = """
+    SELECT m.seq, m.message_id, s.session_id, m.kind,
+           iif(m.state = 1 AND m.expire BETWEEN 1 AND :now_ms, 4, m.state) AS shown, m.deliveries, m.create_ms,
+           m.expire, m.meta, iif(:content, m.content, NULL),
+           length(m.meta) + iif(:content, coalesce(length(m.content), 0), 0)
+    FROM ({}) AS page CROSS JOIN message AS m ON m.seq = page.seq CROSS JOIN session AS s ON s.uid = m.recipient
+    WHERE :states = 0 OR :states >> shown & 1 ORDER BY page.seq LIMIT :limit
+"""
+_UNREAD = f"""
+    SELECT {", ".join(UnreadMail._fields)} FROM message INDEXED BY message_unread
+    WHERE recipient = ?1 AND state = 6 AND seq > ?2 ORDER BY seq
+"""
+_COUNT_UNREAD = "SELECT count(*) FROM message INDEXED BY message_unread WHERE recipient = ?1 AND state = 6"
 
 _REWARDS = "SELECT seq, value FROM reward WHERE session = ?1"
 
@@ -191,6 +229,12 @@ def resources_sql(where: ResourceFilter) -> tuple[str, str]:
     given = [name for name in ("tenant", "root", "owner", "state", "pool") if getattr(where, name) is not None]
     page = _LIST_RESOURCES.format(examined, "WHERE " + " AND ".join(f"r.{name} = :{name}" for name in given))
     return page, f"SELECT name FROM ({examined}) AS page LIMIT 1 OFFSET :examine - 1"
+
+
+def mail_sql(where: MailFilter) -> tuple[str, str]:
+    """As `resources_sql`, of messages."""
+    examined = _EXAMINED_MAIL.format("sender" if where.recipient is None else "recipient")
+    return _LIST_MAIL.format(examined), f"SELECT seq FROM ({examined}) AS page LIMIT 1 OFFSET :examine - 1"
 
 
 class Reader:
@@ -345,20 +389,18 @@ class Reader:
 
     def due(self, until_ms: int, after: tuple[int, bytes] | None, limit: int) -> tuple[list[DueRow], int | None]:
         """See base.Store."""
-        rows, following = self._due_by(_DUE, until_ms, after, limit)
+        rows, following = self._due_by(_DUE, until_ms, after or (0, b""), limit)
         return [DueRow._make(row) for row in rows], following
 
     def stale(self, until_ms: int, after: tuple[int, bytes] | None, limit: int) -> tuple[list[StaleRow], int | None]:
         """See base.Store."""
-        rows, following = self._due_by(_STALE, until_ms, after, limit)
+        rows, following = self._due_by(_STALE, until_ms, after or (0, b""), limit)
         return [StaleRow._make(row) for row in rows], following
 
-    def _due_by(
-        self, sql: str, until_ms: int, after: tuple[int, bytes] | None, limit: int
-    ) -> tuple[list[Any], int | None]:
+    def _due_by(self, sql: str, until_ms: int, where: tuple[Any, ...], limit: int) -> tuple[list[Any], int | None]:
         """Rows, in order of the time they begin with, whose time has come; and the time of the next one after them."""
         with self._snapshot() as conn:
-            rows: list[Any] = conn.execute(sql, (*(after or (0, b"")), limit + 1)).fetchall()
+            rows: list[Any] = conn.execute(sql, (*where, limit + 1)).fetchall()
         now = [row for row in rows[:limit] if row[0] <= until_ms]
         return now, rows[len(now)][0] if len(now) < len(rows) else None
 
@@ -399,6 +441,62 @@ class Reader:
         """See base.Store."""
         with self._snapshot() as conn:
             return _session(conn, uid)
+
+    def read_mail(self, seqs: Sequence[int]) -> list[MailFound]:
+        """See base.Store."""
+        found: list[MailFound] = []
+        with self._snapshot() as conn:
+            for part, marks in _parts(sorted(seqs)):
+                found += [MailFound._make(row) for row in conn.execute(_MAIL.format(marks), part)]
+        return found
+
+    def sent(self, recipient: bytes, request: str) -> tuple[bytes, bytes] | None:
+        """See base.Store."""
+        with self._snapshot() as conn:
+            row: Any = conn.execute(_SENT, (recipient, request)).fetchone()
+            return None if row is None else tuple(row)
+
+    def runnable(
+        self, tenant: str, until_ms: int, after: tuple[int, int] | None, limit: int
+    ) -> tuple[list[RunnableRow], int | None]:
+        """See base.Store."""
+        rows, following = self._due_by(_RUNNABLE, until_ms, (tenant, *(after or (0, 0))), limit)
+        return [RunnableRow._make(row) for row in rows], following
+
+    def list_mail(
+        self, where: MailFilter, after: int, limit: int, examine: int, size: int
+    ) -> tuple[list[ListedMail], int | None]:
+        """See base.Store."""
+        page, last = mail_sql(where)
+        limit += 1  # one more than needed tells whether more follow
+        bindings = {**vars(where), "after": after, "limit": limit, "examine": examine if where.states else limit}
+        rows: list[ListedMail] = []
+        with self._snapshot() as conn:
+            # Row by row: what does not fit is not read.
+            for row in conn.execute(page, bindings):
+                if len(rows) + 1 == limit or (rows and size <= 0):
+                    return rows, rows[-1].seq
+                rows.append(ListedMail._make(row))
+                size -= rows[-1].size
+            examined: Any = conn.execute(last, bindings).get
+            return rows, examined
+
+    def count_unread(self, uid: bytes) -> int:
+        """See base.Store."""
+        with self._snapshot() as conn:
+            count: Any = conn.execute(_COUNT_UNREAD, (uid,)).get
+            return int(count)
+
+    def unread_mail(self, uid: bytes, after: int, size: int) -> list[UnreadMail]:
+        """See base.Store."""
+        rows: list[UnreadMail] = []
+        with self._snapshot() as conn:
+            for row in conn.execute(_UNREAD, (uid, after)):
+                rows.append(UnreadMail._make(row))
+                size -= len(rows[-1].meta) + len(rows[-1].content or b"")
+                if size <= 0:
+                    break
+        return rows
 
     def api_keys(self) -> list[ApiKeyRow]:
         """See base.Store."""
@@ -462,7 +560,11 @@ class Reader:
 
 
 def _header(conn: apsw.Connection, root: bytes) -> list[HeaderRow]:
-    return [HeaderRow._make(row) for row in conn.execute(_HEADER, (root,)).fetchall()]
+    rows: list[Any] = conn.execute(_HEADER, (root,)).fetchall()
+    mailboxes: dict[Any, list[MailHead]] = {}
+    for recipient, *head in conn.execute(_MAILBOXES, (root,)):
+        mailboxes.setdefault(recipient, []).append(MailHead._make(head))
+    return [HeaderRow._make((*row, mailboxes.get(row[0], []))) for row in rows]
 
 
 def _session(conn: apsw.Connection, uid: bytes) -> SessionRow | None:

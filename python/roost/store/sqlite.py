@@ -19,8 +19,11 @@ from .base import (
     DueRow,
     Found,
     HeaderRow,
+    ListedMail,
     ListedResource,
     LoadedSession,
+    MailFilter,
+    MailFound,
     Outcome,
     OwnerRelease,
     ReadyFilter,
@@ -28,12 +31,14 @@ from .base import (
     RecordRow,
     ResourceFilter,
     ResourceRow,
+    RunnableRow,
     SessionFilter,
     SessionRow,
     StaleRow,
     StoreError,
     StoreFailed,
     TrajectoryRow,
+    UnreadMail,
 )
 from .checkpoint import Checkpointer
 from .reader import Reader
@@ -153,7 +158,8 @@ class SqliteStore:
             # Durable before it is used: an epoch that a crash could take back would not fence anybody.
             row = conn.execute(
                 "UPDATE shard SET epoch = epoch + 1, "
-                "last_seq = max(last_seq, (SELECT coalesce(max(seq), 0) FROM record)) "
+                "last_seq = max(last_seq, (SELECT coalesce(max(seq), 0) FROM record), "
+                "(SELECT coalesce(max(seq), 0) FROM message)) "
                 "WHERE shard = 0 RETURNING epoch, last_seq, service_ms"
             ).fetchall()
             if len(row) != 1:
@@ -291,6 +297,34 @@ class SqliteStore:
     def session_by_uid(self, uid: bytes) -> SessionRow | None:
         """See base.Store."""
         return self._reader.session_by_uid(uid)
+
+    def read_mail(self, seqs: Sequence[int]) -> list[MailFound]:
+        """See base.Store."""
+        return self._reader.read_mail(seqs)
+
+    def sent(self, recipient: bytes, request: str) -> tuple[bytes, bytes] | None:
+        """See base.Store."""
+        return self._reader.sent(recipient, request)
+
+    def runnable(
+        self, tenant: str, until_ms: int, after: tuple[int, int] | None, limit: int
+    ) -> tuple[list[RunnableRow], int | None]:
+        """See base.Store."""
+        return self._reader.runnable(tenant, until_ms, after, limit)
+
+    def list_mail(
+        self, where: MailFilter, after: int, limit: int, examine: int, size: int
+    ) -> tuple[list[ListedMail], int | None]:
+        """See base.Store."""
+        return self._reader.list_mail(where, after, limit, examine, size)
+
+    def count_unread(self, uid: bytes) -> int:
+        """See base.Store."""
+        return self._reader.count_unread(uid)
+
+    def unread_mail(self, uid: bytes, after: int, size: int) -> list[UnreadMail]:
+        """See base.Store."""
+        return self._reader.unread_mail(uid, after, size)
 
     def api_keys(self) -> list[ApiKeyRow]:
         """See base.Store."""

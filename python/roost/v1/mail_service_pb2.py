@@ -23,29 +23,28 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
-from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from roost.v1 import types_pb2 as roost_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1broost/v1/mail_service.proto\x12\x08roost.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14roost/v1/types.proto\"\x80\x01\n\x12SendMessageRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\'\n\x07message\x18\x03 \x01(\x0b\x32\x16.roost.v1.MessageInput\x12\x19\n\x11sender_session_id\x18\x04 \x01(\t\";\n\x13SendMessageResponse\x12\x12\n\nmessage_id\x18\x01 \x01(\t\x12\x10\n\x08repeated\x18\x02 \x01(\x08\"]\n\x0fWaitMailRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\'\n\x04wait\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\x04\"D\n\x10WaitMailResponse\x12\x0e\n\x06queued\x18\x01 \x01(\r\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x04\x12\x10\n\x08runnable\x18\x03 \x01(\x08\"\xa5\x01\n\x0fListMailRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12\x19\n\x11sender_session_id\x18\x04 \x01(\t\x12&\n\x06states\x18\x05 \x03(\x0e\x32\x16.roost.v1.MessageState\x12\x14\n\x0comit_content\x18\x06 \x01(\x08\"P\n\x10ListMailResponse\x12#\n\x08messages\x18\x01 \x03(\x0b\x32\x11.roost.v1.Message\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xdf\x01\n\x0bMailService\x12J\n\x0bSendMessage\x12\x1c.roost.v1.SendMessageRequest\x1a\x1d.roost.v1.SendMessageResponse\x12\x41\n\x08WaitMail\x12\x19.roost.v1.WaitMailRequest\x1a\x1a.roost.v1.WaitMailResponse\x12\x41\n\x08ListMail\x12\x19.roost.v1.ListMailRequest\x1a\x1a.roost.v1.ListMailResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1broost/v1/mail_service.proto\x12\x08roost.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x14roost/v1/types.proto\"\x80\x01\n\x12SendMessageRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\'\n\x07message\x18\x03 \x01(\x0b\x32\x16.roost.v1.MessageInput\x12\x19\n\x11sender_session_id\x18\x04 \x01(\t\";\n\x13SendMessageResponse\x12\x12\n\nmessage_id\x18\x01 \x01(\t\x12\x10\n\x08repeated\x18\x02 \x01(\x08\"]\n\x0fWaitMailRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\'\n\x04wait\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\x04\"D\n\x10WaitMailResponse\x12\x0e\n\x06queued\x18\x01 \x01(\r\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x04\x12\x10\n\x08runnable\x18\x03 \x01(\x08\"\xa5\x01\n\x0fListMailRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12\x19\n\x11sender_session_id\x18\x04 \x01(\t\x12&\n\x06states\x18\x05 \x03(\x0e\x32\x16.roost.v1.MessageState\x12\x14\n\x0comit_content\x18\x06 \x01(\x08\"P\n\x10ListMailResponse\x12#\n\x08messages\x18\x01 \x03(\x0b\x32\x11.roost.v1.Message\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xdf\x01\n\x0bMailService\x12J\n\x0bSendMessage\x12\x1c.roost.v1.SendMessageRequest\x1a\x1d.roost.v1.SendMessageResponse\x12\x41\n\x08WaitMail\x12\x19.roost.v1.WaitMailRequest\x1a\x1a.roost.v1.WaitMailResponse\x12\x41\n\x08ListMail\x12\x19.roost.v1.ListMailRequest\x1a\x1a.roost.v1.ListMailResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'roost.v1.mail_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SENDMESSAGEREQUEST']._serialized_start=129
-  _globals['_SENDMESSAGEREQUEST']._serialized_end=257
-  _globals['_SENDMESSAGERESPONSE']._serialized_start=259
-  _globals['_SENDMESSAGERESPONSE']._serialized_end=318
-  _globals['_WAITMAILREQUEST']._serialized_start=320
-  _globals['_WAITMAILREQUEST']._serialized_end=413
-  _globals['_WAITMAILRESPONSE']._serialized_start=415
-  _globals['_WAITMAILRESPONSE']._serialized_end=483
-  _globals['_LISTMAILREQUEST']._serialized_start=486
-  _globals['_LISTMAILREQUEST']._serialized_end=651
-  _globals['_LISTMAILRESPONSE']._serialized_start=653
-  _globals['_LISTMAILRESPONSE']._serialized_end=733
-  _globals['_MAILSERVICE']._serialized_start=736
-  _globals['_MAILSERVICE']._serialized_end=959
+  _globals['_SENDMESSAGEREQUEST']._serialized_start=96
+  _globals['_SENDMESSAGEREQUEST']._serialized_end=224
+  _globals['_SENDMESSAGERESPONSE']._serialized_start=226
+  _globals['_SENDMESSAGERESPONSE']._serialized_end=285
+  _globals['_WAITMAILREQUEST']._serialized_start=287
+  _globals['_WAITMAILREQUEST']._serialized_end=380
+  _globals['_WAITMAILRESPONSE']._serialized_start=382
+  _globals['_WAITMAILRESPONSE']._serialized_end=450
+  _globals['_LISTMAILREQUEST']._serialized_start=453
+  _globals['_LISTMAILREQUEST']._serialized_end=618
+  _globals['_LISTMAILRESPONSE']._serialized_start=620
+  _globals['_LISTMAILRESPONSE']._serialized_end=700
+  _globals['_MAILSERVICE']._serialized_start=703
+  _globals['_MAILSERVICE']._serialized_end=926
 # @@protoc_insertion_point(module_scope)

@@ -98,6 +98,8 @@ reasons! {
     PoolFull "POOL_FULL" ResourceExhausted "The pool has no place: it admits nothing, all its holders run turns, or none ended in time." "Wait until a holder's turn ends, or raise the cap.";
     StoreBytes "STORE_BYTES" ResourceExhausted "The store is as large as it may be; no session is made." "Close and acknowledge sessions, shorten the retention, or raise max_store_bytes.";
     TreeDepth "TREE_DEPTH" ResourceExhausted "The tree is as deep as it may be." "Open the session higher up.";
+    MailboxFull "MAILBOX_FULL" ResourceExhausted "The session's mailbox is as full as it may be." "Have it run a turn, which takes its mail; send less, or with a ttl.";
+    RootTrigger "ROOT_TRIGGER" FailedPrecondition "A descendant may not make the root of its tree runnable." "Send without `trigger`; open the root with wake_on_completion to be woken by its children's ends.";
     QueueFull "QUEUE_FULL" ResourceExhausted "As many calls wait as may, on this connection or in all." "Wait less, or spread waiting calls over connections.";
     JournalBehind "JOURNAL_BEHIND" ResourceExhausted "The disk is behind; new work is held off." "Retry after the delay.";
     JournalFull "JOURNAL_FULL" Unavailable "The disk is far behind; nothing is taken." "Retry after the delay.";

@@ -162,6 +162,14 @@ limits! {
     journal_queue_bytes: 64 << 20, 1 << 16, 16 << 30, LaidOut;
     /// How long a cancelled wait with a request_id keeps its place for its repeat.
     keep_place_ms: 30_000, 0, 600_000;
+    /// Messages in a mailbox; what the ends of children tell is not counted.
+    max_mailbox_messages: 1_000, 1, 100_000;
+    /// Their content.
+    max_mailbox_bytes: 8 << 20, 1_024, 1 << 30;
+    /// Content of one message.
+    max_message_bytes: 256 << 10, 1, 1 << 20;
+    /// How often a message is handed to a turn before it is DEAD.
+    max_deliveries: 5, 1, 1_000;
     /// Entries that one batch takes at most.
     max_batch_entries: 4_096, 1, 65_536;
 }

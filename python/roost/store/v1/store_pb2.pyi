@@ -100,7 +100,7 @@ class RequestMark(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., hash: _Optional[bytes] = ...) -> None: ...
 
 class RunningGrant(_message.Message):
-    __slots__ = ("fence", "nonce", "turn", "attempt", "owner", "lease_ms", "begin_ms", "request", "expired", "interrupted")
+    __slots__ = ("fence", "nonce", "turn", "attempt", "owner", "lease_ms", "begin_ms", "request", "expired", "interrupted", "polled")
     FENCE_FIELD_NUMBER: _ClassVar[int]
     NONCE_FIELD_NUMBER: _ClassVar[int]
     TURN_FIELD_NUMBER: _ClassVar[int]
@@ -111,6 +111,7 @@ class RunningGrant(_message.Message):
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     EXPIRED_FIELD_NUMBER: _ClassVar[int]
     INTERRUPTED_FIELD_NUMBER: _ClassVar[int]
+    POLLED_FIELD_NUMBER: _ClassVar[int]
     fence: int
     nonce: bytes
     turn: int
@@ -121,7 +122,8 @@ class RunningGrant(_message.Message):
     request: RequestMark
     expired: bool
     interrupted: bool
-    def __init__(self, fence: _Optional[int] = ..., nonce: _Optional[bytes] = ..., turn: _Optional[int] = ..., attempt: _Optional[int] = ..., owner: _Optional[str] = ..., lease_ms: _Optional[int] = ..., begin_ms: _Optional[int] = ..., request: _Optional[_Union[RequestMark, _Mapping]] = ..., expired: bool = ..., interrupted: bool = ...) -> None: ...
+    polled: bool
+    def __init__(self, fence: _Optional[int] = ..., nonce: _Optional[bytes] = ..., turn: _Optional[int] = ..., attempt: _Optional[int] = ..., owner: _Optional[str] = ..., lease_ms: _Optional[int] = ..., begin_ms: _Optional[int] = ..., request: _Optional[_Union[RequestMark, _Mapping]] = ..., expired: bool = ..., interrupted: bool = ..., polled: bool = ...) -> None: ...
 
 class Receipt(_message.Message):
     __slots__ = ("reason", "close_ms", "slots_released", "children_closed", "turn_count", "close_number", "provisionals_aborted", "request", "close_seq", "dump_name", "resources", "unread_messages")

@@ -60,6 +60,10 @@ impl Rule {
         ("/roost.v1.ResourceService/DetachResource", Rule::Inside),
         ("/roost.v1.ResourceService/ListResources", Rule::Inside),
         ("/roost.v1.ResourceService/ReconcileInventory", Rule::Tenant),
+        ("/roost.v1.MailService/SendMessage", Rule::Outline),
+        ("/roost.v1.MailService/WaitMail", Rule::Inside),
+        ("/roost.v1.MailService/ListMail", Rule::Inside),
+        ("/roost.v1.TurnService/PollTurn", Rule::Each),
         ("/roost.v1.AdminService/GetStats", Rule::Admin),
         ("/roost.v1.AdminService/Sweep", Rule::Admin),
         ("/roost.v1.AdminService/SetLimits", Rule::Admin),
@@ -148,7 +152,7 @@ impl TreeState {
     }
 
     /// The line of an open session by its uid.
-    fn of_uid(&self, uid: Uid) -> Option<u32> {
+    pub(crate) fn of_uid(&self, uid: Uid) -> Option<u32> {
         self.iter().find(|(_, line)| line.uid == uid && line.is_open()).map(|(index, _)| index)
     }
 }
@@ -212,7 +216,7 @@ impl Engine {
             }
         }
         // Of these each thing is looked at by itself.
-        if matches!(call.call, Call::Renew(_) | Call::Ack(_)) || target == own.session_id {
+        if matches!(call.call, Call::Renew(_) | Call::Ack(_) | Call::Poll(_)) || target == own.session_id {
             return Some(call);
         }
         let parent = call.call.makes().map(|options| options.parent.clone());
@@ -224,6 +228,8 @@ impl Engine {
                 call.outline = true;
                 return Some(call);
             }
+            // To whom it may write is all that it sees.
+            (Standing::Outline, None) if matches!(call.call, Call::Send(_)) => return Some(call),
             (_, None) => not_found(&target),
             // A new tree is no descendant: so it is whether the id is taken or not.
             (_, Some(parent)) if parent.is_empty() => beyond(Kind::Session, "make a new tree"),

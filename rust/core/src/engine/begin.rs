@@ -2,17 +2,19 @@
 
 use super::end::{Left, leave};
 use super::events::{Ended, Times, outcome_name};
-use super::reload::{Located, Wanted, Why};
+use super::mail::returned;
+use super::mailbox::Returned;
+use super::reload::{Located, Need, Wanted, Why};
 use super::requests::{Begin, Payload};
 use super::tree::{Lease, Line, Resident, Tree, TreeState, gate_refusal};
 use super::{
-    Answer, Call, Engine, Found, Moment, Pending, TicketState, Timer, Work, closed, count, duration, not_found,
-    timestamp,
+    Answer, Call, Engine, Found, MailFound, Moment, Pending, TicketState, Timer, Work, closed, count, duration,
+    not_found, timestamp,
 };
 use crate::error::{Reason, Refusal};
 use crate::gen_store::EndedBy;
 use crate::gen_v1 as v1;
-use crate::ids::{Asked, LeaseToken, check_session_id, repeats};
+use crate::ids::{Asked, LeaseToken, Uid, check_session_id, repeats};
 use parking_lot::MutexGuard;
 use prost::Message;
 use std::sync::Arc;
@@ -121,6 +123,11 @@ impl Engine {
                 let wanted = Wanted::of(begin, line);
                 return self.load(call, tree, state, index, wanted);
             }
+            if !begin.validate_only
+                && let Some(seqs) = self.mail_to_read(&call, line, takes_over, now)
+            {
+                return self.ask_mail(call, uid, seqs, after);
+            }
         } else if begin.open.is_none() {
             return self.refuse(call.ticket, not_found(&begin.session_id), work);
         } else if let Err(refusal) = check_expected(begin, line) {
@@ -216,14 +223,18 @@ impl Engine {
         // While it waited it may have been unloaded: nobody holds an idle session for a waiter. It keeps its slots while
         // it is loaded again, so that residency does not decide who goes first (I11).
         let ready = unborn || line.resident.as_ref().is_some_and(|r| call.holds_answer(begin, line, r));
-        match checked {
-            Ok(Standing::New) if ready => {}
-            other => {
-                if let Ok(Standing::New) = other {
-                    let wanted = Wanted::of(begin, line);
-                    (call.arrival, call.ran_ms) = (arrival, now.mono_ms);
-                    return self.load_granted(call, tree, state, index, wanted);
-                }
+        let need = if ready {
+            self.mail_to_read(&call, line, false, now).map(Need::Mail)
+        } else {
+            Some(Need::Session(Wanted::of(begin, line)))
+        };
+        match (checked, need) {
+            (Ok(Standing::New), None) => {}
+            (Ok(Standing::New), Some(need)) => {
+                (call.arrival, call.ran_ms) = (arrival, now.mono_ms);
+                return self.load_granted(call, tree, state, index, need);
+            }
+            (other, _) => {
                 call.arrival = arrival;
                 self.return_slots(tree, state, index, work);
                 return match other {
@@ -231,7 +242,7 @@ impl Engine {
                         if let (Call::Begin(begin), Some(line)) = (&call.call, state.line(index)) {
                             self.log_begin_conflict(tree.root, line, &call, begin, &refusal, now);
                         }
-                        self.reply(call.ticket, Err(refusal), tree, state, work);
+                        self.refuse_begin(call, refusal, tree, state, work);
                         self.drop_unborn(tree, state, index, now);
                     }
                     Ok(_) => work.calls.push_back(call),
@@ -240,7 +251,7 @@ impl Engine {
         }
         let waited = now.mono_ms.saturating_sub(call.since_ms);
         let times = call.times(now);
-        let Pending { ticket, call: Call::Begin(mut begin), found, .. } = call else { return };
+        let Pending { ticket, call: Call::Begin(mut begin), found, mail, .. } = call else { return };
         if unborn {
             let Some(options) = begin.open.take() else { return };
             // The session has no request of its own: the grant bears it.
@@ -254,18 +265,18 @@ impl Engine {
             // While it waited its trajectory may have come due.
             self.finish_if_due(tree, state, index, now);
         }
-        let fence = self.grant(&begin, times, tree, state, index, now);
-        let (Some(line), true) = (state.line(index), fence > 0) else { return };
+        let granted = self.grant(&begin, times, mail.as_deref(), tree, state, index, now);
+        let (Some(line), Some((fence, taken))) = (state.line(index), granted) else { return };
         let Some(mut grant) =
             line.resident.as_ref().and_then(|r| self.grant_message(line, r, begin.known_head_version, waited, now))
         else {
             return;
         };
         grant.provisional = live_provisional(line, found.as_ref());
-        let reply =
-            v1::BeginTurnResponse { grant: Some(grant), uid: line.uid.to_string(), created: unborn, receipt: None };
+        (grant.mail, grant.more_mail) = taken;
+        let reply = begun(&begin, line, grant, unborn);
         self.granted(ticket, tree, index, fence, work);
-        self.reply(ticket, Ok(reply.encode_to_vec()), tree, state, work);
+        self.reply(ticket, Ok(reply), tree, state, work);
         work.evict = true;
     }
 
@@ -278,24 +289,39 @@ impl Engine {
         }
     }
 
-    /// Makes the grant and journals it. The slots are the caller's and pass to it.
+    /// Refuses a BeginTurn; a PollTurn waits for another session instead.
+    pub(crate) fn refuse_begin(
+        &self,
+        call: Pending,
+        refusal: Refusal,
+        tree: &Tree,
+        state: &TreeState,
+        work: &mut Work,
+    ) {
+        if matches!(&call.call, Call::Begin(Begin { polled: Some(_), .. })) {
+            return self.poll_again(call, work);
+        }
+        self.reply(call.ticket, Err(refusal), tree, state, work);
+    }
+
+    /// Makes the grant and journals it, with the mail that was read for it. The slots are the caller's and pass to it.
+    #[allow(clippy::too_many_arguments)]
     fn grant(
         &self,
         begin: &Begin,
         times: Times,
+        mail: Option<&(Uid, Vec<MailFound>)>,
         tree: &Arc<Tree>,
         state: &mut TreeState,
         index: u32,
         now: &mut Moment,
-    ) -> u64 {
+    ) -> Option<(u64, Taken)> {
         let nonce = now.draw().to_le_bytes();
         // A running session stays in memory (I9): this pin goes when the turn ends.
-        if self.pin(tree, state, index, now).is_none() {
-            return 0;
-        }
+        self.pin(tree, state, index, now)?;
         self.hold_header(state);
-        let Some(line) = state.line_mut(index) else { return 0 };
-        let Some(resident) = line.resident.as_mut() else { return 0 };
+        let line = state.line_mut(index)?;
+        let resident = line.resident.as_mut()?;
         resident.attempts += 1;
         line.fence += 1;
         let fence = line.fence;
@@ -312,14 +338,19 @@ impl Engine {
         line.owner = begin.owner.as_str().into();
         line.lease = Some(Box::new(lease));
         state.touch(now);
-        self.append(tree, state, index, now, |_, _, _| ());
+        let mut taken = Taken::default();
+        self.append(tree, state, index, now, |_, line, ops| taken = self.take_mail(line, mail, fence, ops, now));
+        self.charge_mail(tree, state, index, now);
         self.running.fetch_add(1, Ordering::Relaxed);
         if let Some(line) = state.line(index) {
             self.resources.turn(line.uid, true, now);
+            if let (Some(_), Some(mark)) = (&begin.polled, &begin.mark) {
+                tree.tenant.polls.began(&mark.request_id, line.uid, &line.session_id);
+            }
         }
         count(&self.counters.turns_begun);
         self.log_granted(tree, state, index, now);
-        fence
+        Some((fence, taken))
     }
 
     /// The log's word of the grant that was just journaled.
@@ -342,17 +373,19 @@ impl Engine {
     ) {
         let times = call.times(now);
         let nonce = now.draw().to_le_bytes();
-        let Pending { ticket, call: Call::Begin(begin), .. } = call else { return };
+        let Pending { ticket, call: Call::Begin(begin), mail, .. } = call else { return };
         let Some(old) = state.line(index).and_then(|l| l.running()).cloned() else { return };
         let outcome = old.expired_outcome();
         let fence = old.fence + 1;
         let timer = self.timer(now.mono_ms + begin.lease_ms, Timer::Lease(tree.clone(), index, fence));
-        let (mut trajectory, mut ready) = (0, None);
+        let (mut trajectory, mut ready, mut taken) = (0, None, Taken::default());
         state.touch(now);
         self.append(tree, state, index, now, |appending, line, ops| {
             let left = Left::new(outcome, EndedBy::Takeover);
             trajectory = line.resident.as_ref().map_or(0, |r| r.trajectories + 1);
             leave(appending.seq, line, ops, &old, Payload::default(), left, now);
+            self.return_mail(line, &old, returned(outcome), ops, now);
+            taken = self.take_mail(line, mail.as_deref(), fence, ops, now);
             if line.is_due(now) {
                 // As after an expiry: the turn that begins is of the next trajectory.
                 ready = Some(line.finish(appending.another(), tree, None, now, ops).ready_seq);
@@ -374,6 +407,7 @@ impl Engine {
         if let Some(seq) = ready {
             self.told_ready(tree, seq);
         }
+        self.charge_mail(tree, state, index, now);
         // Pin, header and slots were the old turn's and are the new one's.
         self.untimer(old.timer);
         count(&self.counters.turns_taken_over);
@@ -387,6 +421,7 @@ impl Engine {
         if begin.want_provisional && line.provisional != 0 {
             grant.provisional = Some(v1::Record { trajectory, ..old.left_empty(outcome, now) });
         }
+        (grant.mail, grant.more_mail) = taken;
         let reply =
             v1::BeginTurnResponse { grant: Some(grant), uid: line.uid.to_string(), created: false, receipt: None };
         self.granted(ticket, tree, index, fence, work);
@@ -459,6 +494,7 @@ impl Engine {
                     lease_duration: Some(duration(begin.lease_ms)),
                     checkpoint,
                     provisional: live_provisional(line, call.found.as_ref()),
+                    more_mail: line.mail.as_ref().map_or(0, |m| m.queued(0, now.wall_ms).0),
                     ..v1::Grant::default()
                 };
                 let uid = if line.born { line.uid.to_string() } else { String::new() };
@@ -489,7 +525,7 @@ impl Engine {
     }
 
     /// The same request again while its turn runs: the same lease.
-    fn repeat_begin(
+    pub(crate) fn repeat_begin(
         &self,
         call: Pending,
         tree: &Arc<Tree>,
@@ -504,18 +540,21 @@ impl Engine {
             let wanted = Wanted::of(begin, line);
             return self.load(call, tree, state, index, wanted);
         };
-        let mut grant = self.grant_message(line, resident, begin.known_head_version, 0, now);
-        if let Some(grant) = &mut grant {
-            grant.provisional = live_provisional(line, call.found.as_ref());
+        let Some(mut grant) = self.grant_message(line, resident, begin.known_head_version, 0, now) else { return };
+        if let Some(seqs) = self.taken_to_read(&call, line, grant.fence) {
+            let (uid, after) = (line.uid, state.last_seq);
+            return self.ask_mail(call, uid, seqs, after);
         }
-        let reply = v1::BeginTurnResponse { grant, uid: line.uid.to_string(), created: false, receipt: None };
+        grant.provisional = live_provisional(line, call.found.as_ref());
+        (grant.mail, grant.more_mail) = self.taken_mail(&call, line, grant.fence, now);
+        let reply = begun(begin, line, grant, false);
         if let Some(lease) = state.line_mut(index).and_then(|l| l.lease.as_mut()) {
             // Its first caller may be gone and not noticed yet: that one's end must not take it from this one.
             lease.answers += 1;
             let fence = lease.fence;
             self.granted(call.ticket, tree, index, fence, work);
         }
-        self.reply(call.ticket, Ok(reply.encode_to_vec()), tree, state, work);
+        self.reply(call.ticket, Ok(reply), tree, state, work);
     }
 
     /// A grant that its caller never got is released at once and leaves no record; a repeat begins anew.
@@ -545,7 +584,9 @@ impl Engine {
         if let Some(resident) = line.resident.as_mut() {
             resident.attempts = resident.attempts.saturating_sub(1);
         }
-        self.append(tree, &mut state, index, now, |_, _, _| ());
+        self.append(tree, &mut state, index, now, |_, line, ops| {
+            self.return_mail(line, &lease, Returned::Undelivered, ops, now);
+        });
         if let Some(line) = state.line(index) {
             let by = EndedBy::Unspecified;
             self.log_done(tree.root, line, &lease, "RELEASED", by, Ended::default(), state.last_seq, now);
@@ -554,6 +595,7 @@ impl Engine {
         self.release_header(tree, &mut state, now);
         self.free_slots(tree, &state, index, work, now);
         count(&self.counters.turns_released);
+        self.mail_freed(tree, &mut state, index, work, now);
         self.finish_if_due(tree, &mut state, index, now);
         work.evict = true;
     }
@@ -662,6 +704,18 @@ fn renew_one(
     })
 }
 
+/// Mail that a grant has taken, and how many messages are left.
+pub(crate) type Taken = (Vec<v1::Message>, u32);
+
+/// The answer to a BeginTurn, or to the PollTurn that it was.
+fn begun(begin: &Begin, line: &Line, grant: v1::Grant, created: bool) -> Vec<u8> {
+    let (uid, grant) = (line.uid.to_string(), Some(grant));
+    if begin.polled.is_some() {
+        return v1::PollTurnResponse { session_id: line.session_id.to_string(), uid, grant }.encode_to_vec();
+    }
+    v1::BeginTurnResponse { grant, uid, created, receipt: None }.encode_to_vec()
+}
+
 enum Standing {
     New,
     /// The same request, and its turn runs.
@@ -714,6 +768,7 @@ impl Lease {
             request: begin.mark.clone(),
             running: true,
             interrupted: false,
+            polled: begin.polled.is_some(),
             answers: 1,
             deadline_ms: now.mono_ms + begin.lease_ms,
             timer: (0, 0),

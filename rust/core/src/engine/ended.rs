@@ -553,6 +553,7 @@ impl Engine {
                 line.wakes = facts.wake_on_completion;
             }
             line.owner = row.owner.as_str().into();
+            line.mail_from = self.journal.durable().max(1);
             let id = line.session_id.clone();
             let index = state.add(line);
             let Ok(calls) = tree.tenant.directory.insert(&id, tree, index) else {

@@ -59,6 +59,9 @@ impl Engine {
             None if self.end_waiting(tree, state, index, work, now) => (v1::Activity::Waiting, 0),
             None => (v1::Activity::Idle, 0),
         };
+        if activity == v1::Activity::Waiting {
+            self.disarm_mail(tree, state, index, now);
+        }
         let flag = running.as_ref().is_some_and(|l| !l.interrupted);
         let interrupt = mark.map(|mark| Box::new(InterruptMark { mark, activity, turn }));
         match running {
@@ -91,7 +94,7 @@ impl Engine {
             }
             if let Some(call) = granted {
                 self.return_slots(tree, state, index, work);
-                self.reply(call.ticket, Err(refusal), tree, state, work);
+                self.refuse_begin(call, refusal, tree, state, work);
                 return true;
             }
         }

@@ -19,7 +19,9 @@ mod events;
 mod interrupt;
 mod keyring;
 mod mail;
+mod mailbox;
 mod open;
+mod poll;
 mod pool;
 mod read;
 mod recover;
@@ -133,6 +135,8 @@ pub(crate) struct Pending {
     pub(crate) outline: bool,
     /// What was read for it alone.
     pub(crate) found: Option<Found>,
+    /// Mail that was read for it, and whose.
+    pub(crate) mail: Option<Box<(Uid, Vec<MailFound>)>>,
     /// It is the one call that may change ended sessions of this tree; it runs to its end whoever waits for it.
     pub(crate) claimed: Option<Uid>,
     /// When it was last run, and for how long it has been parked for reads before that. Unit: milliseconds.
@@ -219,6 +223,10 @@ enum TicketState {
     Waiting(Arc<Tree>, u32, Place),
     /// It waits for a place in a pool.
     Pooled,
+    /// It waits for mail.
+    Mailbox(Arc<Tree>, u32),
+    /// It waits for a session that is runnable.
+    Polling(Arc<Tenant>),
     /// A grant was made for it and the answer is not yet with the transport.
     Granted(Arc<Tree>, u32, u64),
 }
@@ -230,6 +238,8 @@ pub(crate) type TimerKey = (u64, u64);
 enum Timer {
     Lease(Arc<Tree>, u32, u64),
     Wait(Arc<Tree>, u32, Place),
+    /// The end of a WaitMail, by its ticket.
+    Mail(Arc<Tree>, u32, u64),
 }
 
 /// How much room the store has.
@@ -261,6 +271,7 @@ counters! {
     turns_released, trajectories_finished, trajectories_acknowledged, sessions_opened, sessions_closed, sessions_reopened,
     sessions_dumped, sessions_purged, sessions_restored, trees_swept, cleanup_failures,
     evictions, header_evictions, reloads, header_loads, load_failures, refusals, batches_stored, entries_stored, batches_refused,
+    messages_sent, messages_delivered, messages_consumed, messages_expired, messages_dead,
     resources_attached, resources_released, releases_failed, pool_evictions,
 }
 
@@ -434,6 +445,10 @@ impl Engine {
             TicketState::Open => {}
             TicketState::Waiting(tree, index, place) => self.cancel_wait(&tree, index, place, &mut work, &now),
             TicketState::Pooled => self.leave_pool(ticket),
+            TicketState::Mailbox(tree, index) => {
+                self.end_wait_for_mail(&tree, index, ticket, false, &mut work, &now);
+            }
+            TicketState::Polling(tenant) => self.cancel_poll(&tenant, ticket),
             TicketState::Granted(tree, index, fence) => self.release_grant(&tree, index, fence, &mut work, &now),
         }
         self.finish(&mut work, &mut now);
@@ -445,12 +460,14 @@ impl Engine {
         let lease = match method {
             Method::BeginTurn => v1::BeginTurnResponse::decode(reply).ok().and_then(|r| r.grant),
             Method::CommitTurn => v1::CommitTurnResponse::decode(reply).ok().and_then(|r| r.next),
+            Method::PollTurn => v1::PollTurnResponse::decode(reply).ok().and_then(|r| r.grant),
             // (A repeated one counts as an answer of its own, see `Lease::answers`.)
             _ => None,
         };
         let lease = lease.and_then(|g| crate::ids::LeaseToken::decode(&g.lease).ok());
         let session_id = match method {
             Method::BeginTurn => v1::BeginTurnRequest::decode(request).ok().map(|r| r.session_id),
+            Method::PollTurn => v1::PollTurnResponse::decode(reply).ok().map(|r| r.session_id),
             _ => v1::CommitTurnRequest::decode(request).ok().map(|r| r.session_id),
         };
         let (Some(lease), Some(session_id)) = (lease, session_id) else { return };
@@ -485,12 +502,16 @@ impl Engine {
             match timer {
                 Timer::Lease(tree, index, fence) => self.lease_due(&tree, index, fence, &mut work, &now),
                 Timer::Wait(tree, index, place) => self.wait_due(&tree, index, place, &mut work, &now),
+                Timer::Mail(tree, index, ticket) => {
+                    self.end_wait_for_mail(&tree, index, ticket, true, &mut work, &now);
+                }
             }
         }
         self.resume_waits(&mut work);
         self.look_for_due(&now);
         self.look_for_stale(&now);
         self.look_at_pools(&mut work, &now);
+        self.look_at_polls(false, &mut work, &now);
         self.residents.maintain(256, now.tick());
         self.headers.maintain(256, now.tick());
         self.finish(&mut work, &mut now);
@@ -548,6 +569,8 @@ impl Engine {
         let mut work = Work::default();
         self.end_all_waits(&mut work, &now);
         self.wake_pools(|_| true, &mut work);
+        self.end_waits_for_mail(&mut work, &now);
+        self.look_at_polls(true, &mut work, &now);
         self.finish(&mut work, &mut now);
     }
 
@@ -595,6 +618,7 @@ impl Engine {
             arrival: None,
             outline: false,
             found: None,
+            mail: None,
             claimed: None,
             ran_ms: now.mono_ms,
             reload_ms: 0,
@@ -612,6 +636,7 @@ impl Engine {
                 name: name.clone(),
                 slots: Padded::new(SlotNode::new(self.limits.max_turns_per_tenant() as u32)),
                 queue: Queue::default(),
+                polls: poll::Polls::default(),
                 directory: Directory::new(self.hash_seed),
             })
         };
@@ -654,6 +679,7 @@ impl Engine {
             Call::Renew(_) => return self.renew(call, work, now),
             Call::Checkpoint(_) => return self.get_checkpoint(call, work),
             Call::ListKeys(_) => return self.list_keys(call, work),
+            Call::WaitMail(_) => return self.wait_mail(call, work, now),
             _ => {}
         }
         if let Err(refusal) = self.admit(&call.call) {
@@ -663,7 +689,12 @@ impl Engine {
             Call::Open(_) => self.open_session(call, work, now),
             Call::Update(_) => self.update_session(call, work, now),
             Call::Close(_) => self.close_session(call, work, now),
+            // What it was to begin has changed under it: it waits for another.
+            Call::Begin(begin) if begin.polled.is_some() => self.poll_again(call, work),
             Call::Begin(_) => self.begin_turn(call, work, now),
+            Call::Poll(_) => self.poll_turn(call, work, now),
+            Call::Poke(_) => self.poked(call, work, now),
+            Call::Send(_) => self.send_message(call, work, now),
             Call::End(_) | Call::Expire { .. } => self.end_turn(call, work, now),
             Call::Interrupt(_) => self.interrupt_session(call, work, now),
             Call::Reward(_) => self.set_reward(call, work, now),
@@ -680,14 +711,20 @@ impl Engine {
             Call::Attach(_) => self.attach_resource(call, work, now),
             Call::Detach(_) => self.detach_resource(call, work, now),
             Call::Release(_) => self.release_step(call, work, now),
-            Call::Get(_) | Call::Renew(_) | Call::Checkpoint(_) | Call::ListKeys(_) => {}
+            Call::Get(_) | Call::Renew(_) | Call::Checkpoint(_) | Call::ListKeys(_) | Call::WaitMail(_) => {}
         }
     }
 
     /// Whether a call may go on at all.
     fn admit(&self, call: &Call) -> Result<(), Refusal> {
         match call {
-            Call::Open(_) | Call::Begin(_) | Call::Reopen(_) | Call::Restore(_) => self.admit_begin(),
+            Call::Open(_)
+            | Call::Begin(_)
+            | Call::Reopen(_)
+            | Call::Restore(_)
+            | Call::Send(_)
+            | Call::Poll(_)
+            | Call::Poke(_) => self.admit_begin(),
             Call::Step(step) if step.grows() => self.admit_begin(),
             Call::Attach(attach) if attach.name.is_none() => self.admit_begin(),
             _ => self.admit_change(),
@@ -717,7 +754,7 @@ impl Engine {
     /// Whether new work may begin.
     fn admit_new(&self) -> Result<(), Refusal> {
         if self.draining.load(Ordering::Acquire) {
-            return Err(Refusal::new(Reason::ShuttingDown, "the server is stopping").retry_after(1_000));
+            return Err(shutting_down());
         }
         if self.space() != Space::Ok {
             let message = "the disk is almost full; new work is refused";
@@ -829,6 +866,7 @@ impl Engine {
         self.running.fetch_sub(1, Ordering::Relaxed);
         let Some(line) = state.line(index) else { return };
         self.resources.turn(line.uid, false, now);
+        tree.tenant.polls.ended(line.uid);
         if line.depth > 0 {
             tree.children_slots.release(1);
             work.gates.push((tree.clone(), Gate::Tree));
@@ -843,6 +881,11 @@ impl Engine {
             self.residents.unpin(handle, now.tick());
         }
     }
+}
+
+/// The refusal of what a server that stops does not take.
+pub(crate) fn shutting_down() -> Refusal {
+    Refusal::new(Reason::ShuttingDown, "the server is stopping").retry_after(1_000)
 }
 
 /// The refusal of an id that nobody knows.

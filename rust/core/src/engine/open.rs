@@ -1,5 +1,6 @@
 //! Making sessions: OpenSession, and the unborn line that a BeginTurn with `open` waits on.
 
+use super::mail::{Post, Sender};
 use super::reload::{Located, Wanted, Why};
 use super::requests::{Begin, Open, OpenOptions, Update};
 use super::tree::{Line, Resident, Tree, TreeState};
@@ -8,7 +9,7 @@ use crate::error::{Reason, Refusal};
 use crate::gen_store::RequestMark;
 use crate::gen_v1 as v1;
 use crate::ids::{self, Uid};
-use crate::journal::Op;
+use crate::journal::{Appending, Op};
 use parking_lot::MutexGuard;
 use prost::Message;
 use std::sync::Arc;
@@ -145,7 +146,19 @@ impl Engine {
             self.reply(call.ticket, Err(refusal), tree, state, work);
             return self.drop_unborn(tree, state, index, now);
         }
-        self.append(tree, state, index, now, |_, _, _| ());
+        let trigger = open.first_message.as_ref().map(|letter| letter.trigger);
+        let own = call.who.session.as_ref().and_then(|own| state.of_uid(own.uid));
+        let from = own.or(state.line(index).and_then(|l| l.parent));
+        let tail = |appending: &mut Appending<'_>, state: &mut TreeState, ops: &mut Vec<Op>| {
+            if let Some(letter) = open.first_message {
+                let sender = from.map(|from| Sender::at(state, from)).unwrap_or_default();
+                self.post(appending.seq, tree, state, index, Post::message(letter, sender, None), ops, now);
+            }
+        };
+        self.append_with(tree, state, index, now, |_, _, _| (), tail);
+        if let Some(trigger) = trigger {
+            self.mail_came(tree, state, index, trigger, work, now);
+        }
         let session = Some(self.line_view(state, index).to_proto());
         let Some(line) = state.line(index) else { return };
         let reply = self
@@ -275,6 +288,7 @@ impl Engine {
             }
         }
         if let Some(line) = state.line_mut(index) {
+            line.wakes = options.wakes;
             line.born = true;
             line.uid = uid;
             line.name = if parent.is_none() { "".into() } else { name.into() };
@@ -417,6 +431,7 @@ fn preview(open: &Open, root: &str, path: String, now: &Moment) -> v1::Session {
         labels: open.options.labels.clone(),
         stale_timeout: Some(super::duration(open.options.stale_timeout_ms as u64)),
         create_time: Some(super::timestamp(now.wall_ms)),
+        wake_on_completion: open.options.wakes,
         ..v1::Session::default()
     }
 }

@@ -148,6 +148,7 @@ impl Engine {
             return;
         }
         for index in 0..state.lines.len() as u32 {
+            self.wake_waits(tree, &mut state, index, work, now);
             let waiter = self.take_waiter(tree, &mut state, index, work, now);
             let Some(line) = state.line_mut(index) else { continue };
             if let Some(call) = waiter.and_then(|w| w.call) {

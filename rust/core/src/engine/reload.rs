@@ -252,10 +252,29 @@ pub(crate) enum Purpose {
     },
     Due,
     Stale,
+    /// Mail for one call, of the session with this uid.
+    Mail {
+        call: Box<Pending>,
+        uid: Uid,
+    },
+    /// The message that the request of a SendMessage made before.
+    Sent {
+        call: Box<Pending>,
+    },
+    /// What hosts of a tenant wait for.
+    Runnable {
+        tenant: Arc<Tenant>,
+    },
     /// An ended session with its descendants, for the one call that may change it.
     Family {
         call: Box<Pending>,
     },
+}
+
+/// What a call that has its slots waits for.
+pub(crate) enum Need {
+    Session(Wanted),
+    Mail(Vec<Seq>),
 }
 
 /// What a call wants of a session's records.
@@ -386,6 +405,8 @@ impl Engine {
                 Purpose::Records { call, .. }
                 | Purpose::Read { call }
                 | Purpose::Ack { call }
+                | Purpose::Mail { call, .. }
+                | Purpose::Sent { call }
                 | Purpose::Family { call },
             )) => work.calls.push_back(*call),
             Some((_, Purpose::Due)) => self.look_again(),
@@ -432,19 +453,78 @@ impl Engine {
     }
 
     /// As [`Self::load`], for a call that has its slots.
-    pub(crate) fn load_granted(
-        &self,
-        call: Pending,
-        tree: &Arc<Tree>,
-        state: &mut TreeState,
-        index: u32,
-        wanted: Wanted,
-    ) {
+    pub(crate) fn load_granted(&self, call: Pending, tree: &Arc<Tree>, state: &mut TreeState, index: u32, need: Need) {
         self.running.fetch_add(1, Ordering::Relaxed);
-        self.load(call, tree, state, index, wanted);
+        match need {
+            Need::Session(wanted) => self.load(call, tree, state, index, wanted),
+            Need::Mail(seqs) => self.load_mail(call, tree, state, index, seqs),
+        }
         if let Some(loading) = state.line_mut(index).and_then(|l| l.loading.as_mut()) {
             loading.granted = loading.calls.pop().map(Box::new);
             loading.granted_after = self.losses.load(Ordering::Acquire);
+        }
+    }
+
+    /// As [`Self::load`], of mail alone. A load that is under way comes first.
+    fn load_mail(&self, call: Pending, tree: &Arc<Tree>, state: &mut TreeState, index: u32, seqs: Vec<Seq>) {
+        let after = state.last_seq;
+        let Some(line) = state.line_mut(index) else { return };
+        let uid = line.uid;
+        match &mut line.loading {
+            Some(loading) => loading.calls.push(call),
+            None => {
+                line.loading = Some(Box::new(Loading { calls: vec![call], ..Loading::default() }));
+                self.hold_header(state);
+                let purpose = Purpose::Load { tree: tree.clone(), index, uid };
+                self.ask(after, purpose, |id| Effect::Mail { id, seqs });
+            }
+        }
+    }
+
+    /// The mail was read for which a call waits with its slots.
+    pub(crate) fn mail_loaded(
+        &self,
+        tree: &Arc<Tree>,
+        index: u32,
+        uid: Uid,
+        found: Vec<MailFound>,
+        work: &mut Work,
+        now: &mut Moment,
+    ) {
+        let mut state = tree.state.lock();
+        if state.dropped {
+            return;
+        }
+        let line = state.line_mut(index).filter(|l| l.uid == uid);
+        let Some(mut loading) = line.and_then(|l| l.loading.take()) else { return };
+        if let Some(mut call) = self.take_granted(&mut loading) {
+            call.mail = Some(Box::new((uid, found)));
+            self.resume_granted(call, loading.granted_after, tree, &mut state, index, work, now);
+        }
+        work.calls.extend(loading.calls);
+        self.release_header(tree, &mut state, now);
+    }
+
+    /// What a call needed that has its slots was read: its turn begins, if nothing stands against it.
+    #[allow(clippy::too_many_arguments)]
+    fn resume_granted(
+        &self,
+        mut call: Pending,
+        granted_after: u64,
+        tree: &Arc<Tree>,
+        state: &mut TreeState,
+        index: u32,
+        work: &mut Work,
+        now: &mut Moment,
+    ) {
+        call.reload_ms += now.mono_ms.saturating_sub(call.ran_ms);
+        let sound = granted_after == self.losses.load(Ordering::Acquire);
+        if sound && self.admit_begin().is_ok() && self.tickets.lock().contains_key(&call.ticket) {
+            let arrival = call.arrival;
+            self.begin_with_slots(call, tree, state, index, arrival, work, now);
+        } else {
+            self.return_slots(tree, state, index, work);
+            work.calls.push_back(call);
         }
     }
 
@@ -610,6 +690,8 @@ impl Engine {
             line.outcome = v1::TurnOutcome::try_from(row.outcome).unwrap_or(v1::TurnOutcome::None);
             line.wakes = row.wakes;
             line.owner = row.owner.as_str().into();
+            line.mail = super::mailbox::Mailbox::of(&row.mail);
+            line.mail_from = self.journal.durable().max(1);
             line.seq = row.seq;
             state.active_ms = state.active_ms.max(row.active_ms);
             if row.parent.is_none() {
@@ -640,11 +722,17 @@ impl Engine {
             }
         }
         self.set_tree_cap(&tree);
+        for index in 0..state.lines.len() as u32 {
+            self.charge_mail(&tree, &mut state, index, now);
+        }
         self.charge_header(&tree, &mut state, now);
         for index in 0..state.lines.len() as u32 {
             let Some(line) = state.line_mut(index) else { continue };
-            let (depth, uid) = (line.depth, line.uid);
+            let (depth, uid, session_id) = (line.depth, line.uid, line.session_id.clone());
             let Some(lease) = line.lease.as_mut().filter(|l| l.running) else { continue };
+            if let (true, Some(mark)) = (lease.polled, &lease.request) {
+                tenant.polls.began(&mark.request_id, uid, &session_id);
+            }
             lease.timer = self.timer(lease.deadline_ms, Timer::Lease(tree.clone(), index, lease.fence));
             tree.tenant.slots.force_add(1).expect("fewer than 2^32 turns run");
             if depth > 0 {
@@ -707,7 +795,7 @@ impl Engine {
                 let id = line.session_id.clone();
                 let refusal = refusal.with("session_id", &id);
                 for call in self.give_up_load(&mut loading, tree, &state, index, work) {
-                    self.reply(call.ticket, Err(refusal.clone()), tree, &state, work);
+                    self.refuse_begin(call, refusal.clone(), tree, &state, work);
                 }
             }
             Ok((loaded, mut made)) if !closed && loaded.row.seq == seq => {
@@ -719,16 +807,8 @@ impl Engine {
                     }
                 }
                 self.make_resident(tree, &mut state, index, loaded, made, now);
-                if let Some(mut call) = self.take_granted(&mut loading) {
-                    call.reload_ms += now.mono_ms.saturating_sub(call.ran_ms);
-                    let sound = loading.granted_after == self.losses.load(Ordering::Acquire);
-                    if sound && self.admit_begin().is_ok() && self.tickets.lock().contains_key(&call.ticket) {
-                        let arrival = call.arrival;
-                        self.begin_with_slots(call, tree, &mut state, index, arrival, work, now);
-                    } else {
-                        self.return_slots(tree, &state, index, work);
-                        work.calls.push_back(call);
-                    }
+                if let Some(call) = self.take_granted(&mut loading) {
+                    self.resume_granted(call, loading.granted_after, tree, &mut state, index, work, now);
                 }
                 work.calls.extend(loading.calls);
             }
@@ -795,7 +875,7 @@ impl Engine {
                 let line = state.line_mut(index).filter(|l| l.uid == uid);
                 if let Some(mut loading) = line.and_then(|l| l.loading.take()) {
                     for call in self.give_up_load(&mut loading, &tree, &state, index, &mut work) {
-                        self.refuse(call.ticket, refusal.clone(), &mut work);
+                        self.refuse_begin(call, refusal.clone(), &tree, &state, &mut work);
                     }
                     self.release_header(&tree, &mut state, &now);
                 }
@@ -804,12 +884,15 @@ impl Engine {
                 Purpose::Records { call, .. }
                 | Purpose::Read { call }
                 | Purpose::Ack { call }
+                | Purpose::Mail { call, .. }
+                | Purpose::Sent { call }
                 | Purpose::Family { call },
             ) => {
                 self.refuse_part(*call, refusal, &mut work);
             }
             Some(Purpose::Due) => self.due_failed(&now),
             Some(Purpose::Stale) => self.stale_failed(&now),
+            Some(Purpose::Runnable { tenant }) => self.runnable_failed(&tenant, &now),
             // Until it is re-read nothing is admitted: it is asked for again.
             Some(Purpose::Recover { root }) => {
                 let again = self.recovery.lock().failed(root);

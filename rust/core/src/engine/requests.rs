@@ -4,6 +4,8 @@
 
 use super::access::Rule;
 use super::keyring::{CreateKey, ListKeys, parse_key_id};
+use super::mail::{SendCall, WaitCall};
+use super::poll::PollCall;
 use super::pool::Caps;
 use super::resource::{AttachCall, DetachCall, PoolWish};
 use super::set_limits::{self, LimitChange};
@@ -42,6 +44,9 @@ pub enum Method {
     ListApiKeys,
     AttachResource,
     DetachResource,
+    SendMessage,
+    WaitMail,
+    PollTurn,
     SetLimits,
 }
 
@@ -68,6 +73,9 @@ impl Method {
         ("/roost.v1.AdminService/ListApiKeys", Method::ListApiKeys),
         ("/roost.v1.ResourceService/AttachResource", Method::AttachResource),
         ("/roost.v1.ResourceService/DetachResource", Method::DetachResource),
+        ("/roost.v1.MailService/SendMessage", Method::SendMessage),
+        ("/roost.v1.MailService/WaitMail", Method::WaitMail),
+        ("/roost.v1.TurnService/PollTurn", Method::PollTurn),
         ("/roost.v1.AdminService/SetLimits", Method::SetLimits),
     ];
 
@@ -85,6 +93,17 @@ pub(crate) struct OpenOptions {
     pub(crate) name: String,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) stale_timeout_ms: i64,
+    pub(crate) wakes: bool,
+}
+
+/// A message that is to be sent, checked.
+#[derive(Debug, Default)]
+pub(crate) struct Letter {
+    pub(crate) content: Vec<u8>,
+    pub(crate) content_type: String,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) trigger: bool,
+    pub(crate) ttl_ms: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -95,6 +114,7 @@ pub(crate) struct Open {
     pub(crate) return_existing: bool,
     pub(crate) validate_only: bool,
     pub(crate) mint_key: bool,
+    pub(crate) first_message: Option<Letter>,
 }
 
 #[derive(Debug)]
@@ -137,6 +157,8 @@ pub(crate) struct Begin {
     pub(crate) validate_only: bool,
     pub(crate) takeover: bool,
     pub(crate) want_provisional: bool,
+    /// It was a PollTurn before its session was found.
+    pub(crate) polled: Option<Box<PollCall>>,
 }
 
 /// A turn's payload, checked and digested.
@@ -192,6 +214,8 @@ pub(crate) struct CommitOptions {
     pub(crate) new_segment: bool,
     pub(crate) then: v1::Then,
     pub(crate) completed: bool,
+    /// What the parent is told, if the task is complete.
+    pub(crate) completion: Option<Letter>,
     pub(crate) base_turn: Option<u32>,
 }
 
@@ -272,6 +296,11 @@ pub(crate) enum Call {
     SetLimits(LimitChange),
     Attach(Box<AttachCall>),
     Detach(DetachCall),
+    Send(Box<SendCall>),
+    WaitMail(WaitCall),
+    Poll(PollCall),
+    /// The engine's own: begin a turn of this session for who waits in PollTurn, if it is runnable.
+    Poke(String),
     /// What came of an attempt to release a resource.
     Release(Box<super::resource::ReleaseCall>),
     /// The engine's own: finish the active trajectory of this session if it is due.
@@ -407,7 +436,27 @@ fn options(o: v1::OpenOptions, limits: &LiveLimits) -> Result<OpenOptions, Refus
         name: o.name,
         labels: o.labels,
         stale_timeout_ms: stale_timeout_ms as i64,
+        wakes: o.wake_on_completion,
     })
+}
+
+/// A message; one in `field` that may be without content (`sent`: not this one) tells that something has happened.
+fn letter(field: &str, m: v1::MessageInput, sent: bool, limits: &LiveLimits) -> Result<Letter, Refusal> {
+    if sent && m.content.is_empty() {
+        return Err(Refusal::field(&format!("{field}.content"), "must not be empty"));
+    }
+    check_len(&format!("{field}.content"), m.content.len(), limits.max_message_bytes() as usize)?;
+    check_len(&format!("{field}.content_type"), m.content_type.len(), 128)?;
+    check_labels(&format!("{field}.labels"), &m.labels)?;
+    let ttl_ms = m.ttl.as_ref().map(|d| millis(&format!("{field}.ttl"), d)).transpose()?;
+    if ttl_ms == Some(0) {
+        return Err(Refusal::field(&format!("{field}.ttl"), "must be at least 1 ms"));
+    }
+    if !sent && (m.trigger || ttl_ms.is_some()) {
+        return Err(Refusal::field(field, "takes no trigger and no ttl: the parent's wake_on_completion says it"));
+    }
+    let (content_type, labels) = (m.content_type, m.labels);
+    Ok(Letter { content: m.content, content_type, labels, trigger: m.trigger, ttl_ms })
 }
 
 fn check_parent(session_id: &str, options: &OpenOptions) -> Result<(), Refusal> {
@@ -499,7 +548,7 @@ fn span(t: v1::TokenSpan) -> Result<Span, Refusal> {
 }
 
 impl Call {
-    /// The session it addresses; empty for RenewTurns and AckTrajectories, which address many, and for what is about keys.
+    /// The session it addresses; empty for RenewTurns and AckTrajectories, which address many, for PollTurn, and for what is about keys.
     pub(crate) fn session_id(&self) -> &str {
         match self {
             Call::Open(c) => &c.session_id,
@@ -518,11 +567,15 @@ impl Call {
             Call::Expire { session_id, .. } => session_id,
             Call::Attach(c) => &c.session_id,
             Call::Detach(c) => &c.session_id,
+            Call::Send(c) => &c.session_id,
+            Call::WaitMail(c) => &c.session_id,
+            Call::Poke(id) => id,
             Call::Renew(_)
             | Call::Ack(_)
             | Call::CreateKey(_)
             | Call::RevokeKey(_)
             | Call::ListKeys(_)
+            | Call::Poll(_)
             | Call::SetLimits(_)
             | Call::Release(_) => "",
         }
@@ -558,6 +611,7 @@ impl Call {
                 ids::check_session_id("session_id", &r.session_id)?;
                 let options = options(r.options.unwrap_or_default(), limits)?;
                 check_parent(&r.session_id, &options)?;
+                let first_message = r.first_message.map(|m| letter("first_message", m, true, limits)).transpose()?;
                 Call::Open(Open {
                     session_id: r.session_id,
                     mark,
@@ -565,6 +619,7 @@ impl Call {
                     return_existing: if_exists == v1::IfExists::Return,
                     validate_only: r.validate_only,
                     mint_key: r.mint_key,
+                    first_message,
                 })
             }
             Method::GetSession => {
@@ -622,13 +677,15 @@ impl Call {
                 if let Some(state) = &r.state {
                     check_len("state", state.len(), limits.max_state_bytes() as usize)?;
                 }
+                let completion = r.completion.take().map(|m| letter("completion", m, false, limits)).transpose()?;
                 let commit = CommitOptions {
                     state_digest: r.state.as_deref().map(|s| digest(&[s])).unwrap_or_default(),
                     state: r.state,
                     max_trim: r.max_trim,
                     new_segment: r.new_segment,
                     then,
-                    completed: r.completed,
+                    completed: r.completed || completion.is_some(),
+                    completion,
                     base_turn: r.base_turn,
                 };
                 Call::End(Box::new(End {
@@ -705,6 +762,31 @@ impl Call {
                 check_len("name", r.name.len(), 63)?;
                 Call::Detach(DetachCall { session_id: r.session_id, name: r.name })
             }
+            Method::SendMessage => {
+                let mut r: v1::SendMessageRequest = message(bytes)?;
+                ids::check_session_id("session_id", &r.session_id)?;
+                if !r.sender_session_id.is_empty() {
+                    ids::check_session_id("sender_session_id", &r.sender_session_id)?;
+                }
+                let mark = mark(&mut r, |r| &mut r.request_id)?;
+                Call::Send(Box::new(SendCall {
+                    session_id: r.session_id,
+                    sender_id: r.sender_session_id,
+                    mark,
+                    letter: letter("message", r.message.unwrap_or_default(), true, limits)?,
+                    sender: None,
+                    looked: None,
+                    sent: None,
+                }))
+            }
+            Method::WaitMail => {
+                let r: v1::WaitMailRequest = message(bytes)?;
+                ids::check_session_id("session_id", &r.session_id)?;
+                let wait_ms = r.wait.as_ref().map(|d| millis("wait", d)).transpose()?.unwrap_or(0);
+                let wait_ms = wait_ms.min(limits.max_wait_ms());
+                Call::WaitMail(WaitCall { session_id: r.session_id, wait_ms, after: r.after })
+            }
+            Method::PollTurn => Call::Poll(poll(message(bytes)?, limits)?),
         })
     }
 }
@@ -719,17 +801,40 @@ fn last_turn(mut r: v1::BeginTurnRequest) -> Result<Call, Refusal> {
     Ok(Call::Close(CloseCall { session_id: r.session_id, mark, reason: v1::CloseReason::Quit, last_turn: true }))
 }
 
+fn lease_ms(asked: Option<&prost_types::Duration>, limits: &LiveLimits) -> Result<u64, Refusal> {
+    let lease_ms = asked.map(|d| millis("lease_duration", d)).transpose()?.unwrap_or(limits.default_lease_ms());
+    if !LEASE_MS.contains(&lease_ms) {
+        return Err(Refusal::field("lease_duration", "must be from 5 s to 1 h").with("milliseconds", lease_ms));
+    }
+    Ok(lease_ms)
+}
+
+fn poll(mut r: v1::PollTurnRequest, limits: &LiveLimits) -> Result<PollCall, Refusal> {
+    check_len("owner", r.owner.len(), 128)?;
+    if !r.root_session_id.is_empty() {
+        ids::check_session_id("root_session_id", &r.root_session_id)?;
+    }
+    let lease_ms = lease_ms(r.lease_duration.as_ref(), limits)?;
+    let wait_ms = r.wait.take().map(|d| millis("wait", &d)).transpose()?.unwrap_or(0);
+    let mark = mark(&mut r, |r| &mut r.request_id)?;
+    Ok(PollCall {
+        mark,
+        owner: r.owner,
+        // Whether anything is runnable is for the store to say.
+        wait_ms: wait_ms.clamp(1_000, limits.max_wait_ms().max(1_000)),
+        lease_ms,
+        root: r.root_session_id,
+        want_provisional: r.want_provisional,
+    })
+}
+
 fn begin(mut r: v1::BeginTurnRequest, limits: &LiveLimits) -> Result<Begin, Refusal> {
     ids::check_session_id("session_id", &r.session_id)?;
     check_len("owner", r.owner.len(), 128)?;
     if !(-1_000..=1_000).contains(&r.priority) {
         return Err(Refusal::field("priority", "must be from -1000 to 1000").with("priority", r.priority));
     }
-    let lease_ms = r.lease_duration.as_ref().map(|d| millis("lease_duration", d)).transpose()?;
-    let lease_ms = lease_ms.unwrap_or(limits.default_lease_ms());
-    if !LEASE_MS.contains(&lease_ms) {
-        return Err(Refusal::field("lease_duration", "must be from 5 s to 1 h").with("milliseconds", lease_ms));
-    }
+    let lease_ms = lease_ms(r.lease_duration.as_ref(), limits)?;
     let wait_ms = r.wait.as_ref().map(|d| millis("wait", d)).transpose()?.unwrap_or(0);
     // How long a repeat waits is not part of what was asked for.
     r.wait = None;
@@ -754,6 +859,7 @@ fn begin(mut r: v1::BeginTurnRequest, limits: &LiveLimits) -> Result<Begin, Refu
         validate_only: r.validate_only,
         takeover: if_running == v1::IfRunning::Takeover,
         want_provisional: r.want_provisional,
+        polled: None,
     })
 }
 

@@ -99,7 +99,8 @@ impl Engine {
         let bytes = size_of::<Tree>() as u64
             + state.lines.capacity() as u64 * 8
             + (state.lines.len() - state.free.len()) as u64 * Tree::LINE_BYTES
-            + state.facts_bytes;
+            + state.facts_bytes
+            + state.mail_bytes;
         let before = std::mem::replace(&mut state.header_bytes, bytes);
         if before == 0 {
             self.header_count.fetch_add(1, Ordering::Relaxed);

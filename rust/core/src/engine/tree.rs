@@ -27,6 +27,8 @@ pub(crate) struct Tenant {
     pub(crate) slots: crate::sync::Padded<SlotNode>,
     /// Who waits at that gate.
     pub(crate) queue: Queue,
+    /// Who waits for sessions that become runnable.
+    pub(crate) polls: super::poll::Polls,
     /// Where each session in memory is.
     pub(crate) directory: super::directory::Directory,
 }
@@ -63,6 +65,8 @@ pub(crate) struct TreeState {
     pub(crate) header_bytes: u64,
     /// Of that, the facts that lines keep.
     pub(crate) facts_bytes: u64,
+    /// And the mailboxes.
+    pub(crate) mail_bytes: u64,
     /// Service time of the last activity of any of its sessions. Unit: milliseconds.
     pub(crate) active_ms: u64,
     /// Idle time after which it is stale, as its root says; 0: never; -1: the root's facts tell.
@@ -105,6 +109,10 @@ pub(crate) struct Line {
     /// The encoded facts of a session that is not resident and whose trajectory is to finish by itself: a close finishes
     /// it, and loads no session for that. Their bytes are the header's.
     pub(crate) facts: Option<Box<[u8]>>,
+    /// What it has of mail; `None`: nothing, and nobody waits for any.
+    pub(crate) mail: Option<Box<super::mailbox::Mailbox>>,
+    /// Requests of messages up to this entry are told by the store alone; 0: there are none.
+    pub(crate) mail_from: Seq,
     /// Calls that wait for a load of it; an entry means a load is under way.
     pub(crate) loading: Option<Box<Loading>>,
 }
@@ -124,6 +132,8 @@ pub(crate) struct Lease {
     pub(crate) running: bool,
     /// InterruptSession asked it to end.
     pub(crate) interrupted: bool,
+    /// A PollTurn began it.
+    pub(crate) polled: bool,
     /// Answers that bear it: it is released undelivered only when none of them was delivered. Never journaled.
     pub(crate) answers: u32,
     /// On the service clock; moved by renewals, never journaled.
@@ -151,6 +161,7 @@ impl Lease {
             request: self.request.clone(),
             expired: !self.running,
             interrupted: self.interrupted,
+            polled: self.polled,
         }
         .encode_to_vec()
     }
@@ -171,6 +182,7 @@ impl Lease {
             request: grant.request,
             running,
             interrupted: grant.interrupted,
+            polled: grant.polled,
             answers: 1,
             deadline_ms: now.mono_ms + grant.lease_ms as u64,
             timer: (0, 0),
@@ -184,6 +196,8 @@ impl Lease {
 pub(crate) struct Waiter {
     /// Its call; a ghost (cancelled with a request_id) has none and is passed over.
     pub(crate) call: Option<Box<Pending>>,
+    /// It is no call: a runnable session that who waits in PollTurn may have.
+    pub(crate) stands: bool,
     pub(crate) request: Option<RequestMark>,
     pub(crate) gate: Gate,
     pub(crate) place: Place,
@@ -480,6 +494,8 @@ impl Line {
             waiter: None,
             resident: None,
             facts: None,
+            mail: None,
+            mail_from: 0,
             loading: None,
         }
     }

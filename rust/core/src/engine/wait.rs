@@ -86,6 +86,7 @@ impl Engine {
             *ticket = TicketState::Waiting(tree.clone(), index, place);
         }
         let waiter = Waiter {
+            stands: false,
             request,
             gate,
             place,
@@ -122,6 +123,13 @@ impl Engine {
         Ok(waiting.arrivals)
     }
 
+    /// The next arrival, of what waits without being a call.
+    pub(crate) fn next_arrival(&self) -> u64 {
+        let mut waiting = self.waiting.lock();
+        waiting.arrivals += 1;
+        waiting.arrivals
+    }
+
     /// A call of this connection waits no more.
     pub(crate) fn leave_wait(&self, connection: u64) {
         self.waiting.lock().leave(connection);
@@ -143,7 +151,9 @@ impl Engine {
             // It may be the one that stood for its tree at the tenant's gate.
             work.gates.push((tree.clone(), Gate::Tree));
         }
-        if waiter.call.is_none() {
+        if waiter.stands {
+            tree.tenant.polls.left();
+        } else if waiter.call.is_none() {
             self.waiting.lock().kept -= 1;
         }
         if let Some(call) = &waiter.call {
@@ -167,13 +177,18 @@ impl Engine {
             let Some((place, tree, index)) = from.queue(gate).next(after) else { return };
             after = Some(place);
             let mut state = tree.state.lock();
-            let waits = |state: &TreeState| {
-                state.line(index).and_then(|l| l.waiter.as_ref()).is_some_and(|w| w.place == place && w.call.is_some())
-            };
-            if state.dropped || !waits(&state) {
+            let waiter = state.line(index).and_then(|l| l.waiter.as_ref()).filter(|w| w.place == place);
+            let Some(waiter) = waiter.filter(|w| !state.dropped && (w.call.is_some() || w.stands)) else { continue };
+            let stands = waiter.stands;
+            if stands && !self.still_stands(&tree, &state, index, now) {
+                self.take_waiter(&tree, &mut state, index, work, now);
                 continue;
             }
             match self.take_slots(&tree, &state, index, work) {
+                Ok(()) if stands => {
+                    self.take_waiter(&tree, &mut state, index, work, now);
+                    self.hand_out(&tree, &mut state, index, work, now);
+                }
                 Ok(()) => self.grant_waiter(&tree, &mut state, index, work, now),
                 Err(full) if full == gate => return,
                 Err(full) => {
@@ -310,7 +325,7 @@ impl Engine {
                 continue;
             }
             self.take_waiter(&tree, &mut state, index, work, now);
-            self.refuse(ticket, Refusal::new(Reason::ShuttingDown, "the server is stopping").retry_after(1_000), work);
+            self.refuse(ticket, super::shutting_down(), work);
             self.drop_unborn(&tree, &mut state, index, now);
         }
     }

@@ -133,6 +133,9 @@ pub struct RunningGrant {
     /// True once InterruptSession asked it to end.
     #[prost(bool, tag = "10")]
     pub interrupted: bool,
+    /// True if a PollTurn began it.
+    #[prost(bool, tag = "11")]
+    pub polled: bool,
 }
 /// The column session.receipt.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
