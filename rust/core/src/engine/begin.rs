@@ -510,7 +510,8 @@ impl Engine {
             return Err(closed(&line.session_id));
         }
         if let Some(lease) = &line.lease {
-            if repeats(lease.request.as_ref(), begin.mark.as_ref())? {
+            // The request of a PollTurn is not that of a BeginTurn.
+            if repeats(lease.request.as_ref().filter(|_| !lease.polled), begin.mark.as_ref())? {
                 if lease.running {
                     return Ok(Standing::Repeat);
                 }

@@ -786,7 +786,8 @@ fn meta(lease: &Lease, outcome: v1::TurnOutcome, by: EndedBy, mark: Option<Reque
         ended_by: by as i32,
         create_ms: now.wall_ms,
         nonce: lease.nonce.to_vec(),
-        begin_request: lease.request.clone(),
+        // A PollTurn is told from its repeat only while its turn runs: it does not say which session to look at.
+        begin_request: lease.request.clone().filter(|_| !lease.polled),
         end_request: mark,
         owner: lease.owner.to_string(),
         ..RecordMeta::default()

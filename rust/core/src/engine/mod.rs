@@ -683,6 +683,9 @@ impl Engine {
             _ => {}
         }
         if let Err(refusal) = self.admit(&call.call) {
+            if matches!(call.call, Call::Poke { .. }) {
+                return self.stop_poking(&call.tenant, now);
+            }
             return self.refuse_call(call, refusal, work);
         }
         match &call.call {
@@ -693,7 +696,7 @@ impl Engine {
             Call::Begin(begin) if begin.polled.is_some() => self.poll_again(call, work),
             Call::Begin(_) => self.begin_turn(call, work, now),
             Call::Poll(_) => self.poll_turn(call, work, now),
-            Call::Poke(_) => self.poked(call, work, now),
+            Call::Poke { .. } => self.poked(call, work, now),
             Call::Send(_) => self.send_message(call, work, now),
             Call::End(_) | Call::Expire { .. } => self.end_turn(call, work, now),
             Call::Interrupt(_) => self.interrupt_session(call, work, now),
@@ -724,7 +727,7 @@ impl Engine {
             | Call::Restore(_)
             | Call::Send(_)
             | Call::Poll(_)
-            | Call::Poke(_) => self.admit_begin(),
+            | Call::Poke { .. } => self.admit_begin(),
             Call::Step(step) if step.grows() => self.admit_begin(),
             Call::Attach(attach) if attach.name.is_none() => self.admit_begin(),
             _ => self.admit_change(),

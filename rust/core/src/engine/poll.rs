@@ -5,7 +5,7 @@
 //! session that finds its gates full stands in their queues behind every BeginTurn, as long as somebody waits for it.
 
 use super::mail::is_runnable;
-use super::reload::{Effect, Purpose, RunnableSession};
+use super::reload::{Effect, Located, Purpose, RunnableSession};
 use super::requests::Begin;
 use super::tree::{Gate, Place, Tenant, Tree, TreeState, Waiter};
 use super::{Call, Engine, Moment, Pending, TicketState, Work};
@@ -54,7 +54,9 @@ struct Inner {
     standing: usize,
     /// Wall-clock milliseconds at which to look in the store next.
     next_ms: i64,
+    /// A look is under way, or the sessions that it found are still to be tried.
     looking: bool,
+    listed: VecDeque<String>,
     after: Option<RunnableSession>,
     /// The turns that PollTurns with a request_id have begun and that run.
     begun: HashMap<String, (Uid, Arc<str>)>,
@@ -260,35 +262,50 @@ impl Engine {
         let mut work = Work::default();
         {
             let mut inner = tenant.polls.inner.lock();
-            inner.looking = false;
             let again = if found.is_empty() { i64::MAX } else { now.wall_ms + AGAIN_MS };
             inner.next_ms = inner.next_ms.min(next_ms.unwrap_or(i64::MAX)).min(again);
             if found.len() == AT_ONCE {
                 inner.after = found.last().cloned();
                 inner.next_ms = 0;
             }
-        }
-        let mut last = None;
-        for session in found {
-            // A session's messages mostly follow each other.
-            if last.as_ref() != Some(&session.session_id) {
-                work.calls.push_back(self.poke(&tenant, &session.session_id, &now));
-                last = Some(session.session_id);
+            for session in found {
+                // A session's messages mostly follow each other.
+                if inner.listed.back() != Some(&session.session_id) {
+                    inner.listed.push_back(session.session_id);
+                }
             }
         }
+        self.poke_next(&tenant, &mut work, &now);
         self.finish(&mut work, &mut now);
     }
 
-    /// The look could not be made: it is made again a little later.
-    pub(crate) fn runnable_failed(&self, tenant: &Tenant, now: &Moment) {
+    /// Tries the next session of the list. One after the other: whose tree is in memory must not decide who goes first
+    /// (I11).
+    pub(crate) fn poke_next(&self, tenant: &Arc<Tenant>, work: &mut Work, now: &Moment) {
         let mut inner = tenant.polls.inner.lock();
+        if inner.pollers.is_empty() {
+            inner.listed.clear();
+        }
+        match inner.listed.pop_front() {
+            Some(session_id) => {
+                let call = Call::Poke { session_id, listed: true };
+                work.calls.push_back(self.pending(0, tenant.clone(), 0, call, now));
+            }
+            None => inner.looking = false,
+        }
+    }
+
+    /// Nothing can begin now: the list is made again a little later.
+    pub(crate) fn stop_poking(&self, tenant: &Tenant, now: &Moment) {
+        let mut inner = tenant.polls.inner.lock();
+        inner.listed.clear();
         inner.looking = false;
         inner.next_ms = inner.next_ms.min(now.wall_ms + AGAIN_MS);
     }
 
-    /// The call that tries to begin a turn of this session for who waits.
-    fn poke(&self, tenant: &Arc<Tenant>, session_id: &str, now: &Moment) -> Pending {
-        self.pending(0, tenant.clone(), 0, Call::Poke(session_id.to_owned()), now)
+    /// The look could not be made: it is made again a little later.
+    pub(crate) fn runnable_failed(&self, tenant: &Tenant, now: &Moment) {
+        self.stop_poking(tenant, now);
     }
 
     /// A line may have become runnable: tried, if anybody waits.
@@ -301,25 +318,43 @@ impl Engine {
         if due > now.wall_ms {
             tree.tenant.polls.due_at(due);
         } else if line.running().is_none() {
-            work.calls.push_back(self.poke(&tree.tenant, &line.session_id, now));
+            let call = Call::Poke { session_id: line.session_id.to_string(), listed: false };
+            work.calls.push_back(self.pending(0, tree.tenant.clone(), 0, call, now));
         }
     }
 
     /// The engine's own: begin a turn of this session, if it is runnable and somebody waits for that.
     pub(crate) fn poked(&self, call: Pending, work: &mut Work, now: &mut Moment) {
-        let Some((call, tree, index)) = self.locate_open(call, work) else { return };
-        let Call::Poke(session_id) = &call.call else { return };
-        let Some(mut state) = Self::still_at(&tree, index, session_id) else {
-            return work.calls.push_back(call);
+        let Call::Poke { session_id, listed } = &call.call else { return };
+        let (id, listed) = (session_id.clone(), *listed);
+        if id.is_empty() {
+            return self.poke_next(&call.tenant, work, now);
+        }
+        let tenant = match self.locate(call, &id, work) {
+            Located::Gone => return,
+            Located::Absent(call) | Located::Ended(call, _) => call.tenant,
+            Located::At(call, tree, index) => {
+                let Some(mut state) = Self::still_at(&tree, index, &id) else {
+                    return work.calls.push_back(call);
+                };
+                self.try_runnable(&tree, &mut state, index, work, now);
+                call.tenant
+            }
         };
+        if listed {
+            self.poke_next(&tenant, work, now);
+        }
+    }
+
+    fn try_runnable(&self, tree: &Arc<Tree>, state: &mut TreeState, index: u32, work: &mut Work, now: &mut Moment) {
         let Some(line) = state.line(index) else { return };
         // Who has called BeginTurn and waits takes the mail.
-        if line.waiter.is_some() || !is_runnable(line, now) || !self.is_awaited(&tree, &state, index) {
+        if line.waiter.is_some() || !is_runnable(line, now) || !self.is_awaited(tree, state, index) {
             return;
         }
-        match self.take_slots(&tree, &state, index, work) {
-            Ok(()) => self.hand_out(&tree, &mut state, index, work, now),
-            Err(gate) => self.stand(&tree, &mut state, index, gate, work),
+        match self.take_slots(tree, state, index, work) {
+            Ok(()) => self.hand_out(tree, state, index, work, now),
+            Err(gate) => self.stand(tree, state, index, gate, work),
         }
     }
 

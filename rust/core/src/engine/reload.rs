@@ -354,6 +354,11 @@ impl Engine {
     /// itself, only the lease that it stands at.
     pub(crate) fn refuse_part(&self, mut call: Pending, refusal: Refusal, work: &mut Work) {
         self.unclaim_call(&mut call, work);
+        if let super::Call::Poke { session_id, listed: true } = &mut call.call {
+            // The next one of its list is tried.
+            session_id.clear();
+            return work.calls.push_back(call);
+        }
         if let super::Call::Renew(renew) = &mut call.call {
             let refusal = Some(refusal.to_proto());
             renew.results.push(v1::RenewalResult { refusal, ..Default::default() });

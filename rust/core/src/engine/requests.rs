@@ -300,7 +300,11 @@ pub(crate) enum Call {
     WaitMail(WaitCall),
     Poll(PollCall),
     /// The engine's own: begin a turn of this session for who waits in PollTurn, if it is runnable.
-    Poke(String),
+    Poke {
+        session_id: String,
+        /// It is of a list: the next of it follows.
+        listed: bool,
+    },
     /// What came of an attempt to release a resource.
     Release(Box<super::resource::ReleaseCall>),
     /// The engine's own: finish the active trajectory of this session if it is due.
@@ -569,7 +573,7 @@ impl Call {
             Call::Detach(c) => &c.session_id,
             Call::Send(c) => &c.session_id,
             Call::WaitMail(c) => &c.session_id,
-            Call::Poke(id) => id,
+            Call::Poke { session_id, .. } => session_id,
             Call::Renew(_)
             | Call::Ack(_)
             | Call::CreateKey(_)

@@ -9,7 +9,6 @@ use std::collections::HashSet;
 
 pub(crate) const QUEUED: i32 = MessageState::Queued as i32;
 pub(crate) const DELIVERED: i32 = MessageState::Delivered as i32;
-pub(crate) const CONSUMED: i32 = MessageState::Consumed as i32;
 const EXPIRED: i32 = MessageState::Expired as i32;
 const DEAD: i32 = MessageState::Dead as i32;
 const ENDED: i32 = MessageState::Closed as i32;

@@ -25,6 +25,9 @@ pub(crate) enum Req {
     Reopen(v1::ReopenSessionRequest),
     Attach(v1::AttachResourceRequest),
     Detach(v1::DetachResourceRequest),
+    Send(v1::SendMessageRequest),
+    WaitMail(v1::WaitMailRequest),
+    Poll(v1::PollTurnRequest),
 }
 
 impl Req {
@@ -46,6 +49,9 @@ impl Req {
             Req::Reopen(r) => (Method::ReopenSession, r.encode_to_vec()),
             Req::Attach(r) => (Method::AttachResource, r.encode_to_vec()),
             Req::Detach(r) => (Method::DetachResource, r.encode_to_vec()),
+            Req::Send(r) => (Method::SendMessage, r.encode_to_vec()),
+            Req::WaitMail(r) => (Method::WaitMail, r.encode_to_vec()),
+            Req::Poll(r) => (Method::PollTurn, r.encode_to_vec()),
         }
     }
 
@@ -56,7 +62,7 @@ impl Req {
             Req::Update(r) => &r.session_id,
             Req::Close(r) => &r.session_id,
             Req::Begin(r) => &r.session_id,
-            Req::Renew(_) | Req::Ack(_) => "",
+            Req::Renew(_) | Req::Ack(_) | Req::Poll(_) => "",
             Req::Commit(r) => &r.session_id,
             Req::Abort(r) => &r.session_id,
             Req::Interrupt(r) => &r.session_id,
@@ -66,6 +72,8 @@ impl Req {
             Req::Reopen(r) => &r.session_id,
             Req::Attach(r) => &r.session_id,
             Req::Detach(r) => &r.session_id,
+            Req::Send(r) => &r.session_id,
+            Req::WaitMail(r) => &r.session_id,
         }
     }
 }
@@ -93,6 +101,8 @@ pub(crate) struct Clients {
     requests: u64,
     /// Checkpoint length of each session as last seen.
     pub(crate) lengths: HashMap<(usize, String), u64>,
+    /// Of the latest WaitMail.
+    cursor: u64,
     /// Trajectories that were finished, with their tenants.
     pub(crate) finished: VecDeque<(usize, String)>,
     /// Resources that were attached: tenant, session, name.
@@ -122,6 +132,9 @@ impl Clients {
             let reply = v1::FinishTrajectoryResponse::decode(reply).expect("a reply decodes");
             self.finished.push_front((tenant, reply.trajectory.unwrap_or_default().trajectory_id));
             self.finished.truncate(20);
+        }
+        if let Req::WaitMail(_) = req {
+            self.cursor = v1::WaitMailResponse::decode(reply).expect("a reply decodes").cursor;
         }
         if let Req::Attach(r) = req {
             let reply = v1::AttachResourceResponse::decode(reply).expect("a reply decodes");
@@ -187,7 +200,7 @@ impl Clients {
         let mut tenant = usize::from(rng.chance(25));
         let mut id = self.id(rng);
         let request_id = self.request_id(rng);
-        let kind = rng.below(136);
+        let kind = rng.below(166);
         if kind >= 100
             && rng.chance(70)
             && let Some(held) = self.grants.get(rng.below(self.grants.len().clamp(1, 6)))
@@ -336,6 +349,23 @@ impl Clients {
                 );
             }
             118..122 => Req::Reopen(v1::ReopenSessionRequest { session_id: id, request_id }),
+            136..154 => {
+                let sender_session_id = if rng.chance(40) { self.id(rng) } else { String::new() };
+                let message = Some(letter(rng));
+                Req::Send(v1::SendMessageRequest { session_id: id, request_id, message, sender_session_id })
+            }
+            154..158 => {
+                let (wait, after) = (Some(seconds(rng.below(20))), if rng.chance(50) { 0 } else { self.cursor });
+                return (tenant, Req::WaitMail(v1::WaitMailRequest { session_id: id, wait, after }));
+            }
+            158..166 => Req::Poll(v1::PollTurnRequest {
+                request_id,
+                owner: "host".into(),
+                wait: rng.chance(70).then(|| seconds(rng.below(10))),
+                lease_duration: Some(seconds(5 + rng.below(15))),
+                root_session_id: if rng.chance(20) { id } else { String::new() },
+                want_provisional: rng.chance(30),
+            }),
             122..130 => Req::Attach(self.attach(rng, id, request_id)),
             130..136 => {
                 let known = self.attached.get(rng.below(self.attached.len().max(1))).cloned();

@@ -422,7 +422,7 @@ impl World {
     /// What this life of the server did that no answer tells by itself.
     pub(crate) fn count_kinds(&mut self) {
         for (name, n) in self.engine.stats() {
-            if ["turns_", "trajectories_", "sessions_", "trees_", "resources_", "pool_"]
+            if ["turns_", "trajectories_", "sessions_", "trees_", "resources_", "pool_", "messages_"]
                 .iter()
                 .any(|kind| name.starts_with(kind))
             {
