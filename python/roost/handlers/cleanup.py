@@ -54,10 +54,11 @@ class Dump(Protocol):
 class Cleaner:
     """Does the steps that are due.
 
-    `read` runs a job on the reader thread; `purge_without_dump` says whether that is so now; `journal` has the engine journal a step and says whether it was done;
-    `oldest_stream` says when the oldest running export began; `dump` is None without a dump target; `gauges` is told
-    how many sessions are kept because they were neither dumped nor acknowledged ("sessions_kept"); `restoring` has the
-    uids of the sessions that are being restored now.
+    `read` runs a job on the reader thread; `journal` has the engine journal a step and says whether it was done;
+    `oldest_stream` says when the oldest running export began; `dump` is None without a dump target;
+    `purge_without_dump` says whether that is allowed now; `gauges` is told how many sessions are kept because they were
+    neither dumped nor acknowledged ("sessions_kept"); `restoring` has the uids of the sessions that are being restored
+    now.
     """
 
     def __init__(
