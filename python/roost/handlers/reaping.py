@@ -27,8 +27,8 @@ log = structlog.get_logger("roost.reap")
 
 
 class Reaper:
-    """Sweeps. `listers`: the drivers by name; `lease`: seconds that one lives now; `gauges` is told how many orphans the
-    latest sweeps found ("orphans_found") and how many were ended since the start ("orphans_ended")."""
+    """Sweeps. `listers`: the drivers by name; `lease`: seconds that one lives now; `gauges` is told how many orphans
+    the latest sweeps found ("orphans_found") and how many were ended since the start ("orphans_ended")."""
 
     def __init__(
         self,
