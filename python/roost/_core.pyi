@@ -12,6 +12,7 @@ METHODS: Final[
 REASONS: Final[list[tuple[str, int, str, str]]]  # (reason, grpc code, what it means, what the caller should do)
 RULES: Final[dict[str, str]]  # full gRPC method name -> what a session's key may do with it (roost_core::engine::Rule)
 LIMITS: Final[list[tuple[str, int, int, int]]]  # (limit, default, least, greatest value)
+LIMIT_CHANGES: Final[dict[str, str]]  # limit -> "free", "laid out" or "fixed" (roost_core::limits::Change)
 DUMP_SCHEMA: Final[int]  # the version of the format of dumps
 VERSION: Final[str]
 
@@ -82,6 +83,7 @@ class Batch:
     def forgets(self) -> list[tuple[Any, ...]]: ...  # SessionForget columns
     def keys(self) -> list[tuple[Any, ...]]: ...  # ApiKeyRow columns
     def revoked_keys(self) -> list[tuple[Any, ...]]: ...  # ApiKeyRevoke columns
+    def limits(self) -> list[tuple[str, int | None]]: ...
     def resources(self) -> list[tuple[Any, ...]]: ...  # ResourceInsert columns
     def resource_updates(self) -> list[tuple[Any, ...]]: ...  # ResourceUpdate columns
     def resources_due(self) -> list[tuple[Any, ...]]: ...  # ResourcesDue columns
@@ -125,11 +127,23 @@ class Engine:
         secret: bytes | None = None,
         admin_key: str | None = None,
         api_keys: Sequence[tuple[Any, ...]] | None = None,
+        sources: Mapping[str, str] | None = None,
+        most: Mapping[str, int] | None = None,
+        set_limits: Sequence[tuple[str, int]] | None = None,
     ) -> None:
         """limits: the integer settings of `roost.server.config` that the engine enforces; an unknown or missing key
         is a ValueError. served_ms: for how long the store had been served before: the service clock goes on from
         there. secret: the store's, without which no keys of tenants or sessions are made. api_keys: ApiKeyRow tuples.
-        With an admin key, or an active one among api_keys, a call without a key is refused."""
+        With an admin key, or an active one among api_keys, a call without a key is refused. sources: where the limits
+        came from; most: what bounds some of them from above, beside their ranges; set_limits: those that were set
+        before this start, which win."""
+
+    limits_left_aside: list[str]  # those of set_limits that cannot be in force here
+
+    def limits(self) -> list[tuple[str, int, str, int]]:
+        """The limits in force: name, value, source ("set": SetLimits), use (-1: that is no one number)."""
+    def limit(self, name: str) -> int:
+        """One limit in force. ValueError for a name that is none's."""
 
     # -- transport (event-loop thread)
     def call(

@@ -311,6 +311,9 @@ class Batch(Protocol):
     def forgets(self) -> list[tuple[Any, ...]]: ...
     def keys(self) -> list[tuple[Any, ...]]: ...
     def revoked_keys(self) -> list[tuple[Any, ...]]: ...
+    def limits(self) -> list[tuple[str, int | None]]:
+        """Limits that were set; None: the configuration says it again. Each at most once."""
+
     def resources(self) -> list[tuple[Any, ...]]: ...
     def resource_updates(self) -> list[tuple[Any, ...]]: ...
     def resources_due(self) -> list[tuple[Any, ...]]: ...
@@ -812,6 +815,9 @@ class Store(Protocol):
 
     def api_keys(self) -> list[ApiKeyRow]:
         """All keys of tenants, revoked ones too. What start-up loads."""
+
+    def limits(self) -> list[tuple[str, int]]:
+        """The limits that were set while a server ran, by name. What start-up loads."""
 
     def resources(self) -> list[ResourceRow]:
         """All resources, in order of name. What start-up loads. StoreError CORRUPT where a session is missing."""

@@ -100,6 +100,8 @@ _LAST_READY = "SELECT max(ready_seq) FROM trajectory INDEXED BY trajectory_ready
 
 _API_KEYS = f"SELECT {', '.join(ApiKeyRow._fields)} FROM api_key ORDER BY key_id"
 
+_LIMITS = "SELECT name, value FROM server_limit ORDER BY name"
+
 _RESOURCES = """
     SELECT r.name, r.session, r.root, r.tenant, s.session_id, r.kind, r.state, r.pool, r.pool_key, r.idle_ttl_ms,
            r.attempts, r.request
@@ -515,6 +517,11 @@ class Reader:
         """See base.Store."""
         with self._snapshot() as conn:
             return [ApiKeyRow._make(row) for row in conn.execute(_API_KEYS)]
+
+    def limits(self) -> list[tuple[str, int]]:
+        """See base.Store."""
+        with self._snapshot() as conn:
+            return list(conn.execute(_LIMITS))
 
     def resources(self) -> list[ResourceRow]:
         """See base.Store."""

@@ -331,6 +331,10 @@ class SqliteStore:
         """See base.Store."""
         return self._reader.api_keys()
 
+    def limits(self) -> list[tuple[str, int]]:
+        """See base.Store."""
+        return self._reader.limits()
+
     def resources(self) -> list[ResourceRow]:
         """See base.Store."""
         return self._reader.resources()

@@ -4,7 +4,7 @@
 //! the journal keeps every cap. One batch is in flight at a time. An answer about a tree is held until the tree's last
 //! entry is durable (I6). A refused batch takes all queued behind it.
 
-use crate::engine::{Answer, Event, KEYS_ROOT, KeyChange, ResourceChange, Telling, Told, Tree};
+use crate::engine::{Answer, Event, KEYS_ROOT, KeyChange, LimitChange, ResourceChange, Telling, Told, Tree};
 use crate::gen_store::{Receipt, RequestMark};
 use crate::ids::Uid;
 use crate::keys::KeyHash;
@@ -283,6 +283,11 @@ pub enum Op {
         id: Uid,
         revoke_ms: i64,
     },
+    /// A limit was set, or is as the configuration says.
+    Limit {
+        name: &'static str,
+        value: Option<u64>,
+    },
     Resource(Box<ResourceRow>),
     ResourceUpdate(Box<ResourceUpdate>),
     /// All resources of a session are to be released: from this wall-clock millisecond on, or, if it is 0, later.
@@ -320,6 +325,7 @@ impl Op {
             | Op::Stale { .. }
             | Op::Forget { .. }
             | Op::RevokeKey { .. }
+            | Op::Limit { .. }
             | Op::ResourcesDue { .. }
             | Op::ResourceGone { .. }
             | Op::CleanupDue { .. }
@@ -380,6 +386,8 @@ pub(crate) enum Held {
     Ready(Uid, Seq),
     /// What becomes of a key.
     Key(KeyChange),
+    /// What becomes of limits.
+    Limits(LimitChange),
     /// What becomes of a resource of a session of this tree.
     Resource(Uid, ResourceChange),
 }
@@ -405,6 +413,7 @@ pub struct Batch {
     pub forgets: Vec<(u32, Uid, Seq)>,
     pub keys: Vec<(u32, KeyRow)>,
     pub revoked_keys: Vec<(u32, Uid, i64)>,
+    pub limits: Vec<(u32, &'static str, Option<u64>)>,
     pub resources: Vec<(u32, ResourceRow)>,
     pub resource_updates: Vec<(u32, ResourceUpdate)>,
     pub resources_due: Vec<(u32, Uid, i64)>,
@@ -451,6 +460,10 @@ impl Batch {
             Op::Finish(finished) => self.finished.push((root, *finished)),
             Op::Key(key) => self.keys.push((root, *key)),
             Op::RevokeKey { id, revoke_ms } => self.revoked_keys.push((root, id, revoke_ms)),
+            Op::Limit { name, value } => match self.limits.iter_mut().find(|(_, known, _)| *known == name) {
+                Some(limit) => limit.2 = value,
+                None => self.limits.push((root, name, value)),
+            },
             Op::Ack { session, number, ack_ms } => {
                 // Twice in one batch is once: the store counts the rows that change.
                 if folded.acks.insert((session, number)) {
@@ -520,6 +533,7 @@ impl Batch {
                 forgets: self.forgets.iter().filter(|r| r.0 == n).map(|r| (0, r.1, r.2)).collect(),
                 keys: self.keys.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),
                 revoked_keys: self.revoked_keys.iter().filter(|r| r.0 == n).map(|r| (0, r.1, r.2)).collect(),
+                limits: self.limits.iter().filter(|r| r.0 == n).map(|r| (0, r.1, r.2)).collect(),
                 resources: self.resources.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),
                 resource_updates: self.resource_updates.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),
                 resources_due: self.resources_due.iter().filter(|r| r.0 == n).map(|r| (0, r.1, r.2)).collect(),
@@ -538,7 +552,7 @@ pub(crate) struct Journal {
     durable: AtomicU64,
     bytes: AtomicU64,
     entries: AtomicU64,
-    bound: u64,
+    bound: AtomicU64,
 }
 
 struct Inner {
@@ -607,7 +621,7 @@ impl Journal {
             durable: AtomicU64::new(last_seq),
             bytes: AtomicU64::new(0),
             entries: AtomicU64::new(0),
-            bound,
+            bound: AtomicU64::new(bound),
         }
     }
 
@@ -639,12 +653,17 @@ impl Journal {
         self.inner.lock().next - 1
     }
 
+    /// From now on so many bytes may wait. What waits already stays.
+    pub(crate) fn set_bound(&self, bound: u64) {
+        self.bound.store(bound, Ordering::Relaxed);
+    }
+
     pub(crate) fn full(&self) -> bool {
-        self.backlog().1 >= self.bound
+        self.backlog().1 >= self.bound.load(Ordering::Relaxed)
     }
 
     pub(crate) fn behind(&self) -> bool {
-        self.backlog().1 >= self.bound / 4 * 3
+        self.backlog().1 >= self.bound.load(Ordering::Relaxed) / 4 * 3
     }
 
     pub(crate) fn has_queue(&self) -> bool {
@@ -746,7 +765,7 @@ impl Journal {
                     Held::Event(e) => quarantine.contains(&e.root),
                     Held::Told((_, told)) => quarantine.contains(&told.root()),
                     Held::Ready(root, _) | Held::Resource(root, _) => quarantine.contains(root),
-                    Held::Key(_) => quarantine.contains(&KEYS_ROOT),
+                    Held::Key(_) | Held::Limits(_) => quarantine.contains(&KEYS_ROOT),
                 });
                 out.lost_held.extend(gone);
                 inner.held.insert(held.0, kept);

@@ -82,6 +82,8 @@ fn random_worlds_keep_every_invariant() {
     }
     // A simulation in which something never happens says nothing of it.
     for what in [
+        "SetLimits OK",
+        "SetLimits NOT_STORED",
         "messages_sent",
         "messages_delivered",
         "messages_consumed",

@@ -67,6 +67,7 @@ impl Rule {
         ("/roost.v1.TurnService/PollTurn", Rule::Each),
         ("/roost.v1.AdminService/GetStats", Rule::Admin),
         ("/roost.v1.AdminService/Sweep", Rule::Admin),
+        ("/roost.v1.AdminService/SetLimits", Rule::Admin),
         ("/roost.v1.AdminService/CreateApiKey", Rule::Admin),
         ("/roost.v1.AdminService/RevokeApiKey", Rule::Admin),
         ("/roost.v1.AdminService/ListApiKeys", Rule::Admin),

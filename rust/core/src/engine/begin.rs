@@ -185,7 +185,7 @@ impl Engine {
                 if waits {
                     return self.enqueue(call, gate, arrival, tree, state, index, work, now);
                 }
-                let refusal = gate_refusal(tree, state, gate, self.limits.max_turns_per_tree, now.wall_ms);
+                let refusal = gate_refusal(tree, state, gate, self.limits.max_turns_per_tree(), now.wall_ms);
                 self.reply(call.ticket, Err(refusal), tree, state, work);
                 // It may have taken over the place of a call for which the line was kept.
                 self.drop_unborn(tree, state, index, now);
@@ -465,7 +465,7 @@ impl Engine {
         }
         let state = resident.state.as_deref().map(<[u8]>::to_vec).unwrap_or_default();
         let (offset, tokens) = resident.checkpoint.as_ref().map_or((0, &[][..]), |c| c.since(known, line.head_version));
-        let omitted = tokens.len() as u64 > self.limits.max_inline_checkpoint_bytes;
+        let omitted = tokens.len() as u64 > self.limits.max_inline_checkpoint_bytes();
         let token_ids = if omitted { Vec::new() } else { tokens.to_vec() };
         v1::Checkpoint { offset, token_ids, length, state, omitted }
     }
@@ -485,7 +485,7 @@ impl Engine {
         let gates = if line.running().is_some() { &[] } else { gates };
         let full = nodes.iter().zip(gates).find(|((node, n), _)| !node.has_room(*n)).map(|(_, gate)| *gate);
         let result = match full {
-            Some(gate) => Err(gate_refusal(tree, state, gate, self.limits.max_turns_per_tree, now.wall_ms)),
+            Some(gate) => Err(gate_refusal(tree, state, gate, self.limits.max_turns_per_tree(), now.wall_ms)),
             None => {
                 let checkpoint =
                     line.resident.as_ref().map(|r| self.checkpoint_message(line, r, begin.known_head_version));

@@ -180,7 +180,7 @@ impl Engine {
         let mut turns = Vec::new();
         let mut own_receipt = Receipt::default();
         let (sealed, closed) = (v1::SessionState::Sealed as i32, v1::SessionState::Closed as i32);
-        let retained = now.wall_ms.saturating_add(self.limits.retention_ms as i64);
+        let retained = now.wall_ms.saturating_add(self.limits.retention_ms() as i64);
         for (i, slot, mut receipt) in lines {
             receipt.close_seq = seq as i64;
             if i == index {

@@ -450,7 +450,7 @@ impl Engine {
         for ((node, _), gate) in nodes.iter().zip(gates) {
             let (cap, used) = node.cap_used();
             if used > cap {
-                return Err(super::tree::gate_refusal(tree, state, *gate, self.limits.max_turns_per_tree, 0));
+                return Err(super::tree::gate_refusal(tree, state, *gate, self.limits.max_turns_per_tree(), 0));
             }
         }
         Ok(())

@@ -218,12 +218,12 @@ impl Engine {
         let Some(parent) = state.line(parent_index).filter(|l| l.is_open()) else {
             return Err(Refusal::new(Reason::SessionClosed, "the parent session has ended"));
         };
-        if u64::from(parent.depth) >= self.limits.max_depth {
-            let (limit, used) = (self.limits.max_depth, u64::from(parent.depth));
+        let (limit, used) = (self.limits.max_depth(), u64::from(parent.depth));
+        if used >= limit {
             return Err(Refusal::cap(Reason::TreeDepth, "max_depth", limit, used));
         }
-        if u64::from(state.open) >= self.limits.max_sessions_per_tree {
-            let (limit, used) = (self.limits.max_sessions_per_tree, u64::from(state.open));
+        let (limit, used) = (self.limits.max_sessions_per_tree(), u64::from(state.open));
+        if used >= limit {
             return Err(Refusal::cap(Reason::TreeSessions, "max_sessions_per_tree", limit, used));
         }
         if !name.is_empty() && state.name_taken(parent_index, name) {
@@ -244,6 +244,9 @@ impl Engine {
         let index = state.add(line);
         if let Ok(calls) = site.tree.tenant.directory.insert(&session_id, &site.tree, index) {
             work.calls.extend(calls);
+            if index == 0 {
+                self.set_tree_cap(&site.tree);
+            }
             return Some(index);
         }
         state.lines[index as usize] = None;

@@ -105,6 +105,7 @@ impl Engine {
                 Held::Effect(id, _) => self.lost_effect(id, work),
                 Held::Claim(tree) => self.unclaim(tree.root, work),
                 Held::Key(change) => self.keys.lost(change),
+                Held::Limits(_) => self.limits_lost(),
                 Held::Resource(_, change) => self.resource_lost(change, work, now),
                 Held::Cleanup(..) | Held::Event(_) | Held::Told(_) | Held::Ready(..) => {}
             }
@@ -120,6 +121,7 @@ impl Engine {
                 Held::Told(_) => {}
                 Held::Ready(_, seq) => self.ready(seq),
                 Held::Key(change) => self.keys.happened(change),
+                Held::Limits(change) => self.limits_set(&change, work),
                 Held::Resource(_, change) => self.resource_changed(change, work),
             }
         }

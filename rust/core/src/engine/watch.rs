@@ -217,8 +217,9 @@ impl Ring {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Rings {
+    /// As of the latest event.
     bound: u64,
     units: u64,
     events: u64,
@@ -227,10 +228,6 @@ struct Rings {
 }
 
 impl Rings {
-    fn new(bound: u64) -> Self {
-        Rings { bound, units: 0, events: 0, tenants: HashMap::new(), by_units: BTreeSet::new() }
-    }
-
     fn push(&mut self, tenant: &Arc<str>, told: Arc<Told>) {
         let units = told.units();
         self.resize(tenant, |ring| {
@@ -304,7 +301,7 @@ impl Rings {
 }
 
 /// The rings of all tenants.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Watches {
     rings: Mutex<Rings>,
     /// Grows with every event.
@@ -312,10 +309,6 @@ pub(crate) struct Watches {
 }
 
 impl Watches {
-    pub(crate) fn new(bound: u64) -> Self {
-        Watches { rings: Mutex::new(Rings::new(bound)), count: AtomicU64::new(0) }
-    }
-
     /// Events that are in memory.
     pub(crate) fn events(&self) -> u64 {
         self.rings.lock().events
@@ -385,7 +378,7 @@ impl Engine {
     pub(crate) fn spread(&self, now: &Moment) {
         // The order of the two locks is that of the events: who takes them puts them in before anybody takes the next.
         let mut rings = self.watches.rings.lock();
-        rings.bound = self.limits.max_watch_events;
+        rings.bound = self.limits.max_watch_events();
         for (tenant, mut told) in self.journal.take_told() {
             if let Some(told) = Arc::get_mut(&mut told) {
                 told.wall_ms = now.wall_ms;
@@ -551,6 +544,10 @@ mod tests {
         Arc::new(Told { path: path.into(), above: above.iter().map(|uid| Uid(*uid)).collect(), ..told })
     }
 
+    fn bounded(bound: u64) -> Rings {
+        Rings { bound, ..Rings::default() }
+    }
+
     fn watch(rings: &Rings, tenant: &str, filter: Filter) -> Watch {
         Watch { tenant: tenant.into(), filter, at: rings.end(tenant) }
     }
@@ -571,7 +568,7 @@ mod tests {
 
     #[test]
     fn a_reader_gets_every_event_in_order_and_no_more_at_once_than_it_asks_for() {
-        let mut rings = Rings::new(100);
+        let mut rings = bounded(100);
         push(&mut rings, "t", 0..3);
         let mut watch = watch(&rings, "t", Filter::default());
         assert!(!rings.look(&mut watch));
@@ -589,7 +586,7 @@ mod tests {
 
     #[test]
     fn a_reader_that_falls_behind_is_told_once_and_goes_on_from_now() {
-        let mut rings = Rings::new(4);
+        let mut rings = bounded(4);
         let mut slow = watch(&rings, "t", Filter::default());
         push(&mut rings, "t", 0..4);
         let mut in_time = slow.clone();
@@ -608,7 +605,7 @@ mod tests {
 
     #[test]
     fn the_noise_of_one_tenant_takes_nothing_from_another() {
-        let mut rings = Rings::new(12);
+        let mut rings = bounded(12);
         let mut quiet = watch(&rings, "quiet", Filter::default());
         let mut third = watch(&rings, "third", Filter::default());
         push(&mut rings, "quiet", 0..4);
@@ -625,7 +622,7 @@ mod tests {
 
     #[test]
     fn a_large_event_counts_as_several() {
-        let mut rings = Rings::new(10);
+        let mut rings = bounded(10);
         push(&mut rings, "t", 0..10);
         rings.push(&"t".into(), at(&"/root/x".repeat(700), &[]));
         assert_eq!((rings.events, rings.units), (1, 10));
@@ -655,7 +652,7 @@ mod tests {
 
     #[test]
     fn a_look_passes_over_what_a_reader_does_not_want() {
-        let mut rings = Rings::new(3 * AT_ONCE as u64);
+        let mut rings = bounded(3 * AT_ONCE as u64);
         let filter = Filter { kinds: vec![Kind::Closed as i32], ..Filter::default() };
         let mut watch = watch(&rings, "t", filter);
         push(&mut rings, "t", 0..10);

@@ -5,12 +5,15 @@ use super::rng::Rng;
 use super::store::{OPEN, Store};
 use super::verify::{Ledger, Start};
 use super::watcher::Watcher;
+use prost::Message;
 use roost_core::engine::{
-    Appended, Caller, CleanupStep, DumpMade, Effect, Engine, Moment, Outcome, ReleaseStep, Space,
+    Appended, Caller, CleanupStep, DumpMade, Effect, Engine, LimitSetup, Method, Moment, Outcome, ReleaseStep, Space,
 };
 use roost_core::error::Refusal;
+use roost_core::ids::Uid;
 use roost_core::journal::Batch;
 use roost_core::limits::Limits;
+use roost_core::proto::v1;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What one run is like.
@@ -60,6 +63,8 @@ pub(crate) struct World {
     calls: BTreeMap<u64, OpenCall>,
     /// Tickets of steps of clean-ups.
     steps: BTreeSet<u64>,
+    /// Changes of limits under way.
+    tunings: BTreeSet<u64>,
     flight: Option<Flight>,
     asked: Vec<Effect>,
     read: Vec<(u64, Read)>,
@@ -93,6 +98,7 @@ impl World {
             wall: 1_700_000_000_000,
             calls: BTreeMap::new(),
             steps: BTreeSet::new(),
+            tunings: BTreeSet::new(),
             flight: None,
             asked: Vec::new(),
             read: Vec::new(),
@@ -185,6 +191,10 @@ impl World {
                 self.engine.set_space(Space::Ok);
                 Ok(())
             }
+            960..964 => {
+                self.set_limits();
+                Ok(())
+            }
             _ => {
                 if self.rng.below(10_000) < self.config.restarts as usize * 25 {
                     self.crash()?;
@@ -253,6 +263,27 @@ impl World {
         }
     }
 
+    /// An operator changes some caps: below what is configured, or back to that.
+    fn set_limits(&mut self) {
+        let mut request = v1::SetLimitsRequest::default();
+        for name in ["max_turns_per_tree", "max_turns_per_tenant", "max_depth", "max_waiters", "max_resident_sessions"]
+        {
+            let (_, _, least, _) = Limits::TABLE.iter().find(|(known, ..)| *known == name).expect("there is one");
+            let most = self.config.limits.get(name).expect("there is one");
+            match self.rng.below(6) {
+                0 => drop(request.limits.insert(name.into(), (*least).max(self.rng.next() % (most + 1)) as i64)),
+                1 | 2 => request.reset.push(name.into()),
+                _ => {}
+            }
+        }
+        let now = self.now();
+        match self.engine.call(Method::SetLimits, &request.encode_to_vec(), &Caller::of(TENANTS[0]), 0, now) {
+            Outcome::Ticket(ticket) => drop(self.tunings.insert(ticket)),
+            Outcome::Reply(_) => self.count("SetLimits OK"),
+            Outcome::Refused(refusal) => self.count(format!("SetLimits {}", refusal.reason.name())),
+        }
+    }
+
     /// An attempt to release some resource that is due.
     fn release(&mut self) {
         let due: Vec<&String> = self.store.resources.iter().filter(|(_, r)| r.due > 0).map(|(name, _)| name).collect();
@@ -297,6 +328,11 @@ impl World {
             if self.steps.remove(&ticket) {
                 let told = result.map_or_else(|r| r.reason.name().into(), |r| String::from_utf8(r).expect("a word"));
                 self.count(format!("step {told}"));
+                continue;
+            }
+            if self.tunings.remove(&ticket) {
+                let told = result.as_ref().map_or_else(|refusal| refusal.reason.name(), |_| "OK");
+                self.count(format!("SetLimits {told}"));
                 continue;
             }
             let Some(call) = self.calls.remove(&ticket) else { return Err(format!("ticket {ticket} ends unasked")) };
@@ -344,7 +380,10 @@ impl World {
         if self.rng.chance(self.config.quarantined) {
             let broken = batch.roots[self.rng.below(batch.roots.len())];
             self.count("quarantined");
-            self.store.broken.insert(broken);
+            // What is of no tree runs no turns.
+            if broken != Uid(0) {
+                self.store.broken.insert(broken);
+            }
             for part in batch.split().iter().filter(|p| p.roots[0] != broken) {
                 self.store.apply(part)?;
             }
@@ -417,10 +456,13 @@ impl World {
         (self.asked, self.read) = Default::default();
         self.space = Space::Ok;
         let seed = self.rng.next();
-        self.engine = Engine::new(self.config.limits.clone(), self.store.last_seq, seed);
+        let none = BTreeMap::new();
+        let limits = LimitSetup::new(self.config.limits.clone(), BTreeMap::new(), &none, self.store.limits.clone());
+        self.engine = Engine::new(limits, self.store.last_seq, seed);
         self.engine.set_logging(true);
         self.engine.set_dumps(self.config.seed.is_multiple_of(2));
         self.steps.clear();
+        self.tunings.clear();
         self.ledger.restarted();
         self.watch();
         self.epoch += 1;
