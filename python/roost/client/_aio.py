@@ -743,6 +743,18 @@ class AsyncClient:
         request = admin.SweepRequest(dry_run=dry_run)
         return await self._call(ADMIN + "Sweep", request, admin.SweepResponse, timeout)
 
+    async def set_limits(
+        self,
+        limits: Mapping[str, int] | None = None,
+        *,
+        reset: Iterable[str] = (),
+        timeout: float | None = None,
+    ) -> admin.SetLimitsResponse:
+        """Change limits by name while the server runs, and have the configuration say those of `reset` again: all of it
+        or nothing. Kept over restarts. Answers all limits in force. Raises InvalidField, KeyScope."""
+        request = admin.SetLimitsRequest(limits=limits, reset=reset)
+        return await self._call(ADMIN + "SetLimits", request, admin.SetLimitsResponse, timeout)
+
     async def create_api_key(
         self, tenant: str = "", *, request_id: str | None = None, timeout: float | None = None
     ) -> admin.CreateApiKeyResponse:

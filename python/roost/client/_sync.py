@@ -644,6 +644,17 @@ class Client:
         """Find the stale trees, and have the server close them now; with `dry_run` only find them."""
         return self._bridge.run(self._inner.sweep(dry_run=dry_run, timeout=timeout))
 
+    def set_limits(
+        self,
+        limits: Mapping[str, int] | None = None,
+        *,
+        reset: Iterable[str] = (),
+        timeout: float | None = None,
+    ) -> admin.SetLimitsResponse:
+        """Change limits by name while the server runs, and have the configuration say those of `reset` again: all of it
+        or nothing. Kept over restarts. Answers all limits in force. Raises InvalidField, KeyScope."""
+        return self._bridge.run(self._inner.set_limits(limits, reset=reset, timeout=timeout))
+
     def create_api_key(
         self,
         tenant: str = "",
