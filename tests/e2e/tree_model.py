@@ -171,6 +171,10 @@ class Trees:
     def waiting(self) -> list[Node]:
         return [node for node in self.nodes.values() if node.waiter is not None]
 
+    def keyed(self) -> list[Node]:
+        """Whose key reaches something."""
+        return [node for node in self.nodes.values() if node.open and node.key]
+
     def roots(self) -> list[Node]:
         return [node for node in self.nodes.values() if node.parent is None]
 
@@ -229,6 +233,8 @@ class Trees:
 
     def check_open(self, id: str, parent: str, name: str) -> None:
         """What stands against a new session."""
+        if id == parent:
+            raise Refuses("INVALID_FIELD")
         if id in self.nodes:
             raise Refuses("SESSION_EXISTS" if self.nodes[id].open else "SESSION_CLOSED")
         if not parent:
@@ -275,7 +281,9 @@ class Trees:
         grant = self._granted(node)
         self._leave(node, "INTERRUPTED" if grant.interrupted else "EXPIRED", "takeover")
 
-    def begin(self, node: Node, fence: int, lease: bytes, owner: str, request_id: str, polled: bool = False) -> list[Mail]:
+    def begin(
+        self, node: Node, fence: int, lease: bytes, owner: str, request_id: str, polled: bool = False
+    ) -> list[Mail]:
         """A turn was granted, with this fence; the mail that it takes (I15)."""
         assert fence > node.fence
         node.owner, node.waiter, node.fence = owner, None, fence
@@ -314,7 +322,14 @@ class Trees:
         node.turns += 1
         outcome = "COMMITTED" if completion is None else "COMPLETED"
         made = Record(
-            node.turns, "COMMITTED", outcome, grant.fence, content, "commit", grant.request_id * (not grant.polled), then
+            node.turns,
+            "COMMITTED",
+            outcome,
+            grant.fence,
+            content,
+            "commit",
+            grant.request_id * (not grant.polled),
+            then,
         )
         node.records.append(made)
         node.outcome, node.grant = outcome, None
@@ -380,7 +395,8 @@ class Trees:
         expires: int | None = None,
         request_id: str = "",
     ) -> Mail:
-        of, path = (sender.id, sender.path) if sender is not None else ("", "")
+        # Where one was that has ended is not known any more.
+        of, path = (sender.id, sender.path if sender.open else "") if sender is not None else ("", "")
         mail = Mail(0, "MESSAGE", of, path, content, trigger, request=(of, request_id), expires=expires)
         return self._post(node, mail)
 
@@ -404,12 +420,12 @@ class Trees:
         if node.parent is not None and not node.parent.open:
             raise Refuses("SESSION_CLOSED")
         back = [n for n in self.below(node) if n.closed_by == node.closed_by]
-        if node.parent is not None and self._taken(node.parent, node.name):
-            raise Refuses("PATH_COLLISION")
         if self.open_in(node.root) + len(back) > self.caps.sessions:
             raise Refuses("TREE_SESSIONS")
+        if node.parent is not None and self._taken(node.parent, node.name):
+            raise Refuses("PATH_COLLISION")
         for each in back:
-            each.closed_by = 0
+            each.closed_by, each.key = 0, ""  # that was of its former life
         return len(back)
 
     # -- time
@@ -502,7 +518,7 @@ class Trees:
             mail.state, mail.armed = "CLOSED", False
         self._moves(node, unread)
         self._lose(node, "SESSION_CLOSED")
-        node.grant, node.closed_by, node.key = None, close, ""
+        node.grant, node.closed_by = None, close
         node.receipts.append(own)
 
     def _tell(self, node: Node, kind: str, content: bytes, turn: int = 0, why: str = "") -> None:

@@ -368,7 +368,7 @@ impl Engine {
                 }
                 line.lease = next.map(Box::new);
                 line.fence += u64::from(next_fence > 0);
-                self.consume_mail(line, lease.fence, ops);
+                self.consume_mail(line, lease.fence, ops, now);
                 if next_fence > 0 {
                     taken = self.take_mail(line, mail.as_deref(), next_fence, ops, now);
                 }

@@ -383,9 +383,9 @@ impl Engine {
     }
 
     /// The turn of `fence` has committed.
-    pub(crate) fn consume_mail(&self, line: &mut Line, fence: u64, ops: &mut Vec<Op>) {
+    pub(crate) fn consume_mail(&self, line: &mut Line, fence: u64, ops: &mut Vec<Op>, now: &Moment) {
         let Some(mailbox) = &mut line.mail else { return };
-        self.counters.messages_consumed.fetch_add(mailbox.consume(fence, ops), Ordering::Relaxed);
+        self.counters.messages_consumed.fetch_add(mailbox.consume(fence, now.wall_ms, ops), Ordering::Relaxed);
     }
 
     /// The wait of a session was interrupted: what is in its mailbox makes it runnable no more.

@@ -191,11 +191,11 @@ impl Mailbox {
     }
 
     /// The turn of this grant has committed. Its lease may have run out before: then its mail is queued again, and still
-    /// what it was handed.
-    pub(crate) fn consume(&mut self, fence: u64, ops: &mut Vec<Op>) -> u64 {
+    /// what it was handed; what has expired since stays so.
+    pub(crate) fn consume(&mut self, fence: u64, wall_ms: i64, ops: &mut Vec<Op>) -> u64 {
         let before = self.mail.len();
         self.mail.retain(|m| {
-            let consumed = m.fence == fence;
+            let consumed = m.fence == fence && !m.expired(wall_ms);
             if consumed {
                 ops.push(m.update(v1::MessageState::Consumed));
             }
@@ -362,7 +362,7 @@ mod tests {
                     }
                     2 if running => {
                         consumed.extend(mailbox.taken(fence));
-                        mailbox.consume(fence, &mut ops);
+                        mailbox.consume(fence, 0, &mut ops);
                         running = false;
                     }
                     3 if running => {

@@ -69,8 +69,9 @@ impl Engine {
         work: &mut Work,
         now: &Moment,
     ) {
-        // A record of up to a megabyte is not kept for as long as a call may wait: it is read again with the grant.
-        call.found = None;
+        // A record or mail of up to a megabyte is not kept for as long as a call may wait: it is read again with the grant,
+        // which takes what has come until then.
+        (call.found, call.mail) = (None, None);
         let Call::Begin(begin) = &call.call else { return };
         let (wait_ms, priority, request) = (begin.wait_ms, begin.priority, begin.mark.clone());
         let arrival = match self.enter_wait(call.connection) {
