@@ -443,7 +443,6 @@ class UnreadMail(NamedTuple):
     create_ms: int
     meta: bytes
     content: bytes | None
-    request: str | None
 
 
 class Found(NamedTuple):

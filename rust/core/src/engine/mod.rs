@@ -69,7 +69,7 @@ pub(crate) use requests::Call;
 pub use requests::Method;
 pub(crate) use resource::ResourceChange;
 pub use resource::{ReleaseStep, ResourceSetup, StoredResource};
-pub use restore::{DumpedRecord, DumpedSession, DumpedTrajectory, RestoreEnd, RestoreStep};
+pub use restore::{DumpedMail, DumpedRecord, DumpedSession, DumpedTrajectory, RestoreEnd, RestoreStep};
 pub(crate) use tree::Tree;
 
 /// When a call happens, and what it may draw randomness from.

@@ -272,6 +272,9 @@ impl Store {
                 let record = self.records.remove(seq).ok_or("an unknown record is purged")?;
                 ensure!(record.session == step.uid, "a record of another session is purged");
             }
+            if step.purged {
+                self.mail.retain(|_, letter| letter.row.recipient != step.uid);
+            }
             touched.insert(step.uid);
         }
         for (_, uid, prev) in &batch.forgets {
