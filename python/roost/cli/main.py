@@ -19,6 +19,7 @@ from roost.cli import (
     dumps,
     keys,
     load,
+    mail,
     reap,
     replay,
     resources,
@@ -93,6 +94,7 @@ def _root(
 
 app.command("serve", epilog=serve.EPILOG)(serve.serve)
 app.add_typer(sessions.app, name="sessions")
+app.add_typer(mail.app, name="mail")
 app.add_typer(trajectories.app, name="trajectories")
 app.add_typer(dumps.app, name="dumps")
 app.add_typer(resources.app, name="resources")

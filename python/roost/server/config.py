@@ -112,6 +112,14 @@ class Limits(BaseModel):
     )
     journal_queue_bytes: Size = Field(64 * _MIB, ge=64 * _KIB, le=16 * _GIB, description="entries not yet on disk")
     keep_place_ms: Millis = Field(30 * _SECOND, ge=0, le=10 * _MINUTE, description="place kept for a cancelled wait")
+    max_mailbox_messages: Count = Field(
+        1_000, ge=1, le=100_000, description="unread messages to one session; what its children's ends tell is free"
+    )
+    max_mailbox_bytes: Size = Field(8 * _MIB, ge=_KIB, le=_GIB, description="their content")
+    max_message_bytes: Size = Field(256 * _KIB, ge=1, le=_MIB, description="content of one message")
+    max_deliveries: Count = Field(
+        5, ge=1, le=1_000, description="turns that a message is handed to, without a commit, before it is DEAD"
+    )
     max_batch_entries: Count = Field(4_096, ge=1, le=65_536, description="journal entries in one transaction")
 
 
