@@ -29,6 +29,7 @@ CloseReason = Literal["quit", "admin", "error", "reload", "fork", "new", "resume
 State = Literal["open", "sealed", "closed"]
 ResourceKind = Literal["client", "http", "process", "tmux"]
 ResourceState = Literal["planned", "live", "releasing"]
+EventKind = Literal["opened", "turn_begun", "turn_ended", "interrupted", "mail", "closed", "reopened", "updated"]
 Tokens = types_pb2.TokenSpan | Iterable[int]
 
 THEN: Mapping[Then, Any] = {
@@ -72,6 +73,11 @@ def resource_kind(name: ResourceKind) -> Any:
 def resource_state(name: ResourceState | None) -> Any:
     """The enum value of a state of a resource; None: any state."""
     return resource_service_pb2.ResourceState.Value(f"RESOURCE_STATE_{name.upper()}") if name else None
+
+
+def event_kind(name: EventKind) -> Any:
+    """The enum value of a kind of event. ValueError for an unknown one."""
+    return session_service_pb2.SessionEventKind.Value(f"SESSION_EVENT_KIND_{name.upper()}")
 
 
 def duration(value: Seconds | None) -> duration_pb2.Duration | None:

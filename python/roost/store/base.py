@@ -837,13 +837,13 @@ class Store(Protocol):
     def owner_mail(
         self, tenant: str, owner: str, after: tuple[int, int] | None, examine: int
     ) -> tuple[set[bytes], tuple[int, int] | None]:
-        """Of the next `examine` QUEUED messages of the tenant that make their sessions runnable, now or later, in order of
-        (time, sequence), behind `after`: the sessions whose latest turn this host began; and what the next look goes on
-        behind, None if there is no more."""
+        """Of the next `examine` QUEUED messages of the tenant that make their sessions runnable, now or later, in order
+        of (time, sequence), behind `after`: the sessions whose latest turn this host began; and what the next look goes
+        on behind, None if there is no more."""
 
     def mailboxes(self, owner: str, sessions: Sequence[bytes], now_ms: int) -> list[OwnerMail]:
-        """The mailboxes of those of these sessions (at most 1,000) that are OPEN, run no turn, whose latest turn this host
-        began, and that have QUEUED messages that make them runnable, now or later. What has expired by now is none."""
+        """The mailboxes of those of these sessions that are OPEN, run no turn, whose latest turn this host began, and
+        that have QUEUED messages that make them runnable, now or later. What has expired by now is none."""
 
     def known_resources(self, names: Sequence[str]) -> set[str]:
         """Those of these names that a resource has."""
