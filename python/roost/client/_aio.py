@@ -614,10 +614,16 @@ class AsyncClient:
         def stream() -> AsyncIterator[turns.WatchOwnerResponse]:
             return self._stream(TURN + "WatchOwner", request, turns.WatchOwnerResponse, timeout)
 
-        async for _, answer in reopened(stream, self._transport.retry, name):
+        released, stream_number = set[str](), 0
+        async for number, answer in reopened(stream, self._transport.retry, name):
             what = answer.WhichOneof("event")
-            if what is not None:  # else it is of a newer server
-                yield getattr(answer, what)
+            if number != stream_number:
+                released, stream_number = set(), number
+            if what is None or (what == "release" and answer.release.name in released):
+                continue  # it is of a newer server, or told again
+            if what == "release":
+                released.add(answer.release.name)
+            yield getattr(answer, what)
 
     # -- trajectories, operation
 
