@@ -12,6 +12,7 @@ METHODS: Final[
 REASONS: Final[list[tuple[str, int, str, str]]]  # (reason, grpc code, what it means, what the caller should do)
 RULES: Final[dict[str, str]]  # full gRPC method name -> what a session's key may do with it (roost_core::engine::Rule)
 LIMITS: Final[list[tuple[str, int, int, int]]]  # (limit, default, least, greatest value)
+LIMIT_CHANGES: Final[dict[str, str]]  # limit -> "free", "laid out" or "fixed" (roost_core::limits::Change)
 DUMP_SCHEMA: Final[int]  # the version of the format of dumps
 VERSION: Final[str]
 
@@ -91,6 +92,7 @@ class Batch:
     def forgets(self) -> list[tuple[Any, ...]]: ...  # SessionForget columns
     def keys(self) -> list[tuple[Any, ...]]: ...  # ApiKeyRow columns
     def revoked_keys(self) -> list[tuple[Any, ...]]: ...  # ApiKeyRevoke columns
+    def limits(self) -> list[tuple[str, int | None]]: ...
     def resources(self) -> list[tuple[Any, ...]]: ...  # ResourceInsert columns
     def resource_updates(self) -> list[tuple[Any, ...]]: ...  # ResourceUpdate columns
     def resources_due(self) -> list[tuple[Any, ...]]: ...  # ResourcesDue columns
@@ -118,6 +120,13 @@ class Rows:
     def part(self) -> bytes | None:
         """The next part of the row that has ended."""
 
+# What it is ("interrupt", "closed", "lease_lost", "": nothing to tell), the session's uid, the fence of the grant it is
+# about, from when on (wall clock) the session may be runnable, and the encoded WatchOwnerResponse.
+Owned = tuple[str, bytes, int, int | None, bytes]
+
+class Watch:
+    position: int
+
 class Engine:
     def __init__(
         self,
@@ -127,11 +136,23 @@ class Engine:
         secret: bytes | None = None,
         admin_key: str | None = None,
         api_keys: Sequence[tuple[Any, ...]] | None = None,
+        sources: Mapping[str, str] | None = None,
+        most: Mapping[str, int] | None = None,
+        set_limits: Sequence[tuple[str, int]] | None = None,
     ) -> None:
         """limits: the integer settings of `roost.server.config` that the engine enforces; an unknown or missing key
         is a ValueError. served_ms: for how long the store had been served before: the service clock goes on from
         there. secret: the store's, without which no keys of tenants or sessions are made. api_keys: ApiKeyRow tuples.
-        With an admin key, or an active one among api_keys, a call without a key is refused."""
+        With an admin key, or an active one among api_keys, a call without a key is refused. sources: where the limits
+        came from; most: what bounds some of them from above, beside their ranges; set_limits: those that were set
+        before this start, which win."""
+
+    limits_left_aside: list[str]  # those of set_limits that cannot be in force here
+
+    def limits(self) -> list[tuple[str, int, str, int]]:
+        """The limits in force: name, value, source ("set": SetLimits), use (-1: that is no one number)."""
+    def limit(self, name: str) -> int:
+        """One limit in force. ValueError for a name that is none's."""
 
     # -- transport (event-loop thread)
     def call(
@@ -223,6 +244,31 @@ class Engine:
         """The counters and gauges of GetStats by name."""
     def ready_sequence(self) -> int:
         """The largest sequence of a trajectory that became READY, durably, while this server has run; 0: none has."""
+    def watch_count(self) -> int:
+        """Grows whenever something is told of a session: who watches looks again."""
+    def watch_sessions(
+        self,
+        tenant: str,
+        *,
+        inside: bytes | None = None,
+        root: bytes | None = None,
+        path_prefix: str | None = None,
+        kinds: Sequence[int] | None = None,
+        at: int | None = None,
+    ) -> Watch:
+        """A reader of a tenant's events: of the session `inside` and what descended from it, of the tree of `root`, of
+        `path_prefix` and below, of these kinds (none: all); from this position on, or from now on."""
+    def watch_owner(self, tenant: str, owner: str) -> Watch:
+        """A reader, from now on, of what concerns an owner."""
+    def watch_look(self, watch: Watch) -> bool:
+        """Whether there is something to take; what the reader does not want is passed over."""
+    def watch_events(self, watch: Watch, most: int, most_bytes: int) -> tuple[bytes, int, bool]:
+        """The next events as an encoded WatchSessionsResponse without its token (`resync`: some were lost before them),
+        the position behind them, and whether there may be more at once. b"": nothing has happened."""
+    def watch_owned(self, watch: Watch, most: int) -> tuple[list[Owned], bool, bool]:
+        """What has happened to an owner, whether some was lost before that, and whether there may be more at once."""
+    def interrupts_of(self, tenant: str, owner: str) -> list[Owned]:
+        """The turns of an owner that run and were asked to end."""
     def set_logging(self, on: bool) -> None:
         """Whether turns and closes leave events."""
     def event_lines(self, form: str) -> tuple[bytes, int]:

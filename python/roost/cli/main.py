@@ -18,6 +18,7 @@ from roost.cli import (
     demo,
     dumps,
     keys,
+    limits,
     load,
     mail,
     reap,
@@ -99,6 +100,7 @@ app.add_typer(trajectories.app, name="trajectories")
 app.add_typer(dumps.app, name="dumps")
 app.add_typer(resources.app, name="resources")
 app.add_typer(keys.app, name="keys")
+app.add_typer(limits.app, name="limits")
 app.command("stats", epilog=stats.EPILOG)(stats.stats)
 app.command("sweep", epilog=sweep.EPILOG)(sweep.sweep)
 app.command("reap", epilog=reap.EPILOG)(reap.reap)

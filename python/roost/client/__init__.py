@@ -12,6 +12,7 @@ from roost.client._convert import message_input, pack_u32, record_input, resourc
 from roost.client._retry import NO_RETRY, RetryPolicy
 from roost.client._sync import Client, Turn
 from roost.client._turn import AsyncTurn
+from roost.client._watch import Resync
 from roost.errors import RoostError
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "AsyncClient",
     "AsyncTurn",
     "Client",
+    "Resync",
     "RetryPolicy",
     "RoostError",
     "Turn",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import uuid
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -19,8 +18,9 @@ from roost.client import _keys
 from roost.client._retry import RetryPolicy
 from roost.client._transport import Option, Response, Transport
 from roost.client._turn import AsyncTurn, Renewals
+from roost.client._watch import Resync, reopened
 from roost.client.training import Assembler, Exported
-from roost.errors import CallTimeout, ConnectionFailed, RoostError, ShuttingDown
+from roost.errors import CallTimeout, ConnectionFailed, ShuttingDown
 from roost.v1 import admin_service_pb2 as admin
 from roost.v1 import mail_service_pb2 as mail
 from roost.v1 import resource_service_pb2 as resources
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from roost.client._convert import (
         CloseReason,
+        EventKind,
         IfExists,
         IfRunning,
         Letter,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
         Style,
         Then,
     )
+    from roost.client._watch import OwnerEvent, SessionNews
 
 log = logging.getLogger("roost.client")
 
@@ -278,6 +280,38 @@ class AsyncClient:
         if answer.turn and not answer.repeated:
             self._renewals.interrupted(session_id, answer.turn)
         return answer
+
+    async def watch_sessions(
+        self,
+        *,
+        root: str = "",
+        path_prefix: str = "",
+        kinds: Iterable[EventKind] = (),
+        timeout: float | None = None,
+    ) -> AsyncIterator[SessionNews]:
+        """Iterate for ever over what happens to sessions from now on, in order: to those of the tree of `root`, at
+        `path_prefix` and below, of these kinds; all filters must match. `timeout`: seconds of each stream.
+
+        The first item is a `Resync`: what happened before is not told. A stream that breaks is taken up where it broke;
+        where that is not possible another `Resync` comes, once. Only a server that cannot be reached at the start is an
+        error, and with retries off every break. Raises SessionNotFound, SessionClosed (the key's session has ended).
+        """
+        # From here on no broken connection is told: a wrong address must be.
+        first = sessions.ListSessionsRequest(page_size=1)
+        await self._call(SESSION + "ListSessions", first, sessions.ListSessionsResponse, None)
+        request = sessions.WatchSessionsRequest(
+            root_session_id=root, path_prefix=path_prefix, kinds=[convert.event_kind(kind) for kind in kinds]
+        )
+
+        def stream() -> AsyncIterator[sessions.WatchSessionsResponse]:
+            return self._stream(SESSION + "WatchSessions", request, sessions.WatchSessionsResponse, timeout)
+
+        async for _, answer in reopened(stream, self._transport.retry, "sessions"):
+            if answer.resync or not request.resume_token:
+                yield Resync()
+            for event in answer.events:
+                yield event
+            request.resume_token = answer.resume_token
 
     # -- turns
 
@@ -690,32 +724,39 @@ class AsyncClient:
         then comes again, so that ending it must do no harm where it has ended. Only a server that cannot be reached at
         the start is an error, and with retries off every break. Raises KeyScope.
         """
+        async for event in self.watch_owner_events(owner, timeout=timeout):
+            if isinstance(event, turns.Release):
+                yield event
+
+    async def watch_owner_events(
+        self, owner: str | None = None, *, timeout: float | None = None
+    ) -> AsyncIterator[OwnerEvent]:
+        """Iterate for ever over all that a host is told: `Interrupt` (end this turn), `LeaseLost` (somebody else has
+        ended it), `OwnedSessionClosed`, `MailWaiting` (the session is runnable: begin a turn), and `Release` as of
+        `watch_owner`. Its own are the turns that it began, and the sessions whose latest turn is one of these.
+
+        A stream that breaks is opened again, and begins with what is still to be done: interrupts, mail and releases
+        come once more. What ended in between is not told: renewals and commits say so. Errors as of `watch_owner`.
+        """
         name = self.owner if owner is None else owner
         # From here on no broken connection is told: a wrong address must be.
         first = resources.ListResourcesRequest(owner=name, page_size=1)
         await self._call(RESOURCE + "ListResources", first, resources.ListResourcesResponse, None)
         request = turns.WatchOwnerRequest(owner=name)
-        retry, clock = self._transport.retry, asyncio.get_running_loop().time
-        breaks = 0
-        while True:
-            told: set[str] = set()
-            opened = clock()
-            try:
-                async for event in self._stream(TURN + "WatchOwner", request, turns.WatchOwnerResponse, timeout):
-                    if event.WhichOneof("event") == "release" and event.release.name not in told:
-                        told.add(event.release.name)
-                        yield event.release
-                error: RoostError = ShuttingDown("the server ended the stream", code=grpc.StatusCode.UNAVAILABLE)
-            except RoostError as failed:
-                error = failed
-            if told or clock() - opened > retry.maximum:
-                breaks = 0  # it did work
-            delay = retry.delay(error, breaks, math.inf)
-            if delay is None:
-                raise error
-            log.info("watching %s: the stream ended (%s); it is opened again", name, error)
-            breaks += 1
-            await asyncio.sleep(delay)
+
+        def stream() -> AsyncIterator[turns.WatchOwnerResponse]:
+            return self._stream(TURN + "WatchOwner", request, turns.WatchOwnerResponse, timeout)
+
+        released, stream_number = set[str](), 0
+        async for number, answer in reopened(stream, self._transport.retry, name):
+            what = answer.WhichOneof("event")
+            if number != stream_number:
+                released, stream_number = set(), number
+            if what is None or (what == "release" and answer.release.name in released):
+                continue  # it is of a newer server, or told again
+            if what == "release":
+                released.add(answer.release.name)
+            yield getattr(answer, what)
 
     # -- trajectories, operation
 
@@ -875,6 +916,18 @@ class AsyncClient:
         """Find the stale trees, and have the server close them now; with `dry_run` only find them."""
         request = admin.SweepRequest(dry_run=dry_run)
         return await self._call(ADMIN + "Sweep", request, admin.SweepResponse, timeout)
+
+    async def set_limits(
+        self,
+        limits: Mapping[str, int] | None = None,
+        *,
+        reset: Iterable[str] = (),
+        timeout: float | None = None,
+    ) -> admin.SetLimitsResponse:
+        """Change limits by name while the server runs, and have the configuration say those of `reset` again: all of it
+        or nothing. Kept over restarts. Answers all limits in force. Raises InvalidField, KeyScope."""
+        request = admin.SetLimitsRequest(limits=limits, reset=reset)
+        return await self._call(ADMIN + "SetLimits", request, admin.SetLimitsResponse, timeout)
 
     async def create_api_key(
         self, tenant: str = "", *, request_id: str | None = None, timeout: float | None = None

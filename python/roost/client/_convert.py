@@ -30,6 +30,7 @@ State = Literal["open", "sealed", "closed"]
 ResourceKind = Literal["client", "http", "process", "tmux"]
 ResourceState = Literal["planned", "live", "releasing"]
 MessageState = Literal["queued", "delivered", "consumed", "expired", "dead", "closed"]
+EventKind = Literal["opened", "turn_begun", "turn_ended", "interrupted", "mail", "closed", "reopened", "updated"]
 Tokens = types_pb2.TokenSpan | Iterable[int]
 Letter = types_pb2.MessageInput | bytes | str
 
@@ -79,6 +80,11 @@ def resource_state(name: ResourceState | None) -> Any:
 def message_state(name: MessageState) -> Any:
     """The enum value of a state of a message. ValueError for an unknown one."""
     return types_pb2.MessageState.Value(f"MESSAGE_STATE_{name.upper()}")
+
+
+def event_kind(name: EventKind) -> Any:
+    """The enum value of a kind of event. ValueError for an unknown one."""
+    return session_service_pb2.SessionEventKind.Value(f"SESSION_EVENT_KIND_{name.upper()}")
 
 
 def duration(value: Seconds | None) -> duration_pb2.Duration | None:

@@ -108,6 +108,7 @@ from roost.client._aio import AsyncClient
 from roost.client._bridge import Bridge
 from roost.client._convert import (
     CloseReason,
+    EventKind,
     IfExists,
     IfRunning,
     Letter,
@@ -124,6 +125,7 @@ from roost.client._convert import (
 from roost.client._retry import RetryPolicy
 from roost.client._transport import Option
 from roost.client._turn import AsyncTurn
+from roost.client._watch import OwnerEvent, SessionNews
 from roost.client.training import Exported
 from roost.errors import RoostError
 from roost.v1 import admin_service_pb2 as admin

@@ -18,6 +18,7 @@ from roost.client._aio import AsyncClient
 from roost.client._bridge import Bridge
 from roost.client._convert import (
     CloseReason,
+    EventKind,
     IfExists,
     IfRunning,
     Letter,
@@ -34,6 +35,7 @@ from roost.client._convert import (
 from roost.client._retry import RetryPolicy
 from roost.client._transport import Option
 from roost.client._turn import AsyncTurn
+from roost.client._watch import OwnerEvent, SessionNews
 from roost.client.training import Exported
 from roost.errors import RoostError
 from roost.v1 import admin_service_pb2 as admin
@@ -248,6 +250,25 @@ class Client:
         once), or end its wait. `force`: end the turn at once. Raises SessionNotFound, SessionClosed."""
         return self._bridge.run(
             self._inner.interrupt_session(session_id, force=force, request_id=request_id, timeout=timeout)
+        )
+
+    def watch_sessions(
+        self,
+        *,
+        root: str = "",
+        path_prefix: str = "",
+        kinds: Iterable[EventKind] = (),
+        timeout: float | None = None,
+    ) -> Iterator[SessionNews]:
+        """Iterate for ever over what happens to sessions from now on, in order: to those of the tree of `root`, at
+        `path_prefix` and below, of these kinds; all filters must match. `timeout`: seconds of each stream.
+
+        The first item is a `Resync`: what happened before is not told. A stream that breaks is taken up where it broke;
+        where that is not possible another `Resync` comes, once. Only a server that cannot be reached at the start is an
+        error, and with retries off every break. Raises SessionNotFound, SessionClosed (the key's session has ended).
+        """
+        yield from self._bridge.iterate(
+            self._inner.watch_sessions(root=root, path_prefix=path_prefix, kinds=kinds, timeout=timeout)
         )
 
     def turn(
@@ -630,6 +651,15 @@ class Client:
         the start is an error, and with retries off every break. Raises KeyScope."""
         yield from self._bridge.iterate(self._inner.watch_owner(owner, timeout=timeout))
 
+    def watch_owner_events(self, owner: str | None = None, *, timeout: float | None = None) -> Iterator[OwnerEvent]:
+        """Iterate for ever over all that a host is told: `Interrupt` (end this turn), `LeaseLost` (somebody else has
+        ended it), `OwnedSessionClosed`, `MailWaiting` (the session is runnable: begin a turn), and `Release` as of
+        `watch_owner`. Its own are the turns that it began, and the sessions whose latest turn is one of these.
+
+        A stream that breaks is opened again, and begins with what is still to be done: interrupts, mail and releases
+        come once more. What ended in between is not told: renewals and commits say so. Errors as of `watch_owner`."""
+        yield from self._bridge.iterate(self._inner.watch_owner_events(owner, timeout=timeout))
+
     def set_reward(
         self,
         session_id: str,
@@ -758,6 +788,17 @@ class Client:
     def sweep(self, *, dry_run: bool = False, timeout: float | None = None) -> admin.SweepResponse:
         """Find the stale trees, and have the server close them now; with `dry_run` only find them."""
         return self._bridge.run(self._inner.sweep(dry_run=dry_run, timeout=timeout))
+
+    def set_limits(
+        self,
+        limits: Mapping[str, int] | None = None,
+        *,
+        reset: Iterable[str] = (),
+        timeout: float | None = None,
+    ) -> admin.SetLimitsResponse:
+        """Change limits by name while the server runs, and have the configuration say those of `reset` again: all of it
+        or nothing. Kept over restarts. Answers all limits in force. Raises InvalidField, KeyScope."""
+        return self._bridge.run(self._inner.set_limits(limits, reset=reset, timeout=timeout))
 
     def create_api_key(
         self,

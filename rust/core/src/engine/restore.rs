@@ -272,7 +272,7 @@ impl Engine {
                     ..Cleanup::default()
                 };
                 step.cleanup = cleanup.encode_to_vec();
-                step.cleanup_due = now.wall_ms.saturating_add(self.limits.retention_ms as i64).max(1);
+                step.cleanup_due = now.wall_ms.saturating_add(self.limits.retention_ms() as i64).max(1);
             }
             step
         }))

@@ -112,6 +112,8 @@ pub(crate) struct Store {
     pub(crate) resources: BTreeMap<String, Resource>,
     /// All names that were ever given out.
     pub(crate) names: HashSet<String>,
+    /// The limits that were set.
+    pub(crate) limits: BTreeMap<String, u64>,
     /// Every message, by sequence.
     pub(crate) mail: BTreeMap<Seq, mailroom::Letter>,
     running: BTreeSet<Uid>,
@@ -242,6 +244,14 @@ impl Store {
             ensure!(record.session == *uid && ended_by(&record.decoded) == EndedBy::Commit, "a reward of no turn");
             let session = self.sessions.get_mut(uid).ok_or("the reward of an unknown session")?;
             session.rewards.insert(*seq, *value);
+        }
+        let mut limits = HashSet::new();
+        for (_, name, value) in &batch.limits {
+            ensure!(limits.insert(name), "{name} is set twice in a batch");
+            match value {
+                Some(value) => drop(self.limits.insert((*name).to_owned(), *value)),
+                None => drop(self.limits.remove(*name)),
+            }
         }
         for (_, uid, number, _) in &batch.acks {
             let session = self.sessions.get_mut(uid).ok_or("an unknown session is acknowledged")?;
