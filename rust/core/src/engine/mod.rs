@@ -700,8 +700,8 @@ impl Engine {
             Call::Open(_) => self.open_session(call, work, now),
             Call::Update(_) => self.update_session(call, work, now),
             Call::Close(_) => self.close_session(call, work, now),
-            // What it was to begin has changed under it: it waits for another.
-            Call::Begin(begin) if begin.polled.is_some() => self.poll_again(call, work),
+            // What it was to begin may have changed under it.
+            Call::Begin(begin) if begin.polled.is_some() => self.poll_turn(poll::polls(call), work, now),
             Call::Begin(_) => self.begin_turn(call, work, now),
             Call::Poll(_) => self.poll_turn(call, work, now),
             Call::Poke { .. } => self.poked(call, work, now),

@@ -580,12 +580,11 @@ impl Call {
             Call::Reward(c) => &c.session_id,
             Call::Finish(c) => &c.session_id,
             Call::Checkpoint(c) => &c.session_id,
-            Call::Expire { session_id, .. } => session_id,
+            Call::Expire { session_id, .. } | Call::Poke { session_id, .. } => session_id,
             Call::Attach(c) => &c.session_id,
             Call::Detach(c) => &c.session_id,
             Call::Send(c) => &c.session_id,
             Call::WaitMail(c) => &c.session_id,
-            Call::Poke { session_id, .. } => session_id,
             Call::Renew(_)
             | Call::Ack(_)
             | Call::CreateKey(_)

@@ -434,7 +434,7 @@ impl Clients {
 /// Something to send.
 fn letter(rng: &mut Rng) -> v1::MessageInput {
     v1::MessageInput {
-        content: rng.next().to_le_bytes()[..1 + rng.below(8)].to_vec(),
+        content: rng.next().to_le_bytes()[..=rng.below(8)].to_vec(),
         trigger: rng.chance(40),
         ttl: rng.chance(15).then(|| seconds(1 + rng.below(60))),
         ..Default::default()
