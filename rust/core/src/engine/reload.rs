@@ -421,9 +421,15 @@ impl Engine {
                 | Purpose::Fork { call }
                 | Purpose::Ack { call }
                 | Purpose::Mail { call, .. }
-                | Purpose::Sent { call }
                 | Purpose::Family { call },
             )) => work.calls.push_back(*call),
+            Some((_, Purpose::Sent { mut call })) => {
+                // The store was not looked through after all.
+                if let super::Call::Send(send) = &mut call.call {
+                    send.looked = None;
+                }
+                work.calls.push_back(*call);
+            }
             Some((_, Purpose::Due)) => self.look_again(),
             Some((_, Purpose::Stale)) => self.look_for_stale_again(),
             Some(other) => {
