@@ -19,6 +19,7 @@ from roost.cli.output import (
     as_dict,
     connect,
     enum_word,
+    labels_of,
     print_json,
     print_message,
     print_table,
@@ -72,12 +73,7 @@ def list_(
     timeout: Timeout = 10.0,
 ) -> None:
     """List sessions in order of creation."""
-    labels = {}
-    for item in label or ():
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise typer.BadParameter(f"{item!r} is not KEY=VALUE", param_hint="--label")
-        labels[key] = value
+    labels = labels_of(label)
     found: list[Session] = []
     more = False
     with connect(target, timeout) as client:

@@ -204,7 +204,10 @@ impl Engine {
                 if has_resources {
                     ops.push(Op::ResourcesDue { session: uid, due: if dumps { 0 } else { now.wall_ms.max(1) } });
                 }
-                if line.mail.is_some() {
+                if let Some(mailbox) = &mut line.mail {
+                    // What had expired by now has not ended with its session.
+                    let expired = mailbox.expire(now.wall_ms, ops);
+                    self.counters.messages_expired.fetch_add(expired, Ordering::Relaxed);
                     ops.push(Op::MailEnd { session: uid });
                 }
                 line.provisional = 0;
