@@ -45,7 +45,8 @@ fn turn(id: &str, grant: &v1::Grant, n: u32) -> v1::CommitTurnRequest {
         ..v1::RecordInput::default()
     };
     let state = (n % 2 == 1).then(|| format!("state {n}").into_bytes());
-    v1::CommitTurnRequest { record: Some(record), state, ..commit(id, &grant.lease) }
+    let request_id = format!("commit-{n}");
+    v1::CommitTurnRequest { record: Some(record), state, request_id, ..commit(id, &grant.lease) }
 }
 
 /// What a turn is, whatever its session's grants and requests were.
@@ -78,8 +79,11 @@ impl World {
     /// Turns `from..=to` of a session.
     fn play(&mut self, id: &str, from: u32, to: u32) {
         for n in from..=to {
-            let grant = self.begin(id);
-            self.commit(&turn(id, &grant, n));
+            let request_id = format!("begin-{n}");
+            let begun: v1::BeginTurnResponse = self
+                .call(Method::BeginTurn, &v1::BeginTurnRequest { request_id, ..begin(id, "") })
+                .expect("a slot is free");
+            self.commit(&turn(id, &begun.grant.expect("it was granted"), n));
         }
     }
 
@@ -417,6 +421,46 @@ fn a_vanished_caller_leaves_no_fork_and_no_claim() {
     let purge = world.ask_purge("a");
     world.settle();
     assert!(world.done.remove(&purge).is_some_and(|told| told.is_ok()) && world.purging("a"));
+}
+
+// I22, I24: what came to stand against a fork while its source was read refuses it, and it holds nothing then.
+#[test]
+fn what_came_between_refuses_a_fork_and_leaves_no_claim() {
+    let named = |id: &str| {
+        let mut request = fork(id, "root", "a", 0);
+        request.options.as_mut().expect("it has some").name = "scout".into();
+        request
+    };
+    let rival = |id: &str| v1::OpenSessionRequest { fork_from: None, ..named(id) };
+    for reason in [Reason::PathCollision, Reason::SessionClosed] {
+        let mut world = World::new(Limits::default());
+        world.turn("root", "");
+        world.play("a", 1, 2);
+        world.close("a");
+        let ticket = world.start(Method::OpenSession, &named("b"));
+        // Whether there is a "b"; then where the source is; whether there is a "b"; then the source.
+        for _ in 0..4 {
+            world.read_once();
+        }
+        let asked = world.engine.effects();
+        assert!(matches!(&asked[..], [Effect::Find { session_id, .. }] if &**session_id == "b"), "{asked:?}");
+        let other = match reason {
+            Reason::PathCollision => world.start(Method::OpenSession, &rival("c")),
+            _ => world.start(Method::CloseSession, &close("root")),
+        };
+        while world.read() {}
+        for effect in asked {
+            let now = world.now();
+            world.store.answer(effect)(&world.engine, now);
+        }
+        world.settle();
+        let refusal = world.done.remove(&ticket).expect("it has ended").expect_err("it is refused");
+        assert_eq!(refusal.reason, reason);
+        assert!(world.done.remove(&other).is_some_and(|told| told.is_ok()));
+        let purge = world.ask_purge("a");
+        world.settle();
+        assert!(world.done.remove(&purge).is_some_and(|told| told.is_ok()) && world.purging("a"));
+    }
 }
 
 // I21, I22: a repeat is answered from the session, whatever it was forked from; an id that is in use is not forked into.
