@@ -734,7 +734,7 @@ impl Wanted {
         Wanted {
             tokens: begin.known_head_version != Some(line.head_version),
             provisional: begin.want_provisional && line.provisional != 0,
-            state_turn: None,
+            ..Wanted::default()
         }
     }
 }
