@@ -44,6 +44,11 @@ impl Engine {
             Located::At(call, tree, index) => match Self::still_at(&tree, index, &id) {
                 // It came to be there since the gate was passed.
                 Some(state) if !call.who.reaches(&state, index) => work.calls.push_back(call),
+                Some(state) if call.call.only_asks() && state.line(index).is_some_and(|l| !l.born) => {
+                    // A BeginTurn waits to make it: this call would make it before that.
+                    drop(state);
+                    self.open_new(call, &id, work, now);
+                }
                 Some(mut state) => self.open_existing(call, &tree, &mut state, index, work, now),
                 None => work.calls.push_back(call),
             },
@@ -92,18 +97,6 @@ impl Engine {
     }
 
     fn open_new(&self, call: Pending, id: &str, work: &mut Work, now: &mut Moment) {
-        let Call::Open(open) = &call.call else { return };
-        if open.validate_only && open.options.parent.is_empty() {
-            let session = preview(open, &open.session_id, "/root".to_owned(), now);
-            let reply = v1::OpenSessionResponse { session: Some(session), ..Default::default() };
-            work.answers.push(super::Answer {
-                ticket: call.ticket,
-                result: Ok(reply.encode_to_vec()),
-                after: 0,
-                root: None,
-            });
-            return;
-        }
         let Some((call, site)) = self.site(call, work, now) else { return };
         let Call::Open(open) = &call.call else { return };
         let Some(mut state) = site.enter() else {
@@ -114,11 +107,18 @@ impl Engine {
             return self.reply(call.ticket, Err(refusal), &site.tree, &state, work);
         }
         if open.validate_only {
-            let path = site.parent.map_or_else(String::new, |p| state.path(p));
-            let root = state.line(0).map(|l| l.session_id.to_string()).unwrap_or_default();
-            let session = preview(open, &root, path + "/" + &name_or_made(&open.options.name, id), now);
-            let reply = v1::OpenSessionResponse { session: Some(session), ..Default::default() }.encode_to_vec();
-            return self.reply(call.ticket, Ok(reply), &site.tree, &state, work);
+            let result = self.may_mint(open.mint_key).map(|()| {
+                let session = Some(match site.parent {
+                    None => preview(open, id, "/root".to_owned(), now),
+                    Some(parent) => {
+                        let root = state.line(0).map(|l| l.session_id.to_string()).unwrap_or_default();
+                        let name = free_name(&state, parent, &open.options.name, id, now);
+                        preview(open, &root, state.path(parent) + "/" + &name, now)
+                    }
+                });
+                v1::OpenSessionResponse { session, ..Default::default() }.encode_to_vec()
+            });
+            return self.reply(call.ticket, result, &site.tree, &state, work);
         }
         let Some(index) = self.add_unborn(&site, &mut state, id, work) else {
             drop(state);
@@ -279,19 +279,12 @@ impl Engine {
         self.check_birth(state, parent, &options.name)?;
         let uid = if parent.is_none() { tree.root } else { Uid::v7(now.wall_ms, now.draw()) };
         let id = state.line(index).map(|l| l.session_id.clone()).unwrap_or_default();
-        let mut name = name_or_made(&options.name, &id);
-        if let Some(parent) = parent {
-            // A made name gives way until it is free: nobody asked for it.
-            let made = name.clone();
-            while options.name.is_empty() && state.name_taken(parent, &name) {
-                name = format!("{made}-{:06x}", now.draw() & 0xFF_FFFF);
-            }
-        }
+        let name = parent.map_or_else(String::new, |parent| free_name(state, parent, &options.name, &id, now));
         if let Some(line) = state.line_mut(index) {
             line.wakes = options.wakes;
             line.born = true;
             line.uid = uid;
-            line.name = if parent.is_none() { "".into() } else { name.into() };
+            line.name = name.into();
         }
         state.open += 1;
         state.touch(now);
@@ -413,8 +406,17 @@ pub(crate) fn parent_not_found(parent: &str) -> Refusal {
     Refusal::new(Reason::ParentNotFound, format!("no parent session {parent:?} is known")).with("session_id", parent)
 }
 
-fn name_or_made(name: &str, session_id: &str) -> String {
-    if name.is_empty() { ids::name_from_id(session_id) } else { name.to_owned() }
+/// The name that was asked for; else one made from the id, which gives way until it is free: nobody asked for it.
+fn free_name(state: &TreeState, parent: u32, name: &str, session_id: &str, now: &mut Moment) -> String {
+    if !name.is_empty() {
+        return name.to_owned();
+    }
+    let made = ids::name_from_id(session_id);
+    let mut name = made.clone();
+    while state.name_taken(parent, &name) {
+        name = format!("{made}-{:06x}", now.draw() & 0xFF_FFFF);
+    }
+    name
 }
 
 /// A session as it would be.
