@@ -149,6 +149,25 @@ fn a_place_in_the_queue_counts_those_who_go_first_and_are_still_there() {
     assert!(refusal.message.ends_with(&words), "{}", refusal.message);
 }
 
+/// Who asks for a call that waits, or that keeps its place, is told of that place.
+#[test]
+fn a_call_that_waits_already_is_told_of_its_own_place() {
+    let mut world = World::new(Limits { max_turns_per_tenant: 0, ..Limits::default() });
+    let first = v1::BeginTurnRequest { request_id: "r1".into(), ..patient("w1", "", 0) };
+    let ticket = world.waits(&first);
+    world.waits(&patient("w2", "", 0));
+    let position = |world: &mut World, request: v1::BeginTurnRequest| {
+        let refusal = world.refused(&v1::BeginTurnRequest { validate_only: true, ..request });
+        (refusal.metadata["queue_position"].clone(), refusal.metadata["waiting"].clone())
+    };
+    assert_eq!(position(&mut world, first.clone()), ("1".to_owned(), "2".to_owned()));
+    let now = world.now();
+    world.engine.cancel(ticket, now);
+    world.settle();
+    assert_eq!(position(&mut world, first.clone()), ("1".to_owned(), "1".to_owned()));
+    assert_eq!(position(&mut world, patient("w3", "", 0)), ("2".to_owned(), "1".to_owned()));
+}
+
 /// A refusal costs what it tells, not what the queue is long.
 #[test]
 fn of_a_long_queue_the_first_thousand_are_counted() {
