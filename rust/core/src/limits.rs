@@ -154,6 +154,8 @@ limits! {
     max_state_bytes: 64 << 10, 0, 1 << 20;
     /// How many turns a commit may go back.
     max_rewind: 8, 0, 1_000_000;
+    /// What a session that begins with a copy of another's history may copy: payloads and what is stored with them.
+    max_fork_bytes: 64 << 20, 0, 1 << 30;
     /// How long after a SetReward its trajectory finishes by itself; 0 = never.
     reward_finish_delay_ms: 0, 0, 30 * 86_400_000;
     /// Checkpoint tokens that an answer carries inline.
@@ -162,6 +164,9 @@ limits! {
     journal_queue_bytes: 64 << 20, 1 << 16, 16 << 30, LaidOut;
     /// How long a cancelled wait with a request_id keeps its place for its repeat.
     keep_place_ms: 30_000, 0, 600_000;
+    /// Events of sessions in memory for those who watch, of all tenants together; one of more than 512 bytes counts as
+    /// several.
+    max_watch_events: 65_536, 1, 16 << 20;
     /// Messages in a mailbox; what the ends of children tell is not counted.
     max_mailbox_messages: 1_000, 1, 100_000;
     /// Their content.

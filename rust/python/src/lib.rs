@@ -6,13 +6,14 @@
 mod dump;
 mod failpoint;
 mod rows;
+mod watch;
 
 use parking_lot::{Condvar, Mutex};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 use roost_core::engine::{
-    self, Appended, Caller, Dress, Effect, Keys, LimitSetup, Method, Moment, Outcome, Rule, Space, Wanted,
+    self, Appended, Caller, Dress, Effect, Filter, Keys, LimitSetup, Method, Moment, Outcome, Rule, Space, Wanted,
 };
 use roost_core::error::{Reason, Refusal};
 use roost_core::ids::Uid;
@@ -22,6 +23,7 @@ use roost_core::lines::{self, Form};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use watch::Watch;
 
 /// Requests from this size on are handled with the GIL released: digests take longer than letting go of it.
 const LARGE: usize = 8 << 10;
@@ -256,6 +258,55 @@ impl Engine {
 
     fn ended_count(&self) -> u64 {
         self.engine.ended_count()
+    }
+
+    fn watch_count(&self) -> u64 {
+        self.engine.watch_count()
+    }
+
+    #[pyo3(signature = (tenant, *, inside = None, root = None, path_prefix = None, kinds = None, at = None))]
+    fn watch_sessions(
+        &self,
+        tenant: &str,
+        inside: Option<[u8; 16]>,
+        root: Option<[u8; 16]>,
+        path_prefix: Option<String>,
+        kinds: Option<Vec<i32>>,
+        at: Option<u64>,
+    ) -> Watch {
+        let uid = |bytes| Uid(u128::from_be_bytes(bytes));
+        let (inside, root) = (inside.map(uid), root.map(uid));
+        let filter = Filter { inside, root, path_prefix, kinds: kinds.unwrap_or_default(), owner: None };
+        Watch::new(self.engine.watch(tenant, filter, at))
+    }
+
+    fn watch_owner(&self, tenant: &str, owner: String) -> Watch {
+        Watch::new(self.engine.watch(tenant, Filter { owner: Some(owner), ..Filter::default() }, None))
+    }
+
+    fn watch_look(&self, watch: &Watch) -> bool {
+        watch.look(&self.engine)
+    }
+
+    fn watch_events<'py>(
+        &self,
+        py: Python<'py>,
+        watch: &Watch,
+        most: usize,
+        most_bytes: usize,
+    ) -> (Bound<'py, PyBytes>, u64, bool) {
+        let (events, position, more) = py.detach(|| watch.events(&self.engine, most, most_bytes));
+        (PyBytes::new(py, &events), position, more)
+    }
+
+    fn watch_owned<'py>(&self, py: Python<'py>, watch: &Watch, most: usize) -> (Vec<watch::Owned<'py>>, bool, bool) {
+        let (owned, lost, more) = watch.owned(&self.engine, most);
+        (owned.into_iter().map(|told| watch::owned(py, &told)).collect(), lost, more)
+    }
+
+    fn interrupts_of<'py>(&self, py: Python<'py>, tenant: &str, owner: &str) -> Vec<watch::Owned<'py>> {
+        let found = py.detach(|| self.engine.interrupts_of(tenant, owner));
+        found.iter().map(|told| watch::owned(py, told)).collect()
     }
 
     fn tree_activity(&self, tenant: &str, root_session_id: &str) -> Option<(Option<u64>, i64, u32)> {
@@ -500,8 +551,9 @@ impl Engine {
                 Effect::Find { id, tenant, session_id } => list.append(("find", id, &*tenant, &*session_id))?,
                 Effect::Header { id, root } => list.append(("header", id, PyBytes::new(py, &root.bytes())))?,
                 Effect::Session { id, uid, wanted } => {
-                    let Wanted { tokens, provisional, state_turn } = wanted;
-                    list.append(("session", id, PyBytes::new(py, &uid.bytes()), tokens, provisional, state_turn))?;
+                    let Wanted { tokens, provisional, state_turn, size } = wanted;
+                    let uid = PyBytes::new(py, &uid.bytes());
+                    list.append(("session", id, uid, tokens, provisional, state_turn, size))?;
                 }
                 Effect::Trajectories { id, wanted } => {
                     let ids: Vec<_> = wanted.iter().map(|w| (PyBytes::new(py, &w.session.bytes()), w.number)).collect();
@@ -707,6 +759,10 @@ impl Batch {
         self.batch.records.iter().map(|(_, record)| rows::insert(py, record)).collect()
     }
 
+    fn copies<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyTuple>>> {
+        self.batch.copies.iter().map(|(_, copy)| rows::copy(py, copy)).collect()
+    }
+
     fn statuses<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyTuple>>> {
         self.batch.statuses.iter().map(|(_, seq, status)| (*seq, *status).into_pyobject(py)).collect()
     }
@@ -885,6 +941,8 @@ mod _core {
     use super::dump::{DumpDecoder, DumpEncoder, dump_name, tenant_uid};
     #[pymodule_export]
     use super::failpoint::failpoint;
+    #[pymodule_export]
+    use super::watch::Watch;
     #[pymodule_export]
     use super::{Batch, Engine, Rows, admin_key_fault, new_admin_key, request_hash};
     use super::{Limits, Method, Reason, Rule};

@@ -359,12 +359,13 @@ impl Engine {
         Some((fence, taken))
     }
 
-    /// A grant was just journaled: the tenant's turns and the log tell of it.
+    /// A grant was just journaled: the tenant's turns, the log and those who watch are told.
     pub(crate) fn turn_began(&self, tree: &Tree, state: &TreeState, index: u32, now: &Moment) {
         if let Some((line, lease)) = state.line(index).and_then(|l| Some((l, l.lease.as_ref()?))) {
             tree.tenant.turns.began(line.uid, &line.session_id, lease.begin_wall_ms);
             self.log_start(tree.root, line, lease, state.last_seq, now);
         }
+        self.tell_begun(tree, state, index, now);
     }
 
     /// The turn that runs ends as if its lease had run out; its slot passes to this call in the same entry, so there is
@@ -422,6 +423,7 @@ impl Engine {
         let Some(line) = state.line(index) else { return };
         let (name, by) = (outcome_name(outcome), EndedBy::Takeover);
         self.log_done(tree.root, line, &old, name, by, Ended::default(), state.last_seq, now);
+        self.tell_ended(tree, state, index, &old, outcome, by, now);
         self.turn_began(tree, state, index, now);
         let grant = line.resident.as_ref().and_then(|r| self.grant_message(line, r, begin.known_head_version, 0, now));
         let Some(mut grant) = grant else { return };
@@ -610,6 +612,7 @@ impl Engine {
         if let Some(line) = state.line(index) {
             let by = EndedBy::Unspecified;
             self.log_done(tree.root, line, &lease, "RELEASED", by, Ended::default(), state.last_seq, now);
+            self.tell_ended(tree, &state, index, &lease, v1::TurnOutcome::Unspecified, by, now);
         }
         self.unpin_line(&state, index, now);
         self.release_header(tree, &mut state, now);
@@ -750,7 +753,7 @@ impl Wanted {
         Wanted {
             tokens: begin.known_head_version != Some(line.head_version),
             provisional: begin.want_provisional && line.provisional != 0,
-            state_turn: None,
+            ..Wanted::default()
         }
     }
 }
@@ -788,6 +791,7 @@ impl Lease {
             request: begin.mark.clone(),
             running: true,
             interrupted: false,
+            interrupted_seq: 0,
             polled: begin.polled.is_some(),
             answers: 1,
             deadline_ms: now.mono_ms + begin.lease_ms,

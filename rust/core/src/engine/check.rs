@@ -93,6 +93,9 @@ impl Engine {
         ensure!(bytes == sums.header_bytes, "{bytes} header bytes charged, {} held", sums.header_bytes);
         let waits = self.tickets.lock().values().filter(|t| matches!(t, TicketState::Waiting(..))).count();
         ensure!(waits == sums.waiting, "{waits} tickets wait for {} waiters", sums.waiting);
+        let claimed = self.claims.lock().len();
+        let busy = !self.flushed() || self.reads_open();
+        ensure!(busy || claimed == 0, "{claimed} trees are claimed by nobody");
         Ok(())
     }
 

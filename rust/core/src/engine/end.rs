@@ -243,12 +243,13 @@ impl Engine {
                 self.tell_parent(appending.seq, tree, state, index, kind, Letter::default(), about, ops, now)
             },
         );
-        if let Some((parent, wakes)) = told {
-            self.mail_came(tree, state, parent, wakes, work, now);
-        }
         if let Some(line) = state.line(index) {
             let name = outcome_name(outcome);
             self.log_done(tree.root, line, lease, name, by, ended, state.last_seq, now);
+            self.tell_ended(tree, state, index, lease, outcome, by, now);
+        }
+        if let Some((parent, wakes)) = told {
+            self.mail_came(tree, state, parent, wakes, work, now);
         }
         self.turn_over(lease, tree, state, index, work, now);
     }
@@ -389,9 +390,6 @@ impl Engine {
             },
         );
         count(&self.counters.turns_committed);
-        if let Some((parent, wakes)) = told {
-            self.mail_came(tree, state, parent, wakes, work, now);
-        }
         if let Some(seq) = ready {
             self.told_ready(tree, seq);
         }
@@ -402,6 +400,10 @@ impl Engine {
         if let Some(line) = state.line(index) {
             let name = outcome_name(outcome);
             self.log_done(tree.root, line, &lease, name, EndedBy::Commit, ended, state.last_seq, now);
+            self.tell_ended(tree, state, index, &lease, outcome, EndedBy::Commit, now);
+        }
+        if let Some((parent, wakes)) = told {
+            self.mail_came(tree, state, parent, wakes, work, now);
         }
         let mut reply = v1::CommitTurnResponse { turn, head_version, ..Default::default() };
         if let Some(ending) = ending {

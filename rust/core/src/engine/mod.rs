@@ -16,6 +16,7 @@ mod due;
 mod end;
 mod ended;
 mod events;
+mod fork;
 mod full;
 mod interrupt;
 mod keyring;
@@ -37,6 +38,7 @@ mod stale;
 mod trajectory;
 mod tree;
 mod wait;
+mod watch;
 
 use crate::error::{Reason, Refusal};
 use crate::gen_v1 as v1;
@@ -70,10 +72,12 @@ pub(crate) use requests::Call;
 pub use requests::Method;
 pub(crate) use resource::ResourceChange;
 pub use resource::{ReleaseStep, ResourceSetup, StoredResource};
-pub use restore::{DumpedRecord, DumpedSession, DumpedTrajectory, RestoreEnd, RestoreStep};
+pub use restore::{DumpedMail, DumpedRecord, DumpedSession, DumpedTrajectory, RestoreEnd, RestoreStep};
 pub(crate) use set_limits::LimitChange;
 pub use set_limits::{LimitInForce, LimitSetup};
 pub(crate) use tree::Tree;
+pub(crate) use watch::Telling;
+pub use watch::{Filter, Owned, Told, Watch, Watched};
 
 /// When a call happens, and what it may draw randomness from.
 #[derive(Clone, Debug)]
@@ -138,7 +142,8 @@ pub(crate) struct Pending {
     pub(crate) found: Option<Found>,
     /// Mail that was read for it, and whose.
     pub(crate) mail: Option<Box<(Uid, Vec<MailFound>)>>,
-    /// It is the one call that may change ended sessions of this tree; it runs to its end whoever waits for it.
+    /// It is the one call that may change ended sessions of this tree, and runs to its end whoever waits for it; or one of
+    /// those that copy from it.
     pub(crate) claimed: Option<Uid>,
     /// When it was last run, and for how long it has been parked for reads before that. Unit: milliseconds.
     pub(crate) ran_ms: u64,
@@ -148,7 +153,12 @@ pub(crate) struct Pending {
 impl Pending {
     /// Whether it runs to its end though nobody waits for its answer any more.
     fn outlives_its_caller(&self) -> bool {
-        self.claimed.is_some() || matches!(self.call, Call::Close(_))
+        match self.call {
+            Call::Close(_) => true,
+            // What is copied only had to stay for as long as it was to be.
+            Call::Open(_) => false,
+            _ => self.claimed.is_some(),
+        }
     }
 }
 
@@ -163,12 +173,16 @@ pub(crate) enum Found {
     Turn { head_version: u64, turn: u32, seq: Seq },
     /// A session that ended, and those below it that the same close took down.
     Family(Arc<Vec<SessionRow>>),
+    /// What a session begins with that is a fork.
+    Forked(Arc<fork::Forked>),
 }
 
 /// A session that is not open, as the store tells it to who looks its id up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Past {
     pub(crate) uid: Uid,
+    /// Of its tree.
+    pub(crate) root: Uid,
     /// Unless it is a root.
     pub(crate) parent: Option<Uid>,
     /// Its content is deleted, in part or whole.
@@ -270,7 +284,7 @@ macro_rules! counters {
 counters! {
     turns_begun, turns_committed, turns_rewound, turns_aborted, turns_expired, turns_taken_over, turns_interrupted,
     turns_released, trajectories_finished, trajectories_acknowledged, sessions_opened, sessions_closed, sessions_reopened,
-    sessions_dumped, sessions_purged, sessions_restored, trees_swept, cleanup_failures,
+    sessions_dumped, sessions_purged, sessions_restored, sessions_forked, trees_swept, cleanup_failures,
     evictions, header_evictions, reloads, header_loads, load_failures, refusals, batches_stored, entries_stored, batches_refused,
     messages_sent, messages_delivered, messages_consumed, messages_expired, messages_dead,
     resources_attached, resources_released, releases_failed, pool_evictions,
@@ -314,6 +328,7 @@ pub struct Engine {
     running: AtomicI64,
     counters: Counters,
     events: Mutex<events::Events>,
+    watches: watch::Watches,
     logging: AtomicBool,
     due: Mutex<due::Due>,
     keys: Keyring,
@@ -372,6 +387,7 @@ impl Engine {
             running: AtomicI64::new(0),
             counters: Counters::default(),
             events: Mutex::default(),
+            watches: watch::Watches::default(),
             logging: AtomicBool::new(false),
             due: Mutex::default(),
             keys: Keyring::new(Keys::default()),
@@ -598,6 +614,7 @@ impl Engine {
             ("api_keys", self.keys.active() as i64),
             ("store_low", i64::from(self.space() != Space::Ok)),
             ("quarantined_trees", quarantined as i64),
+            ("watch_events", self.watches.events() as i64),
             ("calls_in_flight", self.tickets.lock().len() as i64),
         ]);
         stats.extend(self.resources.stats());
@@ -650,9 +667,11 @@ impl Engine {
         loop {
             if let Some(answer) = work.answers.pop() {
                 self.answer(answer, work);
-            } else if let Some(call) = work.calls.pop_front() {
+            } else if let Some(mut call) = work.calls.pop_front() {
                 if call.ticket == 0 || call.outlives_its_caller() || self.tickets.lock().contains_key(&call.ticket) {
                     self.run(call, work, now);
+                } else {
+                    self.unclaim_call(&mut call, work);
                 }
             } else if let Some((tree, gate)) = work.gates.pop() {
                 self.pump(&tree, gate, work, now);
@@ -694,8 +713,8 @@ impl Engine {
             Call::Open(_) => self.open_session(call, work, now),
             Call::Update(_) => self.update_session(call, work, now),
             Call::Close(_) => self.close_session(call, work, now),
-            // What it was to begin has changed under it: it waits for another.
-            Call::Begin(begin) if begin.polled.is_some() => self.poll_again(call, work),
+            // What it was to begin may have changed under it.
+            Call::Begin(begin) if begin.polled.is_some() => self.poll_turn(poll::polls(call), work, now),
             Call::Begin(_) => self.begin_turn(call, work, now),
             Call::Poll(_) => self.poll_turn(call, work, now),
             Call::Poke { .. } => self.poked(call, work, now),
@@ -818,10 +837,11 @@ impl Engine {
     ) -> T {
         let pinned = self.pin(tree, state, index, now);
         let mut appending = self.journal.append();
-        let mut ops = Vec::with_capacity(3);
+        let (mut ops, mut opened) = (Vec::with_capacity(3), false);
         if let Some(line) = state.line_mut(index) {
             change(&mut appending, line, &mut ops);
             let prev = std::mem::replace(&mut line.seq, appending.seq);
+            opened = prev == 0;
             if let Some(row) = state.row(tree, index, prev) {
                 ops.push(Op::Upsert(Box::new(row)));
             }
@@ -830,6 +850,9 @@ impl Engine {
         state.last_seq = appending.seq;
         appending.push(tree, ops, pinned.into_iter().collect(), now.mono_ms);
         self.charge(state, index);
+        if opened {
+            self.tell_opened(tree, state, index, now);
+        }
         out
     }
 

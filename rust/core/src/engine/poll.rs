@@ -148,7 +148,7 @@ fn deadline_ms(call: &Pending) -> u64 {
 }
 
 impl Engine {
-    pub(crate) fn poll_turn(&self, call: Pending, work: &mut Work, now: &mut Moment) {
+    pub(crate) fn poll_turn(&self, mut call: Pending, work: &mut Work, now: &mut Moment) {
         let Call::Poll(poll) = &call.call else { return };
         let polls = &call.tenant.polls;
         if let Some(mark) = &poll.mark
@@ -175,6 +175,7 @@ impl Engine {
             return self.refuse_poll(call, Some(refusal), work);
         }
         let tenant = call.tenant.clone();
+        (call.mail, call.found) = (None, None);
         self.stand_in(call, false);
         self.look_for_runnable(&tenant, now);
     }
@@ -204,9 +205,8 @@ impl Engine {
     }
 
     /// What was to be begun for a PollTurn was not: the call waits on, in front.
-    pub(crate) fn poll_again(&self, mut call: Pending, work: &mut Work) {
-        let Call::Begin(Begin { polled: Some(poll), .. }) = call.call else { return };
-        call.call = Call::Poll(*poll);
+    pub(crate) fn poll_again(&self, call: Pending, work: &mut Work) {
+        let mut call = polls(call);
         (call.mail, call.found, call.arrival) = (None, None, None);
         match self.enter_wait(call.connection) {
             Ok(_) => self.stand_in(call, true),
@@ -431,6 +431,14 @@ fn may_have(call: &Pending, state: &TreeState, index: u32) -> bool {
     let Call::Poll(poll) = &call.call else { return false };
     let root = || state.line(0).is_some_and(|root| *root.session_id == *poll.root);
     (poll.root.is_empty() || root()) && call.who.reaches(state, index)
+}
+
+/// The PollTurn that came to this BeginTurn.
+pub(crate) fn polls(mut call: Pending) -> Pending {
+    if let Call::Begin(Begin { polled: Some(poll), .. }) = call.call {
+        call.call = Call::Poll(*poll);
+    }
+    call
 }
 
 /// The BeginTurn that a PollTurn comes to.

@@ -106,6 +106,13 @@ pub(crate) struct Letter {
     pub(crate) ttl_ms: Option<u64>,
 }
 
+/// The session whose history another begins with, and the last turn of it that is copied; 0: all of them.
+#[derive(Debug)]
+pub(crate) struct Fork {
+    pub(crate) session_id: String,
+    pub(crate) turn: u32,
+}
+
 #[derive(Debug)]
 pub(crate) struct Open {
     pub(crate) session_id: String,
@@ -115,6 +122,7 @@ pub(crate) struct Open {
     pub(crate) validate_only: bool,
     pub(crate) mint_key: bool,
     pub(crate) first_message: Option<Letter>,
+    pub(crate) fork: Option<Fork>,
 }
 
 #[derive(Debug)]
@@ -470,6 +478,14 @@ fn check_parent(session_id: &str, options: &OpenOptions) -> Result<(), Refusal> 
     Ok(())
 }
 
+fn fork(session_id: &str, from: v1::ForkFrom) -> Result<Fork, Refusal> {
+    ids::check_session_id("fork_from.session_id", &from.session_id)?;
+    if from.session_id == session_id {
+        return Err(Refusal::field("fork_from.session_id", "a session is not forked from itself"));
+    }
+    Ok(Fork { session_id: from.session_id, turn: from.turn })
+}
+
 /// The mark of a request: its id, and the hash of the rest of it.
 fn mark<M: Message>(request: &mut M, id: impl Fn(&mut M) -> &mut String) -> Result<Option<RequestMark>, Refusal> {
     let request_id = std::mem::take(id(request));
@@ -568,12 +584,11 @@ impl Call {
             Call::Reward(c) => &c.session_id,
             Call::Finish(c) => &c.session_id,
             Call::Checkpoint(c) => &c.session_id,
-            Call::Expire { session_id, .. } => session_id,
+            Call::Expire { session_id, .. } | Call::Poke { session_id, .. } => session_id,
             Call::Attach(c) => &c.session_id,
             Call::Detach(c) => &c.session_id,
             Call::Send(c) => &c.session_id,
             Call::WaitMail(c) => &c.session_id,
-            Call::Poke { session_id, .. } => session_id,
             Call::Renew(_)
             | Call::Ack(_)
             | Call::CreateKey(_)
@@ -626,6 +641,7 @@ impl Call {
                 let options = options(r.options.unwrap_or_default(), limits)?;
                 check_parent(&r.session_id, &options)?;
                 let first_message = r.first_message.map(|m| letter("first_message", m, true, limits)).transpose()?;
+                let fork = r.fork_from.map(|f| fork(&r.session_id, f)).transpose()?;
                 Call::Open(Open {
                     session_id: r.session_id,
                     mark,
@@ -634,6 +650,7 @@ impl Call {
                     validate_only,
                     mint_key: r.mint_key,
                     first_message,
+                    fork,
                 })
             }
             Method::GetSession => {

@@ -4,6 +4,7 @@ use super::request::{Clients, Req, TENANTS};
 use super::rng::Rng;
 use super::store::{OPEN, Store};
 use super::verify::{Ledger, Start};
+use super::watcher::Watcher;
 use prost::Message;
 use roost_core::engine::{
     Appended, Caller, CleanupStep, DumpMade, Effect, Engine, LimitSetup, Method, Moment, Outcome, ReleaseStep, Space,
@@ -55,6 +56,7 @@ pub(crate) struct World {
     /// In place of fresh entropy for each moment.
     pub(crate) entropy: Option<[u8; 32]>,
     pub(crate) ledger: Ledger,
+    watchers: Vec<Watcher>,
     clients: Clients,
     mono: u64,
     wall: i64,
@@ -81,6 +83,7 @@ impl World {
         store.tenant_cap = config.limits.max_turns_per_tenant as usize;
         store.tree_cap = config.limits.max_turns_per_tree as usize;
         store.max_rewind = config.limits.max_rewind;
+        store.max_fork_bytes = config.limits.max_fork_bytes;
         let engine = Engine::new(config.limits.clone(), 0, rng.next());
         engine.set_logging(true);
         engine.set_dumps(config.seed.is_multiple_of(2));
@@ -90,6 +93,7 @@ impl World {
             rng,
             entropy: None,
             ledger: Ledger::default(),
+            watchers: Vec::new(),
             clients: Clients::new(config.long_lives),
             mono: 1_000,
             wall: 1_700_000_000_000,
@@ -127,6 +131,7 @@ impl World {
 
     /// Runs the whole simulation.
     pub(crate) fn run(&mut self) -> Result<(), String> {
+        self.watch();
         for step in 0..self.config.ops {
             self.step = step;
             self.act()?;
@@ -343,6 +348,9 @@ impl World {
             self.count(event.name);
             self.ledger.logged(&self.store, &event)?;
         }
+        for watcher in &mut self.watchers {
+            watcher.read(&self.engine, &self.store)?;
+        }
         Ok(())
     }
 
@@ -383,6 +391,13 @@ impl World {
             return Ok(Appended::Stored { quarantine: vec![broken] });
         }
         self.store.apply(batch).map_err(|e| format!("step {}: {e}\n  batch: {batch:#?}", self.step))?;
+        for (_, copy) in &batch.copies {
+            self.count("turns copied");
+            let source = &self.store.records[&copy.source].session;
+            if self.store.sessions[source].state != OPEN {
+                self.count("turns copied from what has ended");
+            }
+        }
         Ok(Appended::Stored { quarantine: Vec::new() })
     }
 
@@ -431,6 +446,14 @@ impl World {
         }
     }
 
+    /// Somebody watches from now on.
+    fn watch(&mut self) {
+        for watcher in std::mem::take(&mut self.watchers) {
+            watcher.seen.into_iter().for_each(|(what, n)| *self.seen.entry(what).or_default() += n);
+        }
+        self.watchers = TENANTS.iter().map(|tenant| Watcher::new(tenant, &self.engine, &self.store)).collect();
+    }
+
     fn restart(&mut self) {
         self.count("restart");
         self.count_kinds();
@@ -449,6 +472,7 @@ impl World {
         self.steps.clear();
         self.tunings.clear();
         self.ledger.restarted();
+        self.watch();
         self.epoch += 1;
         let now = self.now();
         self.store.bring_resources(&self.engine, self.epoch, &now);
@@ -493,6 +517,9 @@ impl World {
         }
         self.engine.check(true)?;
         self.ledger.log_is_whole(&self.store)?;
+        for watcher in &self.watchers {
+            watcher.agrees(&self.store)?;
+        }
         self.count("came to rest");
         Ok(())
     }
