@@ -30,18 +30,26 @@ def request_hash(payload: bytes) -> bytes:
 def dump_name(tenant: str, uid: bytes, close_number: int) -> str:
     """The name of the dump of one close of a session: "<tenant uid>/<uid>-<close number>"."""
 
-DumpSummary = tuple[int, int, int, int, str]  # records, trajectories, lines, bytes of the lines, their SHA-256 in hex
+# records, trajectories, messages, lines, bytes of the lines, their SHA-256 in hex
+DumpSummary = tuple[int, int, int, int, int, str]
 
 class DumpEncoder:
     """Writes one session as the parts of a dump: (zstd frame, its SHA-256 in hex, bytes uncompressed, lines). The same
     session gives the same parts. ValueError, which names no content, for a session that does not verify (I23)."""
 
-    def __init__(self, row: tuple[Any, ...], lines: Sequence[tuple[Any, ...]], part_bytes: int = ...) -> None:
-        """row: a SessionRow with a receipt; lines: all its RecordLines, newest first."""
+    def __init__(
+        self, row: tuple[Any, ...], lines: Sequence[tuple[Any, ...]], mail: int = ..., part_bytes: int = ...
+    ) -> None:
+        """row: a SessionRow with a receipt; lines: all its RecordLines, newest first; mail: how many messages ended
+        with it."""
     def push(self, rows: Sequence[tuple[Any, ...]], rewards: Mapping[int, float]) -> list[tuple[bytes, str, int, int]]:
         """The next RecordRows, oldest first, events included; the parts that are full."""
-    def finish(self, trajectories: Sequence[tuple[Any, ...]]) -> tuple[list[tuple[bytes, str, int, int]], DumpSummary]:
-        """All its TrajectoryRows, in order of number; the last parts."""
+    def trajectories(self, rows: Sequence[tuple[Any, ...]]) -> list[tuple[bytes, str, int, int]]:
+        """All its TrajectoryRows, in order of number, behind the records; the parts that are full."""
+    def mail(self, rows: Sequence[tuple[Any, ...]]) -> list[tuple[bytes, str, int, int]]:
+        """The next UnreadMails, in order of sequence, behind the trajectories; the parts that are full."""
+    def finish(self) -> tuple[tuple[bytes, str, int, int], DumpSummary]:
+        """The last part."""
 
 class DumpDecoder:
     """Reads the parts of one dump in order. ValueError, which names no content, for what is no part of a dump."""
@@ -50,8 +58,9 @@ class DumpDecoder:
     def part(self, data: bytes, raw_bytes: int) -> list[tuple[Any, ...]]:
         """The rows of a part, each verified by itself: ("session", (uid, tenant, session_id, root, parent, path, depth,
         create_ms, head, head_version, fence, last, facts, receipt, name of its dump)), ("record", RecordRow, reward or
-        None), ("trajectory", (number, ready_seq, after_seq, first_turn, turn_count, ready_ms)). It must have exactly
-        `raw_bytes` bytes uncompressed; memory is taken for no more."""
+        None), ("trajectory", (number, ready_seq, after_seq, first_turn, turn_count, ready_ms)), ("mail", (message_id,
+        sender, kind, expire, deliveries, fence, create_ms, meta, content)). It must have exactly `raw_bytes` bytes
+        uncompressed; memory is taken for no more."""
     def check(self, data: bytes, raw_bytes: int) -> str | None:
         """As `part`, without making the rows. The name of the dump, if the session's line is in this part."""
     def finish(self) -> DumpSummary:
@@ -69,6 +78,7 @@ class Batch:
     roots: list[bytes]
     def sessions(self) -> list[tuple[Any, ...]]: ...  # SessionUpsert columns
     def records(self) -> list[tuple[Any, ...]]: ...  # RecordInsert columns
+    def copies(self) -> list[tuple[Any, ...]]: ...  # RecordCopy columns
     def statuses(self) -> list[tuple[Any, ...]]: ...  # StatusUpdate columns
     def closes(self) -> list[tuple[Any, ...]]: ...  # SessionClose columns
     def rewards(self) -> list[tuple[Any, ...]]: ...  # RewardUpsert columns
@@ -165,10 +175,11 @@ class Engine:
         reply b"done", or b"changed" where the row is another by now or the step is not one of its state. Steps:
         ("cleaned",), ("dumped", bytes, sha256), ("failed", why), ("purge", record sequences, newest left,
         acknowledged), ("keep",), ("forget",), ("later",), ("restore", [(RecordRow of a dump, reward)],
-        [DumpedTrajectory with the sequences that its records have here], end). That one appends the records under
-        consecutive sequences, of which the row's `last` is then the last; `end` makes the session CLOSED: None, or
-        (state_seq, head_seq, trajectory_seq, for each of the past receipts the sequence of the last record before that
-        close, bytes and SHA-256 of the dump, (request_id, request_hash) or None).
+        [DumpedTrajectory with the sequences that its records have here], [DumpedMail], end). That one appends the
+        records under consecutive sequences, of which the row's `last` is then the last, and messages that have ended
+        with the session; `end` makes it CLOSED: None, or (state_seq, head_seq, trajectory_seq, for each of the past
+        receipts the sequence of the last record before that close, bytes and SHA-256 of the dump, (request_id,
+        request_hash) or None).
         After ("cleaned",) or ("dumped", ..) a session that has resources left stays SEALED, and they are due for their
         release; when the last of them is released, so is its next step, which is ("cleaned",)."""
     def restore_session(self, tenant: str, session: tuple[Any, ...], parent_session_id: str) -> bytes | int | Refusal:
@@ -282,7 +293,7 @@ class Engine:
     def next_effects(self, timeout_ms: int) -> list[tuple[Any, ...]]:
         """Reads the engine needs, in order:
         ("find", id, tenant, session_id)  ("header", id, root)  ("read", id, tenant, session_id)
-        ("session", id, uid, with_tokens, with_provisional, state_turn)
+        ("session", id, uid, with_tokens, with_provisional, state_turn, with_size)
         ("trajectories", id, [(uid, number)])  ("due", id, until_ms, (finish_due, uid) | None, limit)"""
     def found(self, effect: int, found: tuple[Any, ...] | None) -> bool: ...  # Found
     def header_loaded(self, effect: int, tenant: str, rows: Sequence[tuple[Any, ...]]) -> bool: ...  # HeaderRow

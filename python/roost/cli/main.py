@@ -20,6 +20,7 @@ from roost.cli import (
     keys,
     limits,
     load,
+    mail,
     reap,
     replay,
     resources,
@@ -94,6 +95,7 @@ def _root(
 
 app.command("serve", epilog=serve.EPILOG)(serve.serve)
 app.add_typer(sessions.app, name="sessions")
+app.add_typer(mail.app, name="mail")
 app.add_typer(trajectories.app, name="trajectories")
 app.add_typer(dumps.app, name="dumps")
 app.add_typer(resources.app, name="resources")

@@ -160,7 +160,7 @@ class Followers:
                 future.set_result(None)
 
     async def wait(self, follow: Follow) -> None:
-        """Wait until the count has grown and there is something for this stream, until its time is up, or all is over."""
+        """Wait until the count has grown and there is something for this stream, its time is up, or all is over."""
         seen, until = follow.seen, follow.until_ms
         while not self._over and (until is None or self._clock() < until):
             count = self._count()

@@ -205,7 +205,7 @@ impl Engine {
                     ops.push(Op::ResourcesDue { session: uid, due: if dumps { 0 } else { now.wall_ms.max(1) } });
                 }
                 if let Some(mailbox) = &mut line.mail {
-                    // What has expired before is not what ends with the session.
+                    // What had expired by now has not ended with its session.
                     let expired = mailbox.expire(now.wall_ms, ops);
                     self.counters.messages_expired.fetch_add(expired, Ordering::Relaxed);
                     ops.push(Op::MailEnd { session: uid });

@@ -69,8 +69,8 @@ impl Post {
 }
 
 /// What a request of this sender is found by among the messages to one session.
-fn request_key(sender: &Sender, mark: &RequestMark) -> String {
-    match sender.uid {
+pub(crate) fn request_key(sender: Option<Uid>, mark: &RequestMark) -> String {
+    match sender {
         Some(uid) => format!("{uid}/{}", mark.request_id),
         None => format!("/{}", mark.request_id),
     }
@@ -101,7 +101,7 @@ impl Engine {
                 let result = repeated_send(id, &meta, mark);
                 return self.reply(call.ticket, result, &tree, &state, work);
             }
-            let key = request_key(&sender, mark);
+            let key = request_key(sender.uid, mark);
             let seen = line.mail.as_ref().and_then(|m| m.asked_before(fingerprint(Asked::Send, &key)));
             // Before that, only the store knows.
             let unknown = seen.unwrap_or(0).max(line.mail_from);
@@ -230,7 +230,7 @@ impl Engine {
         let outcome = kind != v1::MessageKind::Message;
         let due = if letter.trigger { 0 } else { -1 };
         let expire = letter.ttl_ms.map_or(0, |ttl| now.wall_ms.saturating_add(ttl as i64).max(1));
-        let request = mark.as_ref().map(|mark| request_key(&sender, mark));
+        let request = mark.as_ref().map(|mark| request_key(sender.uid, mark));
         let mailbox = line.mail.get_or_insert_default();
         let expired = mailbox.expire(now.wall_ms, ops);
         self.counters.messages_expired.fetch_add(expired, Ordering::Relaxed);
