@@ -21,11 +21,11 @@ class Caps:
     """What the server was started with."""
 
     tree_turns: int = 3
-    tenant_turns: int = 5
+    tenant_turns: int = 4
     sessions: int = 8
     depth: int = 3
-    mailbox: int = 6
-    deliveries: int = 3
+    mailbox: int = 3
+    deliveries: int = 2
 
 
 @dataclass

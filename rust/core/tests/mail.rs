@@ -461,6 +461,48 @@ fn a_late_commit_consumes_what_its_turn_had_taken() {
     assert_eq!(world.polled(ticket).expect("its wait is over").session_id, "");
 }
 
+#[test]
+fn a_late_commit_does_not_bring_back_what_has_expired_since_i15() {
+    let mut world = World::new(Limits::default());
+    world.open("s", "", false, None);
+    let ttl = Some(prost_types::Duration { seconds: 5, nanos: 0 });
+    let message = Some(v1::MessageInput { ttl, ..letter("now or never", false) });
+    let request = v1::SendMessageRequest { message, ..send("s", "", false) };
+    world.call::<v1::SendMessageResponse>(Method::SendMessage, &request).expect("it is sent");
+    world.send("s", "whenever", false);
+    let grant = world.begin("s");
+    assert_eq!(texts(&grant), ["now or never", "whenever"]);
+    // Its lease runs out: both are queued again, and one of them for too long by now.
+    world.pass(61_000);
+    world.commit(&commit("s", &grant.lease));
+    // What comes next finds it expired.
+    world.send("s", "next", false);
+    let states: Vec<_> = world.states("s").into_iter().map(|s| s.1).collect();
+    assert_eq!(states, [MessageState::Expired, MessageState::Consumed, MessageState::Queued]);
+}
+
+/// A call that waited takes what is in the mailbox when it is granted, not what was when it came.
+#[test]
+fn who_waited_takes_what_came_meanwhile_i15() {
+    for limits in [Limits::default(), small(1)] {
+        let mut world = World::new(Limits { max_turns_per_tenant: 1, ..limits });
+        world.store.tenant_cap = 1;
+        for id in ["busy", "s"] {
+            world.open(id, "", false, None);
+        }
+        let busy = world.begin("busy").lease;
+        world.send("s", "before", false);
+        let wait = Some(prost_types::Duration { seconds: 60, nanos: 0 });
+        let ticket = world.start(Method::BeginTurn, &v1::BeginTurnRequest { wait, ..begin("s", "") });
+        world.settle();
+        world.send("s", "meanwhile", false);
+        world.commit(&commit("busy", &busy));
+        let begun: v1::BeginTurnResponse = world.answer(ticket).expect("it has the slot");
+        let grant = begun.grant.expect("it was granted");
+        assert_eq!((texts(&grant), grant.more_mail), (vec!["before".to_owned(), "meanwhile".to_owned()], 0));
+    }
+}
+
 /// A takeover hands the older attempt's mail on in the same entry; a grant that nobody got gives it back untouched.
 #[test]
 fn mail_follows_the_turn_that_has_it() {
