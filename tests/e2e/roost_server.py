@@ -242,10 +242,12 @@ class Api:
         """Begin and commit one turn."""
         return self.commit(session_id, self.begin(session_id).grant.lease, content, **commit)
 
-    def poll(self, *, wait: float = 1, **fields: Any) -> Any:
+    def poll(self, *, wait: float = 1, lease: float = 0, **fields: Any) -> Any:
         """PollTurn; by default for as long as the server takes at least."""
         request = turn_service_pb2.PollTurnRequest(**fields)
         request.wait.FromMilliseconds(int(wait * 1000))
+        if lease:
+            request.lease_duration.FromMilliseconds(int(lease * 1000))
         return self.turns.PollTurn(request, timeout=DEADLINE)
 
     def send(self, session_id: str, content: bytes = b"x", *, ttl: float = 0, **fields: Any) -> Any:
@@ -276,34 +278,6 @@ class Api:
     def interrupt(self, session_id: str, **fields: Any) -> Any:
         request = session_service_pb2.InterruptSessionRequest(session_id=session_id, **fields)
         return self.sessions.InterruptSession(request, timeout=DEADLINE)
-
-    def send(self, session_id: str, content: bytes, *, trigger: bool = False, ttl: float = 0, **fields: Any) -> Any:
-        message = letter(content, trigger=trigger, ttl=ttl)
-        request = mail_service_pb2.SendMessageRequest(session_id=session_id, message=message, **fields)
-        return self.mail.SendMessage(request, timeout=DEADLINE)
-
-    def wait_mail(self, session_id: str, *, wait: float = 0, after: int = 0) -> Any:
-        request = mail_service_pb2.WaitMailRequest(session_id=session_id, after=after)
-        request.wait.FromMilliseconds(int(wait * 1000))
-        return self.mail.WaitMail(request, timeout=DEADLINE)
-
-    def list_mail(self, session_id: str = "", **fields: Any) -> list[Any]:
-        """All pages of the messages to a session, or from one."""
-        request = mail_service_pb2.ListMailRequest(session_id=session_id, **fields)
-        found: list[Any] = []
-        while True:
-            page = self.mail.ListMail(request, timeout=DEADLINE)
-            found += page.messages
-            if not page.next_page_token:
-                return found
-            request.page_token = page.next_page_token
-
-    def poll(self, *, wait: float = DEADLINE / 2, lease: float = 0, **fields: Any) -> Any:
-        request = turn_service_pb2.PollTurnRequest(**fields)
-        request.wait.FromMilliseconds(int(wait * 1000))
-        if lease:
-            request.lease_duration.FromMilliseconds(int(lease * 1000))
-        return self.turns.PollTurn(request, timeout=DEADLINE)
 
     def reward(self, session_id: str, reward: float, *, finish_after: float | None = None, **fields: Any) -> Any:
         request = trajectory_service_pb2.SetRewardRequest(session_id=session_id, reward=reward, **fields)

@@ -27,10 +27,10 @@ from roost.v1 import (
     mail_service_pb2_grpc,
     session_service_pb2,
     session_service_pb2_grpc,
+    turn_service_pb2_grpc,
     types_pb2,
 )
 from roost.v1 import turn_service_pb2 as turns
-from roost.v1 import turn_service_pb2_grpc
 from roost.workload import transcripts
 from roost.workload.transcripts import CONTENT_TYPE, Conversation
 from roost.workload.verify import TURN_LABEL, verify

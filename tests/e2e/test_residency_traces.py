@@ -217,7 +217,7 @@ class Side:
         ]
         if not able or len(running) >= TENANT_TURNS:
             return None
-        polled = self.api.poll(owner="poller", lease=LEASE)
+        polled = self.api.poll(wait=DEADLINE / 2, lease=LEASE, owner="poller")
         assert polled.session_id in able
         self.took(polled.session_id, polled.grant)
         return polled

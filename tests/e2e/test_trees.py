@@ -1,4 +1,4 @@
-"""Trees of agents on a real server: what the systems before this one are known to get wrong, each with its right answer.
+"""Trees of agents on a real server: what systems before this one are known to get wrong, each with its right answer.
 
 The engine's own part of these is in `rust/core/tests/mail.rs`; here it is with a store, restarts and callers at once.
 """
@@ -27,6 +27,7 @@ EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 RESIDENT, UNLOADED = types.RESIDENCY_RESIDENT, types.RESIDENCY_UNLOADED
 QUEUED, DELIVERED = types.MESSAGE_STATE_QUEUED, types.MESSAGE_STATE_DELIVERED
 CONSUMED, DEAD = types.MESSAGE_STATE_CONSUMED, types.MESSAGE_STATE_DEAD
+PATIENCE = DEADLINE / 2  # seconds that a poll waits for what must come
 
 
 def tree(api: Api, *children: str, **options: Any) -> str:
@@ -90,7 +91,7 @@ def test_a_completion_reaches_a_parent_that_is_not_in_memory(start: Start) -> No
             "/root/scout",
         )
         assert api.get(root).residency == UNLOADED
-        polled = api.poll()
+        polled = api.poll(wait=PATIENCE)
         assert (polled.session_id, contents(polled.grant.mail)) == (root, [b"found it"])
         api.commit(root, polled.grant.lease)
         assert api.list_mail(root)[0].state == CONSUMED
@@ -115,7 +116,7 @@ def test_a_session_that_has_only_mail_is_a_victim_as_any_other(start: Start) -> 
 
 
 def test_i10_touches_in_evictions_leave_no_ghost(start: Start) -> None:
-    """A session that is touched while it is evicted stays, or is found again: none counts that is gone, none is refused."""
+    """A session that is touched while it is evicted stays, or is found again: none counts that is gone or is refused."""
     server = start("--max-resident", "1", "--max-turns-per-tree", "64", ROOST_TURN_LOG="false")
     with server.api() as api:
         root = tree(api, *(f"n{n}" for n in range(5)))
@@ -238,14 +239,14 @@ def test_i5_mail_slots_and_statuses_outlive_the_server(start: Start, killed: boo
         with refused(EXHAUSTED, "TREE_TURNS") as why:
             api.begin(queued)
         assert (why.metadata["limit"], why.metadata["used"]) == ("3", "2")
-        woken = api.poll()
+        woken = api.poll(wait=PATIENCE)
         assert woken.session_id == root
         assert [mail.kind for mail in woken.grant.mail] == [types.MESSAGE_KIND_COMPLETED, types.MESSAGE_KIND_FAILED]
         api.commit(root, woken.grant.lease)
         assert contents(api.commit(busy, leases[busy], then=turns.THEN_CONTINUE).next.mail) == [b"after its turn"]
         assert [mail.state for mail in api.list_mail(busy)] == [CONSUMED, DELIVERED]
         assert api.commit(flagged, leases[flagged], then=turns.THEN_CONTINUE).next_refused.reason == "TURN_INTERRUPTED"
-        started = api.poll()
+        started = api.poll(wait=PATIENCE)
         assert (started.session_id, contents(started.grant.mail)) == (queued, [b"start"])
         assert api.close(root).receipt.children_closed == 4
 
@@ -262,27 +263,24 @@ def test_i15_a_message_that_kills_its_hosts_ends_dead_and_its_sender_sees_it(sta
     """Five hosts take it and are not heard of again; the server itself is killed in between."""
     server = start(clocked=True)
     assert isinstance(server, ClockedServer)
-    stack = contextlib.ExitStack()
-    api = stack.enter_context(server.api())
-    root = tree(api, "worker")
-    worker = f"{root}.worker"
-    api.send(worker, b"poison", trigger=True, sender_session_id=root)
+    with server.api() as api:
+        root = tree(api, "worker")
+        worker = f"{root}.worker"
+        api.send(worker, b"poison", trigger=True, sender_session_id=root)
     for attempt in range(1, 6):
         with server.api() as host:
-            polled = host.poll(owner=f"host-{attempt}")
+            polled = host.poll(wait=PATIENCE, owner=f"host-{attempt}")
         assert (polled.session_id, polled.grant.mail[0].deliveries) == (worker, attempt)
         if attempt == 3:
-            stack.close()
             server.kill()
             server.start()
-            api = stack.enter_context(server.api())
         server.clock.skip(130)  # a lease, and the longest pause
+    with server.api() as api:
         until(lambda: api.get(worker).activity == types.ACTIVITY_IDLE)
-    (told,) = api.list_mail(sender_session_id=root)
-    assert (told.state, told.deliveries) == (DEAD, 5)
-    assert not api.wait_mail(worker).runnable
-    assert not api.begin(worker).grant.mail
-    stack.close()
+        (told,) = api.list_mail(sender_session_id=root)
+        assert (told.state, told.deliveries) == (DEAD, 5)
+        assert not api.wait_mail(worker).runnable
+        assert not api.begin(worker).grant.mail
 
 
 # -- caps
@@ -398,6 +396,6 @@ def test_a_first_message_comes_with_its_agent_or_not_at_all(start: Start) -> Non
         assert len(api.list_all(root_session_id=root)) == 2
         id = fresh()
         api.open(id, first_message=start_it, parent_session_id=root)
-        polled = api.poll()
+        polled = api.poll(wait=PATIENCE)
         assert (polled.session_id, contents(polled.grant.mail)) == (id, [b"begin"])
         assert (polled.grant.mail[0].sender_session_id, polled.grant.mail[0].sender_path) == (root, "/root")

@@ -77,8 +77,8 @@ async def crowd_of(server: Server, waiters: int) -> AsyncIterator[Crowd]:
 
 
 async def play(crowd: Crowd, count: int, commits: int) -> list[tuple[int, int]]:
-    """`count` wait, in waves; `commits` turns are committed while they do; then all get theirs. Who got it, in order: as
-    (priority, wave)."""
+    """`count` wait, in waves; `commits` turns are committed while they do; then all get theirs. Who got it, in order:
+    as (priority, wave)."""
     leases = {name: (await crowd.begin(name, -1)).lease for name in (f"runner-{n}" for n in range(CAP))}
     order: list[tuple[int, int]] = []
 
@@ -89,10 +89,9 @@ async def play(crowd: Crowd, count: int, commits: int) -> list[tuple[int, int]]:
         await crowd.commit(f"waiter-{n}", grant.lease)
 
     waits: list[asyncio.Task[None]] = []
-    for wave, first in enumerate(range(0, count, WAVE)):
+    for wave in range(count // WAVE):
         # Each spread over all connections.
-        numbers = range(wave, count, -(-count // WAVE))
-        waits += [asyncio.create_task(turn(n, wave)) for n in numbers]
+        waits += [asyncio.create_task(turn(n, wave)) for n in range(wave, count, count // WAVE)]
         await crowd.until_waiting(len(waits))
     assert len(waits) == count
 

@@ -1,5 +1,5 @@
-"""What the sessions of a tenant's trees should do beside each other, written as plainly as can be: names and caps, turns
-and who waits for one, mail and what becomes of it, interrupts, ends, and what the key of a session reaches.
+"""What the sessions of a tenant's trees should do beside each other, written as plainly as can be: names and caps,
+turns and who waits for one, mail and what becomes of it, interrupts, ends, and what the key of a session reaches.
 
 The state machine of test_tree_machine.py compares a real server with it. An operation changes the model or raises
 `Refuses` with the reason of the refusal, and then it has changed nothing (I22). Times are in steps of a clock that only
