@@ -266,6 +266,8 @@ fn a_source_may_be_in_any_state_but_purged() {
     let grant = world.begin("a");
     let committing = world.start(Method::CommitTurn, &turn("a", &grant, 3));
     let forking = world.start(Method::OpenSession, &fork("newest", "", "a", 0));
+    while world.read() {}
+    assert_eq!(world.engine.backlog(), 1, "I6: the commit is not durable yet");
     let closing = world.start(Method::CloseSession, &close("a"));
     let closed = world.start(Method::OpenSession, &fork("closing", "", "a", 0));
     world.settle();
@@ -432,20 +434,22 @@ fn what_came_between_refuses_a_fork_and_leaves_no_claim() {
         request
     };
     let rival = |id: &str| v1::OpenSessionRequest { fork_from: None, ..named(id) };
-    for reason in [Reason::PathCollision, Reason::SessionClosed] {
+    for reason in [Reason::PathCollision, Reason::SessionClosed, Reason::SessionExists] {
         let mut world = World::new(Limits::default());
         world.turn("root", "");
         world.play("a", 1, 2);
         world.close("a");
         let ticket = world.start(Method::OpenSession, &named("b"));
-        // Whether there is a "b"; then where the source is; whether there is a "b"; then the source.
-        for _ in 0..4 {
+        // Whether there is a "b"; then where the source is; whether there is a "b"; then the source; again "b".
+        let reads = if reason == Reason::SessionExists { 3 } else { 4 };
+        for _ in 0..reads {
             world.read_once();
         }
         let asked = world.engine.effects();
-        assert!(matches!(&asked[..], [Effect::Find { session_id, .. }] if &**session_id == "b"), "{asked:?}");
+        assert!(matches!(&asked[..], [Effect::Find { .. } | Effect::Session { .. }]), "{asked:?}");
         let other = match reason {
             Reason::PathCollision => world.start(Method::OpenSession, &rival("c")),
+            Reason::SessionExists => world.start(Method::OpenSession, &rival("b")),
             _ => world.start(Method::CloseSession, &close("root")),
         };
         while world.read() {}
