@@ -25,7 +25,7 @@ SERVICES = tuple(
     for service in file.DESCRIPTOR.services_by_name.values()
 )
 METHODS = {f"/{service.full_name}/{method.name}": method for service in SERVICES for method in service.methods}
-STREAMS = {"ReadHistory", "GetCheckpoint", "ExportTrajectories", "WatchOwner"}
+STREAMS = {"ReadHistory", "GetCheckpoint", "ExportTrajectories", "WatchOwner", "WatchSessions"}
 
 
 class _Sends(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):  # type: ignore[misc]
@@ -90,7 +90,12 @@ def invoke(api: Api, path: str, data: bytes = b"") -> list[bytes]:
     """Call any method with the bytes of a request; the messages it answers with."""
     name = path.rpartition("/")[2]
     if name in STREAMS:
-        return list(api.channel.unary_stream(path)(data, timeout=DEADLINE))
+        stream = api.channel.unary_stream(path)(data, timeout=DEADLINE)
+        if name != "WatchSessions":
+            return list(stream)
+        first = next(stream)  # it answers at once, and does not end by itself
+        stream.cancel()
+        return [first]
     return [api.channel.unary_unary(path)(data, timeout=DEADLINE)]
 
 

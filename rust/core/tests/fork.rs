@@ -499,11 +499,10 @@ fn a_repeated_fork_is_the_session_that_it_made() {
 // I22: validate_only refuses what would be refused, and makes nothing of what would not.
 #[test]
 fn validate_only_checks_a_fork_and_makes_nothing() {
-    let mut world = World::new(Limits::default());
+    let mut world = World::new(Limits { max_turns_per_tenant: 1, ..Limits::default() });
     world.play("a", 1, 3);
     world.limits.max_fork_bytes = world.size("a", 2);
     world.restart();
-    let seq = world.store.last_seq;
     let ask = |source: &str, turn| v1::OpenSessionRequest { validate_only: true, ..fork("b", "", source, turn) };
     let told: v1::OpenSessionResponse = world.call(Method::OpenSession, &ask("a", 2)).expect("it may be");
     let session = told.session.expect("it is told");
@@ -512,13 +511,23 @@ fn validate_only_checks_a_fork_and_makes_nothing() {
     let below = v1::OpenSessionRequest { validate_only: true, ..fork("b", "a", "a", 1) };
     let told: v1::OpenSessionResponse = world.call(Method::OpenSession, &below).expect("it may be");
     assert_eq!(told.session.map(|s| (s.path, s.turn_count)), Some(("/root/b".into(), 1)));
+    // Nor does it make what a BeginTurn waits to make.
+    let running = world.begin("else");
+    let wait = Some(prost_types::Duration { seconds: 60, nanos: 0 });
+    let waiting = world.start(Method::BeginTurn, &v1::BeginTurnRequest { wait, ..begin("b", "") });
+    world.settle();
+    let told: v1::OpenSessionResponse = world.call(Method::OpenSession, &ask("a", 2)).expect("it may be");
+    assert_eq!((told.created, told.session.map(|s| s.turn_count)), (false, Some(2)));
+    let now = world.now();
+    world.engine.cancel(waiting, now);
+    world.abort("else", &running.lease);
     assert_eq!(world.refused(&ask("a", 0)).reason, Reason::TooLarge);
     assert_eq!(world.refused(&ask("a", 4)).reason, Reason::TurnNotFound);
     assert_eq!(world.refused(&ask("nobody", 0)).reason, Reason::SessionNotFound);
     world.close("a");
-    let closed = world.store.last_seq;
+    let seq = world.store.last_seq;
     let _: v1::OpenSessionResponse = world.call(Method::OpenSession, &ask("a", 2)).expect("it may be");
-    assert_eq!((closed, world.store.last_seq), (seq + 1, closed));
+    assert_eq!(world.store.last_seq, seq, "nothing was written");
     let purge = world.ask_purge("a");
     world.settle();
     assert!(world.done.remove(&purge).is_some_and(|told| told.is_ok()));

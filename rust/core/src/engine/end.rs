@@ -3,7 +3,9 @@
 use super::begin::{Taken, lease_lost, turn_ended};
 use super::close::Ending;
 use super::events::{Ended, Times, outcome_name};
+use super::full::Met;
 use super::interrupt::interrupted;
+use super::keyring::Who;
 use super::mail::returned;
 use super::reload::{LoadedSession, Located, Wanted, Why};
 use super::requests::{Begin, CommitOptions, End, Letter, Payload, TurnEnd};
@@ -23,6 +25,7 @@ use std::sync::Arc;
 /// A commit that nothing stands against.
 struct Commit {
     ticket: u64,
+    who: Who,
     lease: Lease,
     payload: Payload,
     mark: Option<RequestMark>,
@@ -149,7 +152,7 @@ impl Engine {
             }
         }
         let reload = call.reload_ms;
-        let Pending { ticket, call, found, mail, .. } = call;
+        let Pending { ticket, who, call, found, mail, .. } = call;
         let end = match call {
             Call::End(end) => *end,
             _ => return self.expire(&lease, reload, tree, state, index, work, now),
@@ -169,7 +172,7 @@ impl Engine {
         }
         match how {
             TurnEnd::Commit(options) => {
-                let commit = Commit { ticket, lease, payload, mark, options, base, mail, ended };
+                let commit = Commit { ticket, who, lease, payload, mark, options, base, mail, ended };
                 self.commit(commit, tree, state, index, work, now);
             }
             TurnEnd::Abort { give_up } => {
@@ -240,12 +243,13 @@ impl Engine {
                 self.tell_parent(appending.seq, tree, state, index, kind, Letter::default(), about, ops, now)
             },
         );
-        if let Some((parent, wakes)) = told {
-            self.mail_came(tree, state, parent, wakes, work, now);
-        }
         if let Some(line) = state.line(index) {
             let name = outcome_name(outcome);
             self.log_done(tree.root, line, lease, name, by, ended, state.last_seq, now);
+            self.tell_ended(tree, state, index, lease, outcome, by, now);
+        }
+        if let Some((parent, wakes)) = told {
+            self.mail_came(tree, state, parent, wakes, work, now);
         }
         self.turn_over(lease, tree, state, index, work, now);
     }
@@ -259,11 +263,12 @@ impl Engine {
         work: &mut Work,
         now: &mut Moment,
     ) {
-        let Commit { ticket, lease, payload, mark, mut options, base, mail, mut ended } = commit;
+        let Commit { ticket, who, lease, payload, mark, mut options, base, mail, mut ended } = commit;
         let completion = options.completion.take().or_else(|| options.completed.then(Letter::default));
         let held_slot = lease.running;
         let outcome = if options.completed { v1::TurnOutcome::Completed } else { v1::TurnOutcome::Committed };
-        let keep = (options.then == v1::Then::Continue).then(|| self.may_continue(&lease, tree, state, index));
+        let keep =
+            (options.then == v1::Then::Continue).then(|| self.may_continue(&who, &lease, tree, state, index, now));
         let nonce = now.draw().to_le_bytes();
         let turn = base.as_ref().map_or(lease.turn, |b| b.turn + 1);
         let next = matches!(keep, Some(Ok(()))).then(|| Lease {
@@ -385,9 +390,6 @@ impl Engine {
             },
         );
         count(&self.counters.turns_committed);
-        if let Some((parent, wakes)) = told {
-            self.mail_came(tree, state, parent, wakes, work, now);
-        }
         if let Some(seq) = ready {
             self.told_ready(tree, seq);
         }
@@ -398,6 +400,10 @@ impl Engine {
         if let Some(line) = state.line(index) {
             let name = outcome_name(outcome);
             self.log_done(tree.root, line, &lease, name, EndedBy::Commit, ended, state.last_seq, now);
+            self.tell_ended(tree, state, index, &lease, outcome, EndedBy::Commit, now);
+        }
+        if let Some((parent, wakes)) = told {
+            self.mail_came(tree, state, parent, wakes, work, now);
         }
         let mut reply = v1::CommitTurnResponse { turn, head_version, ..Default::default() };
         if let Some(ending) = ending {
@@ -424,7 +430,7 @@ impl Engine {
             }
             self.charge_mail(tree, state, index, now);
             count(&self.counters.turns_begun);
-            self.log_granted(tree, state, index, now);
+            self.turn_began(tree, state, index, now);
         } else {
             self.turn_over(&lease, tree, state, index, work, now);
             if let Some(Err(refusal)) = keep {
@@ -435,7 +441,15 @@ impl Engine {
     }
 
     /// Whether a turn that commits may keep its slot for the next one.
-    fn may_continue(&self, lease: &Lease, tree: &Tree, state: &TreeState, index: u32) -> Result<(), Refusal> {
+    fn may_continue(
+        &self,
+        who: &Who,
+        lease: &Lease,
+        tree: &Tree,
+        state: &TreeState,
+        index: u32,
+        now: &Moment,
+    ) -> Result<(), Refusal> {
         let Some(line) = state.line(index) else { return Ok(()) };
         if !lease.running {
             return Err(lease_lost(&line.session_id, "it ran out before the commit, which stands"));
@@ -448,7 +462,7 @@ impl Engine {
         for ((node, _), gate) in nodes.iter().zip(gates) {
             let (cap, used) = node.cap_used();
             if used > cap {
-                return Err(super::tree::gate_refusal(tree, state, *gate, self.limits.max_turns_per_tree, 0));
+                return Err(self.gate_refusal(who, *gate, Met::Above, tree, state, now));
             }
         }
         Ok(())

@@ -159,7 +159,7 @@ impl Engine {
                 let message = format!("the content of session {id:?} is deleted");
                 return Err(Refusal::new(Reason::SessionPurged, message));
             }
-            Forked::of(loaded, fork, self.limits.max_fork_bytes)
+            Forked::of(loaded, fork, self.limits.max_fork_bytes())
         });
         match forked {
             Err(refusal) => {

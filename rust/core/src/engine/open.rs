@@ -43,11 +43,18 @@ impl Engine {
             Located::Gone => {}
             Located::Ended(call, ..) => self.refuse_call(call, closed(&id), work),
             Located::At(mut call, tree, index) => {
-                // It is not to be made: what it would have begun with is of no use.
-                self.unclaim_call(&mut call, work);
+                if !call.call.only_asks() {
+                    // It is not to be made: what it would have begun with is of no use.
+                    self.unclaim_call(&mut call, work);
+                }
                 match Self::still_at(&tree, index, &id) {
                     // It came to be there since the gate was passed.
                     Some(state) if !call.who.reaches(&state, index) => work.calls.push_back(call),
+                    Some(state) if call.call.only_asks() && state.line(index).is_some_and(|l| !l.born) => {
+                        // A BeginTurn waits to make it: this call would make it before that.
+                        drop(state);
+                        self.open_new(call, &id, work, now);
+                    }
                     Some(mut state) => self.open_existing(call, &tree, &mut state, index, work, now),
                     None => work.calls.push_back(call),
                 }
@@ -112,14 +119,16 @@ impl Engine {
             return self.ask_fork(call, work);
         }
         if open.validate_only {
-            let path = match site.parent {
-                Some(parent) => state.path(parent) + "/" + &name_or_made(&open.options.name, id),
-                None => "/root".to_owned(),
-            };
-            let root = state.line(0).map_or(id, |l| &l.session_id);
-            let session = preview(open, call.forked().map(|f| &**f), root, path, now);
-            let reply = v1::OpenSessionResponse { session: Some(session), ..Default::default() }.encode_to_vec();
-            return self.reply(call.ticket, Ok(reply), &site.tree, &state, work);
+            let result = self.may_mint(open.mint_key).map(|()| {
+                let path = match site.parent {
+                    Some(parent) => state.path(parent) + "/" + &free_name(&state, parent, &open.options.name, id, now),
+                    None => "/root".to_owned(),
+                };
+                let root = state.line(0).map_or(id, |l| &l.session_id);
+                let session = Some(preview(open, call.forked().map(|f| &**f), root, path, now));
+                v1::OpenSessionResponse { session, ..Default::default() }.encode_to_vec()
+            });
+            return self.reply(call.ticket, result, &site.tree, &state, work);
         }
         let Some(index) = self.add_unborn(&site, &mut state, id, work) else {
             drop(state);
@@ -234,12 +243,12 @@ impl Engine {
         let Some(parent) = state.line(parent_index).filter(|l| l.is_open()) else {
             return Err(Refusal::new(Reason::SessionClosed, "the parent session has ended"));
         };
-        if u64::from(parent.depth) >= self.limits.max_depth {
-            let (limit, used) = (self.limits.max_depth, u64::from(parent.depth));
+        let (limit, used) = (self.limits.max_depth(), u64::from(parent.depth));
+        if used >= limit {
             return Err(Refusal::cap(Reason::TreeDepth, "max_depth", limit, used));
         }
-        if u64::from(state.open) >= self.limits.max_sessions_per_tree {
-            let (limit, used) = (self.limits.max_sessions_per_tree, u64::from(state.open));
+        let (limit, used) = (self.limits.max_sessions_per_tree(), u64::from(state.open));
+        if used >= limit {
             return Err(Refusal::cap(Reason::TreeSessions, "max_sessions_per_tree", limit, used));
         }
         if !name.is_empty() && state.name_taken(parent_index, name) {
@@ -260,6 +269,9 @@ impl Engine {
         let index = state.add(line);
         if let Ok(calls) = site.tree.tenant.directory.insert(&session_id, &site.tree, index) {
             work.calls.extend(calls);
+            if index == 0 {
+                self.set_tree_cap(&site.tree);
+            }
             return Some(index);
         }
         state.lines[index as usize] = None;
@@ -292,19 +304,12 @@ impl Engine {
         self.check_birth(state, parent, &options.name)?;
         let uid = if parent.is_none() { tree.root } else { Uid::v7(now.wall_ms, now.draw()) };
         let id = state.line(index).map(|l| l.session_id.clone()).unwrap_or_default();
-        let mut name = name_or_made(&options.name, &id);
-        if let Some(parent) = parent {
-            // A made name gives way until it is free: nobody asked for it.
-            let made = name.clone();
-            while options.name.is_empty() && state.name_taken(parent, &name) {
-                name = format!("{made}-{:06x}", now.draw() & 0xFF_FFFF);
-            }
-        }
+        let name = parent.map_or_else(String::new, |parent| free_name(state, parent, &options.name, &id, now));
         if let Some(line) = state.line_mut(index) {
             line.wakes = options.wakes;
             line.born = true;
             line.uid = uid;
-            line.name = if parent.is_none() { "".into() } else { name.into() };
+            line.name = name.into();
         }
         state.open += 1;
         state.touch(now);
@@ -355,8 +360,9 @@ impl Engine {
             Err(refusal) => self.reply(call.ticket, Err(refusal), &tree, &state, work),
             Ok((repeat, labels)) => {
                 if !repeat {
-                    resident.labels = labels;
-                    resident.stale_timeout_ms = update.stale_timeout_ms.unwrap_or(resident.stale_timeout_ms);
+                    let stale_timeout_ms = update.stale_timeout_ms.unwrap_or(resident.stale_timeout_ms);
+                    let changes = (&labels, stale_timeout_ms) != (&resident.labels, resident.stale_timeout_ms);
+                    (resident.labels, resident.stale_timeout_ms) = (labels, stale_timeout_ms);
                     resident.update_request = update.mark.map(Box::new).or(resident.update_request.take());
                     state.touch(now);
                     let root = state.line(index).filter(|l| l.depth == 0).map(|l| l.uid);
@@ -367,6 +373,10 @@ impl Engine {
                     let moved = root.filter(|_| update.stale_timeout_ms.is_some());
                     let moved = moved.map(|root| Op::Stale { root, stale_ms, due });
                     self.append_with(&tree, &mut state, index, now, |_, _, _| (), |_, _, ops| ops.extend(moved));
+                    // Without a change it was a sign of life.
+                    if changes {
+                        self.tell_updated(&tree, &state, index, now);
+                    }
                 }
                 let session = Some(self.line_view(&state, index).to_proto());
                 let reply = v1::UpdateSessionResponse { session }.encode_to_vec();
@@ -426,8 +436,17 @@ pub(crate) fn parent_not_found(parent: &str) -> Refusal {
     Refusal::new(Reason::ParentNotFound, format!("no parent session {parent:?} is known")).with("session_id", parent)
 }
 
-fn name_or_made(name: &str, session_id: &str) -> String {
-    if name.is_empty() { ids::name_from_id(session_id) } else { name.to_owned() }
+/// The name that was asked for; else one made from the id, which gives way until it is free: nobody asked for it.
+fn free_name(state: &TreeState, parent: u32, name: &str, session_id: &str, now: &mut Moment) -> String {
+    if !name.is_empty() {
+        return name.to_owned();
+    }
+    let made = ids::name_from_id(session_id);
+    let mut name = made.clone();
+    while state.name_taken(parent, &name) {
+        name = format!("{made}-{:06x}", now.draw() & 0xFF_FFFF);
+    }
+    name
 }
 
 /// A session as it would be.

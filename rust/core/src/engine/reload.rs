@@ -14,7 +14,6 @@ use crate::gen_store::{EndedBy, RecordMeta, SessionFacts};
 use crate::gen_v1 as v1;
 use crate::ids::{Asked, TrajectoryId, Uid, fingerprint};
 use crate::journal::{Held, Seq};
-use crate::slots::SlotNode;
 use parking_lot::{Mutex, MutexGuard};
 use prost::Message;
 use std::collections::{HashMap, VecDeque};
@@ -748,6 +747,7 @@ impl Engine {
                 Err(()) => {}
             }
         }
+        self.set_tree_cap(&tree);
         for index in 0..state.lines.len() as u32 {
             self.charge_mail(&tree, &mut state, index, now);
         }
@@ -760,6 +760,7 @@ impl Engine {
                 tenant.polls.began(&mark.request_id, uid, &session_id);
             }
             lease.timer = self.timer(lease.deadline_ms, Timer::Lease(tree.clone(), index, lease.fence));
+            tenant.turns.began(uid, &session_id, lease.begin_wall_ms);
             tree.tenant.slots.force_add(1).expect("fewer than 2^32 turns run");
             if depth > 0 {
                 tree.children_slots.force_add(1).expect("fewer than 2^32 turns run");
@@ -775,7 +776,7 @@ impl Engine {
         Tree {
             root,
             tenant,
-            children_slots: SlotNode::new(self.limits.max_turns_per_tree as u32 - 1),
+            children_slots: self.children_slots(),
             queue: super::Queue::default(),
             state: Mutex::default(),
         }

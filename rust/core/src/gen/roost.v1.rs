@@ -2183,7 +2183,8 @@ pub struct BeginTurnRequest {
     /// Higher goes first in the queue; -1,000 to 1,000.
     #[prost(int32, tag = "10")]
     pub priority: i32,
-    /// Check everything, take nothing.
+    /// Check everything, take nothing: the answer is that of the call itself if it came now. One that would have to queue is
+    /// refused with the place that it would have.
     #[prost(bool, tag = "11")]
     pub validate_only: bool,
     /// What to do when a turn of the session runs.
