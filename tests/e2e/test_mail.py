@@ -16,6 +16,9 @@ from restored import dump_names, restored
 from roost_server import DEADLINE, Api, ClockedServer, fresh, refused, roost, until
 
 from roost.client import AsyncClient
+from roost.errors import QueueFull
+from roost.v1 import mail_service_pb2 as mail
+from roost.v1 import session_service_pb2 as sessions
 from roost.v1 import turn_service_pb2 as turns
 from roost.v1 import types_pb2 as types
 
@@ -24,7 +27,7 @@ EXPIRED, DEAD, ENDED = types.MESSAGE_STATE_EXPIRED, types.MESSAGE_STATE_DEAD, ty
 COMPLETED, FAILED = types.MESSAGE_KIND_COMPLETED, types.MESSAGE_KIND_FAILED
 TOLD_CLOSED, MESSAGE = types.MESSAGE_KIND_CLOSED, types.MESSAGE_KIND_MESSAGE
 EXHAUSTED, PRECONDITION = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.FAILED_PRECONDITION
-ALREADY = grpc.StatusCode.ALREADY_EXISTS
+INVALID = grpc.StatusCode.INVALID_ARGUMENT
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
 
 
@@ -155,7 +158,7 @@ def test_a_full_mailbox_says_so_and_is_open_to_what_children_tell(start: Start) 
             api.send(root)
         with refused(EXHAUSTED, "MAILBOX_FULL") as why:
             api.send(root)
-        assert (why.metadata["cap"], why.metadata["limit"]) == ("max_mailbox_messages", "3")
+        assert (why.metadata["limit_name"], why.metadata["limit"]) == ("max_mailbox_messages", "3")
         child = api.open(parent_session_id=root).session.session_id
         api.close(child)
         assert [m.kind for m in api.list_mail(root)][3:] == [TOLD_CLOSED]
@@ -168,17 +171,13 @@ def test_a_full_mailbox_says_so_and_is_open_to_what_children_tell(start: Start) 
         api.send(root, b"x" * 1_500)
         with refused(EXHAUSTED, "MAILBOX_FULL") as why:
             api.send(root, b"x" * 501)
-        assert (why.metadata["cap"], why.metadata["limit"]) == ("max_mailbox_bytes", "2000")
+        assert (why.metadata["limit_name"], why.metadata["limit"]) == ("max_mailbox_bytes", "2000")
         api.send(root, b"x" * 500)
-        with refused(grant_code(), "TOO_LARGE"):
+        with refused(INVALID, "TOO_LARGE"):
             api.send(root, b"x" * 1_501)
         limits = {limit.name: (limit.value, limit.source) for limit in api.stats().limits}
         assert limits["max_mailbox_messages"] == (3, "flag")
         assert limits["max_deliveries"] == (5, "default")
-
-
-def grant_code() -> grpc.StatusCode:
-    return grpc.StatusCode.INVALID_ARGUMENT
 
 
 @pytest.mark.parametrize("restart", ["not", "terminated", "killed"])
@@ -199,7 +198,7 @@ def test_i21_the_same_request_is_one_message(start: Start, restart: str, before:
         again = api.send(name, b"once", request_id="r", sender_session_id=sender)
         assert (again.message_id, again.repeated) == (made.message_id, True)
         assert api.send(name, b"by a host", request_id="r").message_id == other.message_id
-        with refused(ALREADY, "REQUEST_MISMATCH"):
+        with refused(INVALID, "REQUEST_MISMATCH"):
             api.send(name, b"another", request_id="r")
         assert api.send(sender, b"once", request_id="r").message_id not in (made.message_id, other.message_id)
         assert contents(api.list_mail(name)) == [b"once", b"by a host"]
@@ -310,8 +309,8 @@ def test_waiting_for_mail_of_a_session_that_closes_ends(api: Api) -> None:
 
 
 @pytest.mark.parametrize("method", ["WaitMail", "PollTurn"])
-async def test_at_most_half_of_a_connections_streams_wait(start: Start, method: str) -> None:
-    server = start("--set", "max_concurrent_streams=8")
+async def test_a_connection_has_so_many_calls_that_wait(start: Start, method: str) -> None:
+    server = start("--set", "max_waiters_per_connection=4")
     async with AsyncClient(server.address) as client:
         await client.open_session("s")
 
@@ -321,8 +320,6 @@ async def test_at_most_half_of_a_connections_streams_wait(start: Start, method: 
         waiting = [asyncio.create_task(call()) for _ in range(4)]
         while (await client.get_stats()).gauges["waiting"] < 4:
             pass
-        from roost.errors import QueueFull
-
         with pytest.raises(QueueFull):
             await call()
         for task in waiting:
@@ -490,8 +487,6 @@ def test_mail_to_a_running_agent_is_in_its_next_turn(api: Api) -> None:
 
 
 def test_a_session_is_born_with_its_first_message(api: Api) -> None:
-    from roost.v1 import session_service_pb2 as sessions
-
     root, child = fresh(), fresh()
     api.open(root)
     request = sessions.OpenSessionRequest(session_id=child, request_id=fresh())
@@ -576,34 +571,33 @@ def test_i14_a_purged_session_keeps_no_mail(start: Start) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "field"),
+    ("fields", "reason", "field"),
     [
-        ({"content": b""}, "message.content"),
-        ({"content_type": "x" * 129}, "message.content_type"),
-        ({"labels": {"": "x"}}, "message.labels"),
-        ({"request_id": "a b"}, "request_id"),
-        ({"sender_session_id": "a b"}, "sender_session_id"),
-        ({"ttl": 1e-9}, ""),
+        ({"content": b""}, "INVALID_FIELD", "message.content"),
+        ({"content": b"x" * (256 * 1024 + 1)}, "TOO_LARGE", "message.content"),
+        ({"content_type": "x" * 129}, "TOO_LARGE", "message.content_type"),
+        ({"labels": {"": "x"}}, "INVALID_FIELD", "message.labels"),
+        ({"ttl": {"nanos": 999}}, "INVALID_FIELD", "message.ttl"),
+        ({"request_id": "a b"}, "INVALID_FIELD", "request_id"),
+        ({"sender_session_id": "a b"}, "INVALID_FIELD", "sender_session_id"),
+        ({"sender_session_id": "nobody"}, "SESSION_NOT_FOUND", ""),
+        ({"session_id": "nobody"}, "SESSION_NOT_FOUND", ""),
+        ({"session_id": "a b"}, "INVALID_FIELD", "session_id"),
     ],
 )
-def test_i22_bad_messages_are_refused_and_change_nothing(api: Api, fields: dict[str, Any], field: str) -> None:
+def test_i22_bad_messages_are_refused_and_change_nothing(
+    api: Api, fields: dict[str, Any], reason: str, field: str
+) -> None:
     name = api.open().session.session_id
-    if "ttl" in fields:
-        from google.protobuf.duration_pb2 import Duration
-
-        fields = {}
-        message = types.MessageInput(content=b"x", ttl=Duration())
-        from roost.v1 import mail_service_pb2 as mail
-
-        request = mail.SendMessageRequest(session_id=name, message=message)
-        with refused(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD") as why:
-            api.mail.SendMessage(request, timeout=DEADLINE)
-        assert why.metadata["field"] == "message.ttl"
-    else:
-        with refused(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD") as why:
-            api.send(name, **fields)
-        assert why.metadata["field"].startswith(field)
+    before = api.stats().counters["entries_stored"]
+    message = {"content": b"x"} | {k: v for k, v in fields.items() if k in types.MessageInput.DESCRIPTOR.fields_by_name}
+    outer = {"session_id": name} | {k: v for k, v in fields.items() if k not in message}
+    request = mail.SendMessageRequest(message=types.MessageInput(**message), **outer)
+    with refused(NOT_FOUND if reason == "SESSION_NOT_FOUND" else INVALID, reason) as why:
+        api.mail.SendMessage(request, timeout=DEADLINE)
+    assert why.metadata.get("field", "") == field
     assert api.list_mail(name) == []
+    assert api.stats().counters["entries_stored"] == before
 
 
 def test_i25_no_content_is_in_the_log(start: Start) -> None:
