@@ -92,7 +92,7 @@ class SessionServiceServicer(object):
         """Makes a session. Errors: ALREADY_EXISTS SESSION_EXISTS (unless if_exists says RETURN) or
         PATH_COLLISION, NOT_FOUND PARENT_NOT_FOUND, FAILED_PRECONDITION SESSION_CLOSED (this id ended, or
         the parent did), RESOURCE_EXHAUSTED TREE_SESSIONS or TREE_DEPTH; of `fork_from` also SESSION_NOT_FOUND,
-        SESSION_PURGED, TURN_NOT_FOUND and TOO_LARGE. Any failure leaves nothing behind.
+        SESSION_PURGED, SESSION_RESTORING, SESSION_CORRUPT, TURN_NOT_FOUND and TOO_LARGE. Any failure leaves nothing behind.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

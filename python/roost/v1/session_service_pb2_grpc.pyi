@@ -39,7 +39,7 @@ class SessionServiceStub:
     """Makes a session. Errors: ALREADY_EXISTS SESSION_EXISTS (unless if_exists says RETURN) or
     PATH_COLLISION, NOT_FOUND PARENT_NOT_FOUND, FAILED_PRECONDITION SESSION_CLOSED (this id ended, or
     the parent did), RESOURCE_EXHAUSTED TREE_SESSIONS or TREE_DEPTH; of `fork_from` also SESSION_NOT_FOUND,
-    SESSION_PURGED, TURN_NOT_FOUND and TOO_LARGE. Any failure leaves nothing behind.
+    SESSION_PURGED, SESSION_RESTORING, SESSION_CORRUPT, TURN_NOT_FOUND and TOO_LARGE. Any failure leaves nothing behind.
     """
     GetSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.GetSessionRequest, _session_service_pb2.GetSessionResponse]
     """Reads one session. Loads nothing and does not count as a use."""
@@ -80,7 +80,7 @@ class SessionServiceAsyncStub(SessionServiceStub):
     """Makes a session. Errors: ALREADY_EXISTS SESSION_EXISTS (unless if_exists says RETURN) or
     PATH_COLLISION, NOT_FOUND PARENT_NOT_FOUND, FAILED_PRECONDITION SESSION_CLOSED (this id ended, or
     the parent did), RESOURCE_EXHAUSTED TREE_SESSIONS or TREE_DEPTH; of `fork_from` also SESSION_NOT_FOUND,
-    SESSION_PURGED, TURN_NOT_FOUND and TOO_LARGE. Any failure leaves nothing behind.
+    SESSION_PURGED, SESSION_RESTORING, SESSION_CORRUPT, TURN_NOT_FOUND and TOO_LARGE. Any failure leaves nothing behind.
     """
     GetSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.GetSessionRequest, _session_service_pb2.GetSessionResponse]  # type: ignore[assignment]
     """Reads one session. Loads nothing and does not count as a use."""
@@ -124,7 +124,7 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         """Makes a session. Errors: ALREADY_EXISTS SESSION_EXISTS (unless if_exists says RETURN) or
         PATH_COLLISION, NOT_FOUND PARENT_NOT_FOUND, FAILED_PRECONDITION SESSION_CLOSED (this id ended, or
         the parent did), RESOURCE_EXHAUSTED TREE_SESSIONS or TREE_DEPTH; of `fork_from` also SESSION_NOT_FOUND,
-        SESSION_PURGED, TURN_NOT_FOUND and TOO_LARGE. Any failure leaves nothing behind.
+        SESSION_PURGED, SESSION_RESTORING, SESSION_CORRUPT, TURN_NOT_FOUND and TOO_LARGE. Any failure leaves nothing behind.
         """
 
     @_abc_1.abstractmethod

@@ -92,7 +92,7 @@ reasons! {
     ResourceReleasing "RESOURCE_RELEASING" FailedPrecondition "The resource is to end: its pool needed the place, it was idle for too long, or it was detached." "Do not make it; if it is there, end it and detach it. Attach another.";
     DriverOff "DRIVER_OFF" FailedPrecondition "The server has no driver for resources of this kind." "Configure the driver, or use kind CLIENT.";
     TreeTurns "TREE_TURNS" ResourceExhausted "The tree runs as many turns as it may." "Wait for a slot (`wait`), or end a turn that the details name.";
-    TenantTurns "TENANT_TURNS" ResourceExhausted "The tenant runs as many turns as it may." "Wait for a slot (`wait`), or end a running turn (list them by activity RUNNING).";
+    TenantTurns "TENANT_TURNS" ResourceExhausted "The tenant runs as many turns as it may." "Wait for a slot (`wait`), or end a turn that the details name; ListSessions has the rest by activity RUNNING.";
     TreeSessions "TREE_SESSIONS" ResourceExhausted "The tree has as many open sessions as it may." "Close sessions of the tree.";
     ResourceLimit "RESOURCE_LIMIT" ResourceExhausted "The session, or the server, has as many resources as it may." "Detach resources, or raise the limit that the details name.";
     PoolFull "POOL_FULL" ResourceExhausted "The pool has no place: it admits nothing, all its holders run turns, or none ended in time." "Wait until a holder's turn ends, or raise the cap.";
@@ -162,6 +162,18 @@ impl Refusal {
         self.metadata.insert("limit_name".into(), quota.limit_name.into());
         self.metadata.insert("limit".into(), quota.limit.to_string());
         self.metadata.insert("used".into(), quota.used.to_string());
+        let mut holders = String::new();
+        for (id, ms) in quota.holders.iter().take(8) {
+            let one = format!("{}{id}={ms}", if holders.is_empty() { "" } else { " " });
+            // All details are to fit 4 KiB, and those of the violation name them again.
+            if holders.len() + one.len() > 600 {
+                break;
+            }
+            holders += &one;
+        }
+        if !holders.is_empty() {
+            self.metadata.insert("holders".into(), holders);
+        }
         self.quota = Some(Box::new(quota));
         self
     }
@@ -292,7 +304,7 @@ mod tests {
             used: u64::MAX,
             holders: vec![("s".repeat(256), u64::MAX); 20],
         };
-        let status = Refusal::new(Reason::TenantTurns, "m".repeat(200)).quota(quota).retry_after(1).to_status();
+        let status = Refusal::new(Reason::TenantTurns, "m".repeat(600)).quota(quota).retry_after(1).to_status();
         assert!(status.len() < 4096, "{}", status.len());
     }
 }

@@ -17,6 +17,7 @@ mod end;
 mod ended;
 mod events;
 mod fork;
+mod full;
 mod interrupt;
 mod keyring;
 mod mail;
@@ -653,6 +654,7 @@ impl Engine {
                 name: name.clone(),
                 slots: Padded::new(SlotNode::new(self.limits.max_turns_per_tenant() as u32)),
                 queue: Queue::default(),
+                turns: full::Turns::default(),
                 polls: poll::Polls::default(),
                 directory: Directory::new(self.hash_seed),
             })
@@ -892,6 +894,7 @@ impl Engine {
         self.running.fetch_sub(1, Ordering::Relaxed);
         let Some(line) = state.line(index) else { return };
         self.resources.turn(line.uid, false, now);
+        tree.tenant.turns.ended(line.uid);
         tree.tenant.polls.ended(line.uid);
         if line.depth > 0 {
             tree.children_slots.release(1);

@@ -43,11 +43,18 @@ impl Engine {
             Located::Gone => {}
             Located::Ended(call, ..) => self.refuse_call(call, closed(&id), work),
             Located::At(mut call, tree, index) => {
-                // It is not to be made: what it would have begun with is of no use.
-                self.unclaim_call(&mut call, work);
+                if !call.call.only_asks() {
+                    // It is not to be made: what it would have begun with is of no use.
+                    self.unclaim_call(&mut call, work);
+                }
                 match Self::still_at(&tree, index, &id) {
                     // It came to be there since the gate was passed.
                     Some(state) if !call.who.reaches(&state, index) => work.calls.push_back(call),
+                    Some(state) if call.call.only_asks() && state.line(index).is_some_and(|l| !l.born) => {
+                        // A BeginTurn waits to make it: this call would make it before that.
+                        drop(state);
+                        self.open_new(call, &id, work, now);
+                    }
                     Some(mut state) => self.open_existing(call, &tree, &mut state, index, work, now),
                     None => work.calls.push_back(call),
                 }
@@ -112,14 +119,16 @@ impl Engine {
             return self.ask_fork(call, work);
         }
         if open.validate_only {
-            let path = match site.parent {
-                Some(parent) => state.path(parent) + "/" + &name_or_made(&open.options.name, id),
-                None => "/root".to_owned(),
-            };
-            let root = state.line(0).map_or(id, |l| &l.session_id);
-            let session = preview(open, call.forked().map(|f| &**f), root, path, now);
-            let reply = v1::OpenSessionResponse { session: Some(session), ..Default::default() }.encode_to_vec();
-            return self.reply(call.ticket, Ok(reply), &site.tree, &state, work);
+            let result = self.may_mint(open.mint_key).map(|()| {
+                let path = match site.parent {
+                    Some(parent) => state.path(parent) + "/" + &free_name(&state, parent, &open.options.name, id, now),
+                    None => "/root".to_owned(),
+                };
+                let root = state.line(0).map_or(id, |l| &l.session_id);
+                let session = Some(preview(open, call.forked().map(|f| &**f), root, path, now));
+                v1::OpenSessionResponse { session, ..Default::default() }.encode_to_vec()
+            });
+            return self.reply(call.ticket, result, &site.tree, &state, work);
         }
         let Some(index) = self.add_unborn(&site, &mut state, id, work) else {
             drop(state);
@@ -295,19 +304,12 @@ impl Engine {
         self.check_birth(state, parent, &options.name)?;
         let uid = if parent.is_none() { tree.root } else { Uid::v7(now.wall_ms, now.draw()) };
         let id = state.line(index).map(|l| l.session_id.clone()).unwrap_or_default();
-        let mut name = name_or_made(&options.name, &id);
-        if let Some(parent) = parent {
-            // A made name gives way until it is free: nobody asked for it.
-            let made = name.clone();
-            while options.name.is_empty() && state.name_taken(parent, &name) {
-                name = format!("{made}-{:06x}", now.draw() & 0xFF_FFFF);
-            }
-        }
+        let name = parent.map_or_else(String::new, |parent| free_name(state, parent, &options.name, &id, now));
         if let Some(line) = state.line_mut(index) {
             line.wakes = options.wakes;
             line.born = true;
             line.uid = uid;
-            line.name = if parent.is_none() { "".into() } else { name.into() };
+            line.name = name.into();
         }
         state.open += 1;
         state.touch(now);
@@ -434,8 +436,17 @@ pub(crate) fn parent_not_found(parent: &str) -> Refusal {
     Refusal::new(Reason::ParentNotFound, format!("no parent session {parent:?} is known")).with("session_id", parent)
 }
 
-fn name_or_made(name: &str, session_id: &str) -> String {
-    if name.is_empty() { ids::name_from_id(session_id) } else { name.to_owned() }
+/// The name that was asked for; else one made from the id, which gives way until it is free: nobody asked for it.
+fn free_name(state: &TreeState, parent: u32, name: &str, session_id: &str, now: &mut Moment) -> String {
+    if !name.is_empty() {
+        return name.to_owned();
+    }
+    let made = ids::name_from_id(session_id);
+    let mut name = made.clone();
+    while state.name_taken(parent, &name) {
+        name = format!("{made}-{:06x}", now.draw() & 0xFF_FFFF);
+    }
+    name
 }
 
 /// A session as it would be.

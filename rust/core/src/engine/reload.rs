@@ -760,6 +760,7 @@ impl Engine {
                 tenant.polls.began(&mark.request_id, uid, &session_id);
             }
             lease.timer = self.timer(lease.deadline_ms, Timer::Lease(tree.clone(), index, lease.fence));
+            tenant.turns.began(uid, &session_id, lease.begin_wall_ms);
             tree.tenant.slots.force_add(1).expect("fewer than 2^32 turns run");
             if depth > 0 {
                 tree.children_slots.force_add(1).expect("fewer than 2^32 turns run");

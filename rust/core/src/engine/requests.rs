@@ -600,6 +600,15 @@ impl Call {
         }
     }
 
+    /// Whether it is to say what would happen, and have nothing happen.
+    pub(crate) fn only_asks(&self) -> bool {
+        match self {
+            Call::Open(open) => open.validate_only,
+            Call::Begin(begin) => begin.validate_only,
+            _ => false,
+        }
+    }
+
     /// Whether its answer brings the live provisional.
     pub(crate) fn wants_provisional(&self) -> bool {
         matches!(self, Call::Begin(begin) if begin.want_provisional)
@@ -618,6 +627,7 @@ impl Call {
                 let mut r: v1::OpenSessionRequest = message(bytes)?;
                 let if_exists =
                     v1::IfExists::try_from(r.if_exists).map_err(|_| unknown_enum("if_exists", r.if_exists))?;
+                let validate_only = std::mem::take(&mut r.validate_only);
                 let mark = mark(&mut r, |r| &mut r.request_id)?;
                 if r.session_id.is_empty() {
                     let id = mark
@@ -637,7 +647,7 @@ impl Call {
                     mark,
                     options,
                     return_existing: if_exists == v1::IfExists::Return,
-                    validate_only: r.validate_only,
+                    validate_only,
                     mint_key: r.mint_key,
                     first_message,
                     fork,
@@ -857,8 +867,9 @@ fn begin(mut r: v1::BeginTurnRequest, limits: &LiveLimits) -> Result<Begin, Refu
     }
     let lease_ms = lease_ms(r.lease_duration.as_ref(), limits)?;
     let wait_ms = r.wait.as_ref().map(|d| millis("wait", d)).transpose()?.unwrap_or(0);
-    // How long a repeat waits is not part of what was asked for.
+    // How long a repeat waits is not part of what was asked for, nor whether it would only know.
     r.wait = None;
+    let validate_only = std::mem::take(&mut r.validate_only);
     let mark = mark(&mut r, |r| &mut r.request_id)?;
     let if_running = v1::IfRunning::try_from(r.if_running).map_err(|_| unknown_enum("if_running", r.if_running))?;
     if r.expected_turn == Some(0) {
@@ -877,7 +888,7 @@ fn begin(mut r: v1::BeginTurnRequest, limits: &LiveLimits) -> Result<Begin, Refu
         lease_ms,
         owner: r.owner,
         priority: r.priority,
-        validate_only: r.validate_only,
+        validate_only,
         takeover: if_running == v1::IfRunning::Takeover,
         want_provisional: r.want_provisional,
         polled: None,

@@ -1373,14 +1373,16 @@ pub struct OpenSessionRequest {
     pub fork_from: ::core::option::Option<ForkFrom>,
 }
 /// Where a session's history begins that is a copy. Only the live line is copied: COMMITTED records with their payloads,
-/// without rewards and request_ids. Nothing is shared afterwards.
+/// without rewards and request_ids; their attempt is 1, their fence and head_version are their turn. They are of the
+/// session's first trajectory. Nothing is shared afterwards.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ForkFrom {
-    /// The session whose history is copied, in any state but purged.
+    /// The session whose history is copied, in any state but purged; not the new one itself. Of a session's key: its session
+    /// or a descendant, else SESSION_NOT_FOUND.
     #[prost(string, tag = "1")]
     pub session_id: ::prost::alloc::string::String,
-    /// The last turn to copy, at most its turn count; 0: all of them. What is copied is at most `max_fork_bytes`
-    /// (64 MiB).
+    /// The last turn to copy, at most its turn count (TURN_NOT_FOUND); 0: all of them. What is copied, payloads and what is
+    /// stored with them, is at most `max_fork_bytes` (64 MiB), else TOO_LARGE.
     #[prost(uint32, tag = "2")]
     pub turn: u32,
 }
@@ -2183,7 +2185,8 @@ pub struct BeginTurnRequest {
     /// Higher goes first in the queue; -1,000 to 1,000.
     #[prost(int32, tag = "10")]
     pub priority: i32,
-    /// Check everything, take nothing.
+    /// Check everything, take nothing: the answer is that of the call itself if it came now. One that would have to queue is
+    /// refused with the place that it would have.
     #[prost(bool, tag = "11")]
     pub validate_only: bool,
     /// What to do when a turn of the session runs.

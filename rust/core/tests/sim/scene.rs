@@ -194,6 +194,12 @@ impl World {
         begun.grant.expect("it was granted")
     }
 
+    /// A turn that runs, of a session that it makes if need be.
+    pub(crate) fn begin_at(&mut self, id: &str, parent: &str) -> v1::Grant {
+        let begun: v1::BeginTurnResponse = self.call(Method::BeginTurn, &begin(id, parent)).expect("a slot is free");
+        begun.grant.expect("it was granted")
+    }
+
     /// A turn in the place of the one that runs, with what that one leaves.
     pub(crate) fn take_over(&mut self, id: &str, request_id: &str) -> v1::Grant {
         let request = v1::BeginTurnRequest {
