@@ -25,7 +25,7 @@ SERVICES = tuple(
     for service in file.DESCRIPTOR.services_by_name.values()
 )
 METHODS = {f"/{service.full_name}/{method.name}": method for service in SERVICES for method in service.methods}
-STREAMS = {"ReadHistory", "GetCheckpoint", "ExportTrajectories", "WatchOwner"}
+STREAMS = {"ReadHistory", "GetCheckpoint", "ExportTrajectories", "WatchOwner", "WatchSessions"}
 
 
 class _Sends(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):  # type: ignore[misc]

@@ -98,6 +98,7 @@ def about(method: str, name: str, trees: Trees) -> Any:
         "ListSessions": session_service_pb2.ListSessionsRequest(root_session_id=name),
         "UpdateSession": session_service_pb2.UpdateSessionRequest(session_id=name),
         "ReadHistory": session_service_pb2.ReadHistoryRequest(session_id=name),
+        "WatchSessions": session_service_pb2.WatchSessionsRequest(root_session_id=name),
         "CloseSession": session_service_pb2.CloseSessionRequest(session_id=name),
         "ReopenSession": session_service_pb2.ReopenSessionRequest(session_id=name),
         "InterruptSession": session_service_pb2.InterruptSessionRequest(session_id=name),

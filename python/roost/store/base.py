@@ -67,6 +67,19 @@ class RecordInsert(NamedTuple):
     content: bytes | None
 
 
+class RecordCopy(NamedTuple):
+    """One record whose tokens, state, arrays and content are those of the record `source`, which is stored."""
+
+    seq: int
+    session: bytes
+    prev: int
+    status: int
+    turn: int
+    meta: bytes
+    chain: bytes
+    source: int
+
+
 class TrajectoryInsert(NamedTuple):
     """A trajectory that was finished: the records of its session with after_seq < seq <= ready_seq."""
 
@@ -293,6 +306,7 @@ class Batch(Protocol):
 
     def sessions(self) -> list[tuple[Any, ...]]: ...
     def records(self) -> list[tuple[Any, ...]]: ...
+    def copies(self) -> list[tuple[Any, ...]]: ...
     def statuses(self) -> list[tuple[Any, ...]]: ...
     def closes(self) -> list[tuple[Any, ...]]: ...
     def rewards(self) -> list[tuple[Any, ...]]: ...
@@ -311,6 +325,9 @@ class Batch(Protocol):
     def forgets(self) -> list[tuple[Any, ...]]: ...
     def keys(self) -> list[tuple[Any, ...]]: ...
     def revoked_keys(self) -> list[tuple[Any, ...]]: ...
+    def limits(self) -> list[tuple[str, int | None]]:
+        """Limits that were set; None: the configuration says it again. Each at most once."""
+
     def resources(self) -> list[tuple[Any, ...]]: ...
     def resource_updates(self) -> list[tuple[Any, ...]]: ...
     def resources_due(self) -> list[tuple[Any, ...]]: ...
@@ -443,7 +460,6 @@ class UnreadMail(NamedTuple):
     create_ms: int
     meta: bytes
     content: bytes | None
-    request: str | None
 
 
 class Found(NamedTuple):
@@ -518,13 +534,15 @@ class RecordRow(NamedTuple):
 class LoadedSession(NamedTuple):
     """What a reload reads. `records` are newest first, all of them, linked by `prev`; `state` is the client's state and
     `state_seq` the record that set it (None and 0 if none did); `provisional` the live provisional, if it was asked
-    for and there is one."""
+    for and there is one; `size` how many bytes of payloads and metas the COMMITTED records up to the turn asked for have,
+    if that was asked for, else 0."""
 
     row: SessionRow
     records: list[RecordLine]
     state_seq: int
     state: bytes | None
     provisional: RecordRow | None
+    size: int
 
 
 class TrajectoryRow(NamedTuple):
@@ -629,6 +647,18 @@ class OwnerRelease(NamedTuple):
     handle: str
 
 
+class OwnerMail(NamedTuple):
+    """A session that runs no turn and has mail that makes it runnable."""
+
+    session: bytes
+    session_id: str
+    queued: int  # messages that no turn has taken, others too
+    first: int  # of those that make it runnable: the first and the last sequence, the earliest and the latest time
+    last: int
+    due: int  # wall-clock milliseconds
+    last_due: int
+
+
 @dataclass(frozen=True)
 class ReadyFilter:
     """Filters of a list of trajectories that are not acknowledged; all must match."""
@@ -701,9 +731,15 @@ class Store(Protocol):
         """The tenant and the OPEN sessions of a tree, parents before children."""
 
     def load_session(
-        self, uid: bytes, with_tokens: bool, with_provisional: bool = False, state_turn: int | None = None
+        self,
+        uid: bytes,
+        with_tokens: bool,
+        with_provisional: bool = False,
+        state_turn: int | None = None,
+        with_size: bool = False,
     ) -> LoadedSession | None:
-        """Read one session for a reload, in one snapshot. The state is the newest, or that after turn `state_turn`."""
+        """Read one session for a reload, in one snapshot. The state is the newest, or that after turn `state_turn`; the
+        size that of the records up to there."""
 
     def read_session(self, tenant: str, session_id: str) -> SessionRow | None:
         """Read one session row."""
@@ -801,6 +837,9 @@ class Store(Protocol):
     def api_keys(self) -> list[ApiKeyRow]:
         """All keys of tenants, revoked ones too. What start-up loads."""
 
+    def limits(self) -> list[tuple[str, int]]:
+        """The limits that were set while a server ran, by name. What start-up loads."""
+
     def resources(self) -> list[ResourceRow]:
         """All resources, in order of name. What start-up loads. StoreError CORRUPT where a session is missing."""
 
@@ -815,6 +854,17 @@ class Store(Protocol):
 
     def owner_releases(self, tenant: str, owner: str, after: str, limit: int) -> list[OwnerRelease]:
         """At most `limit` resources that this host is to release, with name > after, in order of name."""
+
+    def owner_mail(
+        self, tenant: str, owner: str, after: tuple[int, int] | None, examine: int
+    ) -> tuple[set[bytes], tuple[int, int] | None]:
+        """Of the next `examine` QUEUED messages of the tenant that make their sessions runnable, now or later, in order
+        of (time, sequence), behind `after`: the sessions whose latest turn this host began; and what the next look goes
+        on behind, None if there is no more."""
+
+    def mailboxes(self, owner: str, sessions: Sequence[bytes], now_ms: int) -> list[OwnerMail]:
+        """The mailboxes of those of these sessions that are OPEN, run no turn, whose latest turn this host began, and
+        that have QUEUED messages that make them runnable, now or later. What has expired by now is none."""
 
     def known_resources(self, names: Sequence[str]) -> set[str]:
         """Those of these names that a resource has."""

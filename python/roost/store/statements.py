@@ -71,6 +71,9 @@ _END_MAIL = (
     "WHERE state <= 2 AND (root, recipient) IN (SELECT root, uid FROM session WHERE uid IN (VALUES "
 )
 
+# What is told of a copy, and what it has of the record that it is a copy of.
+_COPIED = ", ".join([f"v.column{n}" for n in range(1, 8)] + [f"r.{name}" for name in RecordInsert._fields[7:]])
+
 # What else the row of a session has that is to be restored: nothing of it is there yet.
 _RESTORE_REST = {
     "state": SEALED_STATE,
@@ -137,6 +140,11 @@ _KINDS: dict[str, tuple[int, str, str]] = {
         f"INSERT INTO record ({', '.join(RecordInsert._fields)}) VALUES ",
         "",
     ),
+    "copy_record": (
+        8,
+        f"INSERT INTO record ({', '.join(RecordInsert._fields)}) SELECT {_COPIED} FROM (VALUES ",
+        ") AS v CROSS JOIN record AS r WHERE r.seq = v.column8",
+    ),
     "set_status": (
         2,
         "UPDATE record SET status = v.column2 FROM (VALUES ",
@@ -166,6 +174,11 @@ _KINDS: dict[str, tuple[int, str, str]] = {
         2,
         "UPDATE api_key SET revoke_ms = v.column2 FROM (VALUES ",
         ") AS v WHERE api_key.key_id = v.column1 AND api_key.revoke_ms = 0",
+    ),
+    "set_limit": (
+        2,
+        "INSERT INTO server_limit (name, value) VALUES ",
+        " ON CONFLICT (name) DO UPDATE SET value = excluded.value",
     ),
     "insert_resource": (
         16,
@@ -208,6 +221,7 @@ _LOOK_AGAIN = "UPDATE session SET cleanup_due = ?2 WHERE uid = ?1 AND cleanup_du
 # A close makes all that its session has outside due; the last of it that is released, the session itself.
 _RESOURCES_DUE = "UPDATE resource SET state = 3, due = ?2 WHERE session = ?1"
 _CLEANUP_DUE = "UPDATE session SET cleanup_due = ?2 WHERE uid = ?1 AND +state = 2"
+_RESET_LIMIT = "DELETE FROM server_limit WHERE name = ?1"
 ANY_ROWS = -1
 
 
@@ -282,6 +296,7 @@ class Plan:
         yield from self._births()
         yield from chunks("restore_session", [(*row, *_RESTORE_REST.values()) for row in batch.restores()])
         yield from chunks("insert_record", batch.records())
+        yield from chunks("copy_record", batch.copies())
         yield from chunks("set_status", batch.statuses())
         yield from chunks("set_reward", batch.rewards())
         yield from chunks("insert_trajectory", [(*row, 0) for row in batch.finished()])
@@ -303,6 +318,11 @@ class Plan:
         yield from ((_PURGE_MAIL, (session,), ANY_ROWS) for session, _ in forgets)
         yield from chunks("insert_key", batch.keys())
         yield from chunks("revoke_key", batch.revoked_keys())
+        for name, value in batch.limits():
+            if value is None:
+                yield _RESET_LIMIT, (name,), ANY_ROWS
+            else:
+                yield from chunks("set_limit", [(name, value)])
 
     def _resources(self) -> Iterator[tuple[str, Row, int]]:
         """What sessions have outside. Behind the steps of clean-up: one that leaves its session to wait for the last

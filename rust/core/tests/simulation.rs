@@ -12,6 +12,7 @@ mod sim {
     pub(crate) mod rng;
     pub(crate) mod store;
     pub(crate) mod verify;
+    pub(crate) mod watcher;
     pub(crate) mod world;
 }
 
@@ -35,6 +36,7 @@ fn config(seed: u64, ops: usize) -> Config {
         keep_place_ms: [0, 2_000, 30_000][rng.below(3)],
         max_mailbox_messages: [2, 1_000][rng.below(2)],
         max_deliveries: [1, 2, 5][rng.below(3)],
+        max_fork_bytes: [300, 64 << 20, 64 << 20][rng.below(3)],
         journal_queue_bytes: [6_000, 64 << 20][rng.below(2)],
         max_batch_entries: [1, 4, 4_096][rng.below(3)],
         ..Limits::default()
@@ -81,6 +83,8 @@ fn random_worlds_keep_every_invariant() {
     }
     // A simulation in which something never happens says nothing of it.
     for what in [
+        "SetLimits OK",
+        "SetLimits NOT_STORED",
         "messages_sent",
         "messages_delivered",
         "messages_consumed",
@@ -95,6 +99,13 @@ fn random_worlds_keep_every_invariant() {
         "pool_evictions",
         "AttachResource POOL_FULL",
         "sessions_reopened",
+        "sessions_forked",
+        "turns copied",
+        "turns copied from what has ended",
+        "OpenSession TURN_NOT_FOUND",
+        "OpenSession TOO_LARGE",
+        "OpenSession SESSION_PURGED",
+        "OpenSession SESSION_NOT_FOUND",
         "sessions_dumped",
         "sessions_purged",
         "trees_swept",
@@ -104,6 +115,13 @@ fn random_worlds_keep_every_invariant() {
         "turns_interrupted",
         "turns_released",
         "turns_taken_over",
+        "told SESSION_EVENT_KIND_OPENED",
+        "told SESSION_EVENT_KIND_TURN_BEGUN",
+        "told SESSION_EVENT_KIND_TURN_ENDED",
+        "told SESSION_EVENT_KIND_INTERRUPTED",
+        "told SESSION_EVENT_KIND_CLOSED",
+        "told SESSION_EVENT_KIND_REOPENED",
+        "told SESSION_EVENT_KIND_UPDATED",
         "trajectories_acknowledged",
         "trajectories_finished",
         "quarantined",

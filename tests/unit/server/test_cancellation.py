@@ -89,8 +89,8 @@ class House:
         limits |= {"max_resident_sessions": 1, "max_turns_per_tenant": 2, "max_inline_checkpoint_bytes": 0}
         self.engine = Engine(limits, self.store.last_seq, secret=self.store.secret, admin_key=ADMIN_KEY)
         self.engine.set_resources("roost", self.store.store_id, self.store.epoch, [CLIENT], [])
-        reconcile = Reconciler(Ours("roost", self.store.store_id, self.store.epoch), 60.0)
-        self.transport = Transport(self.engine, self.store, 1 << 22, About({}, 0.0), reconcile, self.fail)
+        reconcile = Reconciler(Ours("roost", self.store.store_id, self.store.epoch), lambda: 60.0)
+        self.transport = Transport(self.engine, self.store, 1 << 22, About(0.0), reconcile, self.fail)
         self._loop = asyncio.get_running_loop()
         self._writer = JournalWriter(self.engine, self.store, self._wake, self.fail)
         self._reader = StoreReader(
@@ -103,7 +103,7 @@ class House:
         server: Any = SimpleNamespace(add_generic_rpc_handlers=self._add)
         read, settle, live = self._reader.read, self.transport.settle, self.live
         step, nothing = self.transport.cleanup_step, dict[str, int]()
-        cleaner = Cleaner(self.engine, self.store, read, step, lambda: None, None, False, nothing, live)
+        cleaner = Cleaner(self.engine, self.store, read, step, lambda: None, None, lambda: False, nothing, live)
         restorer = Restorer(self.engine, self.store, self.dumps, read, settle, cleaner.undo_restore, live)
         self.transport.register(server, self._reader, restorer)
         self._writer.start()
@@ -638,12 +638,8 @@ async def reconcile(h: House) -> dict[str, Any]:
     return {"node": "one", "items": [{"name": await h.attached(await h.opened()), "instance": "1"}]}
 
 
-@scenario("WatchOwner")
-async def watch_an_owner(h: House) -> dict[str, Any]:
-    owner, sessions = h.fresh(), [await h.opened() for _ in range(2)]
-    for name in sessions:
-        await h.attached(name, owner)
-    await h.call("CloseSession", session_id=sessions[0])
+def watched(h: House, happens: Callable[[], Any]) -> None:
+    """Has something happen while a stream waits for that, and then ends the stream."""
     h.transport._stopping = False
     for followers in h.transport._followers.values():
         followers._over = False
@@ -656,12 +652,41 @@ async def watch_an_owner(h: House) -> dict[str, Any]:
 
     async def one_more() -> None:
         if await waits(LATE):  # else the call was given up before
-            await h.call("CloseSession", session_id=sessions[1])
+            await happens()
             if await waits(4 * LATE):
                 h.transport.stop_following()  # a stream ends no other way by itself
 
     h.meanwhile(one_more())
+
+
+@scenario("WatchOwner")
+async def watch_an_owner(h: House) -> dict[str, Any]:
+    owner, sessions = h.fresh(), [await h.opened() for _ in range(2)]
+    for name in sessions:
+        await h.attached(name, owner)
+    await h.call("CloseSession", session_id=sessions[0])
+    watched(h, lambda: h.call("CloseSession", session_id=sessions[1]))
     return {"owner": owner}
+
+
+@scenario("WatchOwner")
+async def watch_an_owner_of_turns_and_mail(h: House) -> dict[str, Any]:
+    owner, name = h.fresh(), await h.opened()
+    grant = (await h.call("BeginTurn", session_id=name, owner=owner)).grant
+    await h.call("AbortTurn", session_id=name, lease=grant.lease)
+    await h.sent(name, trigger=True)
+    running = await h.opened()
+    await h.call("BeginTurn", session_id=running, owner=owner)
+    await h.call("InterruptSession", session_id=running)
+    watched(h, lambda: h.call("InterruptSession", session_id=running, force=True))
+    return {"owner": owner}
+
+
+@scenario("WatchSessions")
+async def watch_sessions(h: House) -> dict[str, Any]:
+    name = await h.opened()
+    watched(h, lambda: h.call("UpdateSession", session_id=name, labels={"a": "b"}))
+    return {"root_session_id": name}
 
 
 @scenario("ReopenSession")
@@ -689,6 +714,11 @@ async def sweep(_: House) -> dict[str, Any]:
 @scenario("GetStats")
 async def get_stats(_: House) -> dict[str, Any]:
     return {}
+
+
+@scenario("SetLimits")
+async def set_limits(h: House) -> dict[str, Any]:
+    return {"limits": {"max_rewind": int(h.fresh().rpartition("-")[2])}}
 
 
 @scenario("CreateApiKey")

@@ -16,6 +16,7 @@ mod due;
 mod end;
 mod ended;
 mod events;
+mod fork;
 mod interrupt;
 mod keyring;
 mod mail;
@@ -31,16 +32,17 @@ mod resident;
 mod resource;
 mod restore;
 mod rewind;
+mod set_limits;
 mod stale;
 mod trajectory;
 mod tree;
 mod wait;
+mod watch;
 
 use crate::error::{Reason, Refusal};
 use crate::gen_v1 as v1;
 use crate::ids::Uid;
 use crate::journal::{Appending, Batch, Held, Journal, Op, Seq};
-use crate::limits::Limits;
 use crate::residency::{Handle, Index};
 use crate::slots::SlotNode;
 use crate::sync::Padded;
@@ -69,8 +71,12 @@ pub(crate) use requests::Call;
 pub use requests::Method;
 pub(crate) use resource::ResourceChange;
 pub use resource::{ReleaseStep, ResourceSetup, StoredResource};
-pub use restore::{DumpedRecord, DumpedSession, DumpedTrajectory, RestoreEnd, RestoreStep};
+pub use restore::{DumpedMail, DumpedRecord, DumpedSession, DumpedTrajectory, RestoreEnd, RestoreStep};
+pub(crate) use set_limits::LimitChange;
+pub use set_limits::{LimitInForce, LimitSetup};
 pub(crate) use tree::Tree;
+pub(crate) use watch::Telling;
+pub use watch::{Filter, Owned, Told, Watch, Watched};
 
 /// When a call happens, and what it may draw randomness from.
 #[derive(Clone, Debug)]
@@ -135,7 +141,8 @@ pub(crate) struct Pending {
     pub(crate) found: Option<Found>,
     /// Mail that was read for it, and whose.
     pub(crate) mail: Option<Box<(Uid, Vec<MailFound>)>>,
-    /// It is the one call that may change ended sessions of this tree; it runs to its end whoever waits for it.
+    /// It is the one call that may change ended sessions of this tree, and runs to its end whoever waits for it; or one of
+    /// those that copy from it.
     pub(crate) claimed: Option<Uid>,
     /// When it was last run, and for how long it has been parked for reads before that. Unit: milliseconds.
     pub(crate) ran_ms: u64,
@@ -145,7 +152,12 @@ pub(crate) struct Pending {
 impl Pending {
     /// Whether it runs to its end though nobody waits for its answer any more.
     fn outlives_its_caller(&self) -> bool {
-        self.claimed.is_some() || matches!(self.call, Call::Close(_))
+        match self.call {
+            Call::Close(_) => true,
+            // What is copied only had to stay for as long as it was to be.
+            Call::Open(_) => false,
+            _ => self.claimed.is_some(),
+        }
     }
 }
 
@@ -160,12 +172,16 @@ pub(crate) enum Found {
     Turn { head_version: u64, turn: u32, seq: Seq },
     /// A session that ended, and those below it that the same close took down.
     Family(Arc<Vec<SessionRow>>),
+    /// What a session begins with that is a fork.
+    Forked(Arc<fork::Forked>),
 }
 
 /// A session that is not open, as the store tells it to who looks its id up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Past {
     pub(crate) uid: Uid,
+    /// Of its tree.
+    pub(crate) root: Uid,
     /// Unless it is a root.
     pub(crate) parent: Option<Uid>,
     /// Its content is deleted, in part or whole.
@@ -267,7 +283,7 @@ macro_rules! counters {
 counters! {
     turns_begun, turns_committed, turns_rewound, turns_aborted, turns_expired, turns_taken_over, turns_interrupted,
     turns_released, trajectories_finished, trajectories_acknowledged, sessions_opened, sessions_closed, sessions_reopened,
-    sessions_dumped, sessions_purged, sessions_restored, trees_swept, cleanup_failures,
+    sessions_dumped, sessions_purged, sessions_restored, sessions_forked, trees_swept, cleanup_failures,
     evictions, header_evictions, reloads, header_loads, load_failures, refusals, batches_stored, entries_stored, batches_refused,
     messages_sent, messages_delivered, messages_consumed, messages_expired, messages_dead,
     resources_attached, resources_released, releases_failed, pool_evictions,
@@ -279,7 +295,7 @@ pub(crate) fn count(counter: &AtomicU64) {
 
 /// The engine of one shard. All methods may be called from any thread.
 pub struct Engine {
-    limits: Limits,
+    limits: set_limits::InForce,
     hash_seed: u64,
     tenants: Tenants,
     journal: Journal,
@@ -311,6 +327,7 @@ pub struct Engine {
     running: AtomicI64,
     counters: Counters,
     events: Mutex<events::Events>,
+    watches: watch::Watches,
     logging: AtomicBool,
     due: Mutex<due::Due>,
     keys: Keyring,
@@ -333,16 +350,19 @@ impl fmt::Debug for Engine {
 
 impl Engine {
     /// An engine over a store whose highest journal sequence is `last_seq`. `hash_seed` keys hash tables.
-    pub fn new(limits: Limits, last_seq: Seq, hash_seed: u64) -> Self {
+    pub fn new(limits: impl Into<LimitSetup>, last_seq: Seq, hash_seed: u64) -> Self {
+        let limits: LimitSetup = limits.into();
         // Room for all that residency may hold above its cap: running, loading and not yet durable sessions are bounded
-        // by the tenant cap, the waiters and the journal (an entry is charged at least 256 bytes). Memory is committed
-        // as it is used. The ring's horizon (in ticks) is a week.
-        let slack = limits.max_turns_per_tenant + limits.max_waiters + limits.journal_queue_bytes / 256 + 65_536;
-        let capacity = (limits.max_resident_sessions + slack) as usize;
-        let header_capacity = (limits.max_resident_bytes / Tree::LINE_BYTES + slack).min(1 << 27) as usize;
+        // by the tenant cap, the waiters and the journal (an entry is charged at least 256 bytes), each as high as it
+        // can be set. Memory is committed as it is used. The ring's horizon (in ticks) is a week.
+        let most = |name| limits.most(name);
+        let slack = most("max_turns_per_tenant") + most("max_waiters") + most("journal_queue_bytes") / 256 + 65_536;
+        let capacity = (most("max_resident_sessions") + slack) as usize;
+        let header_capacity = (most("max_resident_bytes") / Tree::LINE_BYTES + slack).min(1 << 27) as usize;
         const WEEK_TICKS: u32 = 7 * 24 * 3600 * 10;
+        let limits = set_limits::InForce::new(limits);
         Engine {
-            journal: Journal::new(last_seq, limits.journal_queue_bytes),
+            journal: Journal::new(last_seq, limits.journal_queue_bytes()),
             residents: Index::by_handle(capacity, WEEK_TICKS),
             headers: Index::by_handle(header_capacity, WEEK_TICKS),
             header_count: AtomicU64::new(0),
@@ -366,6 +386,7 @@ impl Engine {
             running: AtomicI64::new(0),
             counters: Counters::default(),
             events: Mutex::default(),
+            watches: watch::Watches::default(),
             logging: AtomicBool::new(false),
             due: Mutex::default(),
             keys: Keyring::new(Keys::default()),
@@ -516,7 +537,7 @@ impl Engine {
 
     /// The next batch to store, if none is in flight.
     pub fn take_batch(&self) -> Option<Batch> {
-        self.journal.take(self.limits.max_batch_entries as usize)
+        self.journal.take(self.limits.max_batch_entries() as usize)
     }
 
     /// Whether entries wait to be taken.
@@ -592,6 +613,7 @@ impl Engine {
             ("api_keys", self.keys.active() as i64),
             ("store_low", i64::from(self.space() != Space::Ok)),
             ("quarantined_trees", quarantined as i64),
+            ("watch_events", self.watches.events() as i64),
             ("calls_in_flight", self.tickets.lock().len() as i64),
         ]);
         stats.extend(self.resources.stats());
@@ -629,7 +651,7 @@ impl Engine {
         let new = || {
             Arc::new(Tenant {
                 name: name.clone(),
-                slots: Padded::new(SlotNode::new(self.limits.max_turns_per_tenant as u32)),
+                slots: Padded::new(SlotNode::new(self.limits.max_turns_per_tenant() as u32)),
                 queue: Queue::default(),
                 polls: poll::Polls::default(),
                 directory: Directory::new(self.hash_seed),
@@ -643,9 +665,11 @@ impl Engine {
         loop {
             if let Some(answer) = work.answers.pop() {
                 self.answer(answer, work);
-            } else if let Some(call) = work.calls.pop_front() {
+            } else if let Some(mut call) = work.calls.pop_front() {
                 if call.ticket == 0 || call.outlives_its_caller() || self.tickets.lock().contains_key(&call.ticket) {
                     self.run(call, work, now);
+                } else {
+                    self.unclaim_call(&mut call, work);
                 }
             } else if let Some((tree, gate)) = work.gates.pop() {
                 self.pump(&tree, gate, work, now);
@@ -701,6 +725,7 @@ impl Engine {
             Call::Ack(_) => self.ack_trajectories(call, work),
             Call::CreateKey(_) => self.create_key(call, work, now),
             Call::RevokeKey(_) => self.revoke_key(call, work, now),
+            Call::SetLimits(_) => self.set_limits(call, work, now),
             Call::Reopen(_) => self.reopen_session(call, work, now),
             Call::Step(_) => self.cleanup(call),
             Call::Restore(_) => self.restore(call, work, now),
@@ -810,10 +835,11 @@ impl Engine {
     ) -> T {
         let pinned = self.pin(tree, state, index, now);
         let mut appending = self.journal.append();
-        let mut ops = Vec::with_capacity(3);
+        let (mut ops, mut opened) = (Vec::with_capacity(3), false);
         if let Some(line) = state.line_mut(index) {
             change(&mut appending, line, &mut ops);
             let prev = std::mem::replace(&mut line.seq, appending.seq);
+            opened = prev == 0;
             if let Some(row) = state.row(tree, index, prev) {
                 ops.push(Op::Upsert(Box::new(row)));
             }
@@ -822,6 +848,9 @@ impl Engine {
         state.last_seq = appending.seq;
         appending.push(tree, ops, pinned.into_iter().collect(), now.mono_ms);
         self.charge(state, index);
+        if opened {
+            self.tell_opened(tree, state, index, now);
+        }
         out
     }
 

@@ -1,10 +1,11 @@
 //! Making sessions: OpenSession, and the unborn line that a BeginTurn with `open` waits on.
 
+use super::fork::Forked;
 use super::mail::{Post, Sender};
 use super::reload::{Located, Wanted, Why};
 use super::requests::{Begin, Open, OpenOptions, Update};
 use super::tree::{Line, Resident, Tree, TreeState};
-use super::{Call, Engine, Moment, Pending, Work, closed, count, not_found};
+use super::{Call, Engine, Found, Moment, Pending, Work, closed, count, not_found};
 use crate::error::{Reason, Refusal};
 use crate::gen_store::RequestMark;
 use crate::gen_v1 as v1;
@@ -40,13 +41,17 @@ impl Engine {
         let id = open.session_id.clone();
         match self.locate(call, &id, work) {
             Located::Gone => {}
-            Located::Ended(call, ..) => self.refuse(call.ticket, closed(&id), work),
-            Located::At(call, tree, index) => match Self::still_at(&tree, index, &id) {
-                // It came to be there since the gate was passed.
-                Some(state) if !call.who.reaches(&state, index) => work.calls.push_back(call),
-                Some(mut state) => self.open_existing(call, &tree, &mut state, index, work, now),
-                None => work.calls.push_back(call),
-            },
+            Located::Ended(call, ..) => self.refuse_call(call, closed(&id), work),
+            Located::At(mut call, tree, index) => {
+                // It is not to be made: what it would have begun with is of no use.
+                self.unclaim_call(&mut call, work);
+                match Self::still_at(&tree, index, &id) {
+                    // It came to be there since the gate was passed.
+                    Some(state) if !call.who.reaches(&state, index) => work.calls.push_back(call),
+                    Some(mut state) => self.open_existing(call, &tree, &mut state, index, work, now),
+                    None => work.calls.push_back(call),
+                }
+            }
             Located::Absent(call) => self.open_new(call, &id, work, now),
         }
     }
@@ -92,31 +97,27 @@ impl Engine {
     }
 
     fn open_new(&self, call: Pending, id: &str, work: &mut Work, now: &mut Moment) {
-        let Call::Open(open) = &call.call else { return };
-        if open.validate_only && open.options.parent.is_empty() {
-            let session = preview(open, &open.session_id, "/root".to_owned(), now);
-            let reply = v1::OpenSessionResponse { session: Some(session), ..Default::default() };
-            work.answers.push(super::Answer {
-                ticket: call.ticket,
-                result: Ok(reply.encode_to_vec()),
-                after: 0,
-                root: None,
-            });
-            return;
-        }
-        let Some((call, site)) = self.site(call, work, now) else { return };
-        let Call::Open(open) = &call.call else { return };
+        let Some((mut call, site)) = self.site(call, work, now) else { return };
         let Some(mut state) = site.enter() else {
             work.calls.push_back(call);
             return;
         };
+        let Call::Open(open) = &call.call else { return };
         if let Err(refusal) = self.check_birth(&state, site.parent, &open.options.name) {
+            self.unclaim_call(&mut call, work);
             return self.reply(call.ticket, Err(refusal), &site.tree, &state, work);
         }
+        if open.fork.is_some() && call.forked().is_none() {
+            drop(state);
+            return self.ask_fork(call, work);
+        }
         if open.validate_only {
-            let path = site.parent.map_or_else(String::new, |p| state.path(p));
-            let root = state.line(0).map(|l| l.session_id.to_string()).unwrap_or_default();
-            let session = preview(open, &root, path + "/" + &name_or_made(&open.options.name, id), now);
+            let path = match site.parent {
+                Some(parent) => state.path(parent) + "/" + &name_or_made(&open.options.name, id),
+                None => "/root".to_owned(),
+            };
+            let root = state.line(0).map_or(id, |l| &l.session_id);
+            let session = preview(open, call.forked().map(|f| &**f), root, path, now);
             let reply = v1::OpenSessionResponse { session: Some(session), ..Default::default() }.encode_to_vec();
             return self.reply(call.ticket, Ok(reply), &site.tree, &state, work);
         }
@@ -137,25 +138,39 @@ impl Engine {
         work: &mut Work,
         now: &mut Moment,
     ) {
-        let Call::Open(open) = call.call else { return };
-        if let Err(refusal) = self.may_mint(open.mint_key) {
-            self.reply(call.ticket, Err(refusal), tree, state, work);
+        let Pending { ticket, who, call: Call::Open(open), found, claimed, .. } = call else { return };
+        let born =
+            self.may_mint(open.mint_key).and_then(|()| self.birth(tree, state, index, open.options, open.mark, now));
+        if let Err(refusal) = born {
+            if let Some(root) = claimed {
+                self.unclaim(root, work);
+            }
+            self.reply(ticket, Err(refusal), tree, state, work);
             return self.drop_unborn(tree, state, index, now);
         }
-        if let Err(refusal) = self.birth(tree, state, index, open.options, open.mark, now) {
-            self.reply(call.ticket, Err(refusal), tree, state, work);
-            return self.drop_unborn(tree, state, index, now);
+        let forked = match found {
+            Some(Found::Forked(forked)) => Some(Arc::unwrap_or_clone(forked)),
+            _ => None,
+        };
+        if forked.is_some() {
+            count(&self.counters.sessions_forked);
         }
         let trigger = open.first_message.as_ref().map(|letter| letter.trigger);
-        let own = call.who.session.as_ref().and_then(|own| state.of_uid(own.uid));
+        let own = who.session.as_ref().and_then(|own| state.of_uid(own.uid));
         let from = own.or(state.line(index).and_then(|l| l.parent));
+        let begin = |appending: &mut Appending<'_>, line: &mut Line, ops: &mut Vec<Op>| {
+            if let Some(forked) = forked {
+                forked.put(appending, line, ops);
+            }
+        };
         let tail = |appending: &mut Appending<'_>, state: &mut TreeState, ops: &mut Vec<Op>| {
             if let Some(letter) = open.first_message {
                 let sender = from.map(|from| Sender::at(state, from)).unwrap_or_default();
                 self.post(appending.seq, tree, state, index, Post::message(letter, sender, None), ops, now);
             }
         };
-        self.append_with(tree, state, index, now, |_, _, _| (), tail);
+        self.append_with(tree, state, index, now, begin, tail);
+        self.hold_claim(claimed, state.last_seq, work);
         if let Some(trigger) = trigger {
             self.mail_came(tree, state, index, trigger, work, now);
         }
@@ -164,7 +179,7 @@ impl Engine {
         let reply = self
             .minted(open.mint_key, tree, line)
             .map(|session_key| v1::OpenSessionResponse { session, created: true, session_key }.encode_to_vec());
-        self.reply(call.ticket, reply, tree, state, work);
+        self.reply(ticket, reply, tree, state, work);
         work.evict = true;
     }
 
@@ -182,14 +197,14 @@ impl Engine {
         match self.locate(call, &parent, work) {
             Located::Gone => None,
             Located::Absent(call) => {
-                self.refuse(call.ticket, parent_not_found(&parent), work);
+                self.refuse_call(call, parent_not_found(&parent), work);
                 None
             }
             Located::Ended(call, ..) => {
-                self.refuse(call.ticket, closed(&parent), work);
+                self.refuse_call(call, closed(&parent), work);
                 None
             }
-            Located::At(call, tree, index) => {
+            Located::At(mut call, tree, index) => {
                 let Some(state) = Self::still_at(&tree, index, &parent) else {
                     work.calls.push_back(call);
                     return None;
@@ -201,6 +216,7 @@ impl Engine {
                     _ => None,
                 };
                 if let Some(refusal) = refusal {
+                    self.unclaim_call(&mut call, work);
                     self.reply(call.ticket, Err(refusal), &tree, &state, work);
                     return None;
                 }
@@ -218,12 +234,12 @@ impl Engine {
         let Some(parent) = state.line(parent_index).filter(|l| l.is_open()) else {
             return Err(Refusal::new(Reason::SessionClosed, "the parent session has ended"));
         };
-        if u64::from(parent.depth) >= self.limits.max_depth {
-            let (limit, used) = (self.limits.max_depth, u64::from(parent.depth));
+        let (limit, used) = (self.limits.max_depth(), u64::from(parent.depth));
+        if used >= limit {
             return Err(Refusal::cap(Reason::TreeDepth, "max_depth", limit, used));
         }
-        if u64::from(state.open) >= self.limits.max_sessions_per_tree {
-            let (limit, used) = (self.limits.max_sessions_per_tree, u64::from(state.open));
+        let (limit, used) = (self.limits.max_sessions_per_tree(), u64::from(state.open));
+        if used >= limit {
             return Err(Refusal::cap(Reason::TreeSessions, "max_sessions_per_tree", limit, used));
         }
         if !name.is_empty() && state.name_taken(parent_index, name) {
@@ -244,6 +260,9 @@ impl Engine {
         let index = state.add(line);
         if let Ok(calls) = site.tree.tenant.directory.insert(&session_id, &site.tree, index) {
             work.calls.extend(calls);
+            if index == 0 {
+                self.set_tree_cap(&site.tree);
+            }
             return Some(index);
         }
         state.lines[index as usize] = None;
@@ -339,8 +358,9 @@ impl Engine {
             Err(refusal) => self.reply(call.ticket, Err(refusal), &tree, &state, work),
             Ok((repeat, labels)) => {
                 if !repeat {
-                    resident.labels = labels;
-                    resident.stale_timeout_ms = update.stale_timeout_ms.unwrap_or(resident.stale_timeout_ms);
+                    let stale_timeout_ms = update.stale_timeout_ms.unwrap_or(resident.stale_timeout_ms);
+                    let changes = (&labels, stale_timeout_ms) != (&resident.labels, resident.stale_timeout_ms);
+                    (resident.labels, resident.stale_timeout_ms) = (labels, stale_timeout_ms);
                     resident.update_request = update.mark.map(Box::new).or(resident.update_request.take());
                     state.touch(now);
                     let root = state.line(index).filter(|l| l.depth == 0).map(|l| l.uid);
@@ -351,6 +371,10 @@ impl Engine {
                     let moved = root.filter(|_| update.stale_timeout_ms.is_some());
                     let moved = moved.map(|root| Op::Stale { root, stale_ms, due });
                     self.append_with(&tree, &mut state, index, now, |_, _, _| (), |_, _, ops| ops.extend(moved));
+                    // Without a change it was a sign of life.
+                    if changes {
+                        self.tell_updated(&tree, &state, index, now);
+                    }
                 }
                 let session = Some(self.line_view(&state, index).to_proto());
                 let reply = v1::UpdateSessionResponse { session }.encode_to_vec();
@@ -415,7 +439,8 @@ fn name_or_made(name: &str, session_id: &str) -> String {
 }
 
 /// A session as it would be.
-fn preview(open: &Open, root: &str, path: String, now: &Moment) -> v1::Session {
+fn preview(open: &Open, forked: Option<&Forked>, root: &str, path: String, now: &Moment) -> v1::Session {
+    let turns = forked.map_or(0, |f| f.turns);
     v1::Session {
         session_id: open.session_id.clone(),
         parent_session_id: open.options.parent.clone(),
@@ -425,6 +450,9 @@ fn preview(open: &Open, root: &str, path: String, now: &Moment) -> v1::Session {
         activity: v1::Activity::Idle as i32,
         last_outcome: v1::TurnOutcome::None as i32,
         residency: v1::Residency::Unloaded as i32,
+        turn_count: turns,
+        head_version: turns.into(),
+        checkpoint_tokens: forked.map_or(0, Forked::tokens),
         labels: open.options.labels.clone(),
         stale_timeout: Some(super::duration(open.options.stale_timeout_ms as u64)),
         create_time: Some(super::timestamp(now.wall_ms)),
