@@ -47,7 +47,8 @@ mkdir /var/lib/roost
 mount --bind "$work/volume" /var/lib/roost
 
 echo "== the install, with hashes"
-PYTHON=$python "$work/src/deploy/docker/install.sh" "$wheels" /opt/roost
+# A directory of wheels that this machine has may be hidden now.
+env -u PIP_FIND_LINKS PYTHON="$python" "$work/src/deploy/docker/install.sh" "$wheels" /opt/roost
 [ ! -e /opt/roost/bin/pip ] || fail "pip is still there"
 sbom=$(find /opt/roost/lib -path '*/roost-*.dist-info/sboms/*.json')
 grep -q '"bomFormat": *"CycloneDX"' $sbom || fail "the wheel has no SBOM"

@@ -9,4 +9,4 @@ trap 'rm -rf "$tools"' EXIT
 "${PYTHON:-python3}" -m venv "$tools"
 "$tools/bin/pip" --disable-pip-version-check --quiet install --no-cache-dir --require-hashes --only-binary=:all: \
     -r requirements/build.lock
-"$tools/bin/maturin" build --release --locked --out "$out"
+"$tools/bin/maturin" build --release --locked --interpreter "$tools/bin/python" --out "$out"

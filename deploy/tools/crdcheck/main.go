@@ -3,11 +3,13 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
 
 	monitoring "github.com/prometheus-operator/prometheus-operator/pkg/apis/monitoring/v1"
+	"sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
 )
 
@@ -28,7 +30,13 @@ func check(document []byte) (string, error) {
 	default:
 		return "", fmt.Errorf("%s: no type for this kind", head.Kind)
 	}
-	return head.Kind, yaml.UnmarshalStrict(document, into)
+	text, err := yaml.YAMLToJSONStrict(document)
+	if err != nil {
+		return head.Kind, err
+	}
+	// As the API server decodes: the standard library would take scrapeTimeOut for scrapeTimeout.
+	unknown, err := json.UnmarshalStrict(text, into)
+	return head.Kind, errors.Join(append(unknown, err)...)
 }
 
 func main() {
