@@ -32,22 +32,22 @@ go_tools() {
     # Modules and objects go with the work: they are two gigabytes, the tools are not.
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
-    export GOBIN="$tools/bin" GOPATH="$work/go" GOCACHE="$work/cache" GOFLAGS="-modcacherw -buildvcs=false" GOTOOLCHAIN=local CGO_ENABLED=0
-    flags="-trimpath -ldflags=-s"
+    export GOBIN="$tools/bin" GOPATH="$work/go" GOCACHE="$work/cache" GOTOOLCHAIN=local CGO_ENABLED=0
+    export GOFLAGS="-modcacherw -buildvcs=false -trimpath -ldflags=-s"
     for module in "$@"; do
         name=${module##*/}
         name=${name%@*}
         stamp=$tools/bin/.$name-${module##*@}
         [ ! -e "$stamp" ] || continue
         echo "$module -> .tools/bin"
-        go install $flags "$module"
+        go install "$module"
         rm -f "$tools/bin/.$name-"*
         touch "$stamp"
     done
     # Prometheus without service discovery, which is most of it and has nothing to do with rules.
-    built crdcheck || (cd deploy/tools/crdcheck && go build $flags -o "$tools/bin/" .)
+    built crdcheck || (cd deploy/tools/crdcheck && go build -o "$tools/bin/" .)
     built promtool ||
-        (cd deploy/tools/promtool && go build $flags -tags remove_all_sd -o "$tools/bin/" \
+        (cd deploy/tools/promtool && go build -tags remove_all_sd -o "$tools/bin/" \
             github.com/prometheus/prometheus/cmd/promtool)
 }
 

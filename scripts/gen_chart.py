@@ -1,7 +1,7 @@
 """Write the parts of the Helm chart that the code knows better; `--check` fails where they differ.
 
-values.schema.json: what `config` may hold, from the server's settings. files/settings.json: their ranges and units, for the
-templates. README.md: the table of values, from the schema and values.yaml. files/alerts.yaml: deploy/monitoring's.
+values.schema.json: what `config` may hold, from the server's settings. files/settings.json: their ranges and units, for
+the templates. README.md: the table of values, from the schema and values.yaml. files/alerts.yaml: deploy/monitoring's.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ ROOT = Path(__file__).resolve().parent.parent
 CHART = ROOT / "deploy/helm/roost"
 ALERTS = ROOT / "deploy/monitoring/alerts.yaml"
 # Settings that other values of the chart decide, and those of drivers for which there is nothing in a pod.
-CHARTS_OWN = {
-    "listen", "admin_listen", "data_dir", "admin_key_file", "insecure", "drain_timeout_ms",
-    "tls_cert_file", "tls_key_file", "tls_client_ca_file",
-    "process_driver", "tmux_driver", "tmux_socket", "reap",
-}  # fmt: skip
+CHARTS_OWN = frozenset(
+    "listen admin_listen data_dir admin_key_file insecure drain_timeout_ms tls_cert_file tls_key_file tls_client_ca_file "
+    "process_driver tmux_driver tmux_socket reap".split()
+)
 BEGIN, END = "<!-- values: written by `make docs` -->", "<!-- end of values -->"
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "deploy/manifests/roost.yaml"
 HEADER = """\
-# Roost with the default values of its Helm chart, written by `make manifests`. Change the chart, or patch this by kustomize.
+# Roost with the default values of its Helm chart, written by `make manifests`: change the chart, or patch this.
 #   roost keys new-admin-key admin.key
 #   kubectl create secret generic roost-admin-key --from-file=admin.key
 #   kubectl apply -f roost.yaml

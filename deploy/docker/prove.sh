@@ -51,7 +51,7 @@ echo "== the install, with hashes"
 env -u PIP_FIND_LINKS PYTHON="$python" "$work/src/deploy/docker/install.sh" "$wheels" /opt/roost
 [ ! -e /opt/roost/bin/pip ] || fail "pip is still there"
 sbom=$(find /opt/roost/lib -path '*/roost-*.dist-info/sboms/*.json')
-grep -q '"bomFormat": *"CycloneDX"' $sbom || fail "the wheel has no SBOM"
+grep -q '"bomFormat": *"CycloneDX"' "$sbom" || fail "the wheel has no SBOM"
 
 user=$(sed_one 's/^USER //p')
 uid=${user%:*} gid=${user#*:}
@@ -93,10 +93,10 @@ ready() { # log
 }
 terminate() { # the signal goes to the server alone, as a container engine sends it
     local code=0 server
-    server=$(cat "/proc/$parent/task/$parent/children")
-    [ "$(awk '/^NSpid:/ { print $NF }' "/proc/${server// /}/status")" = 1 ] || fail "the server is not process 1"
-    [ "$(awk '/^Uid:/ { print $2 }' "/proc/${server// /}/status")" = "$uid" ] || fail "the server is not user $uid"
-    kill -TERM ${server}
+    read -r server _ <"/proc/$parent/task/$parent/children"
+    [ "$(awk '/^NSpid:/ { print $NF }' "/proc/$server/status")" = 1 ] || fail "the server is not process 1"
+    [ "$(awk '/^Uid:/ { print $2 }' "/proc/$server/status")" = "$uid" ] || fail "the server is not user $uid"
+    kill -TERM "$server"
     wait "$parent" || code=$?
     [ "$code" = 0 ] || { cat /var/lib/roost/*.log >&2; fail "SIGTERM: exit code $code"; }
 }

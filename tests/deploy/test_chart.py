@@ -260,9 +260,7 @@ def test_everything_sets_every_value() -> None:
 
     schema = json.loads((CHART / "values.schema.json").read_text())
     every = paths(yaml.safe_load((CHART / "values.yaml").read_text()), schema)
-    set_somewhere = {
-        path for case in CASES if case for path in paths(yaml.safe_load(case.read_text()), schema)
-    }
+    set_somewhere = {path for case in CASES if case for path in paths(yaml.safe_load(case.read_text()), schema)}
     defaults = {"store.mode", "image.tag", "probes.startup", "probes.readiness", "probes.liveness"}
     rules = {"prometheusRule.enabled", "prometheusRule.labels"}  # have a test of their own
     assert every - set_somewhere - defaults - rules == set()

@@ -47,7 +47,8 @@ def test_base_images_are_pinned_by_digest() -> None:
 
 
 def test_the_server_gets_the_signals_and_is_not_root() -> None:
-    """Shell form would make a shell process 1, which hands no SIGTERM on; a name as user cannot be checked by a kubelet."""
+    """Shell form would make a shell process 1, which hands no SIGTERM on; of a name no kubelet knows whether it is
+    root."""
     (entry,) = instructions("ENTRYPOINT")
     (command,) = instructions("CMD")
     assert json.loads(entry) == ["roost"]

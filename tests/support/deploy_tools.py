@@ -23,9 +23,10 @@ def tool(name: str) -> str:
     for directory in TOOLS:
         if (directory / name).exists():
             return str(directory / name)
-    (pytest.fail if os.environ.get("ROOST_DEPLOY_TOOLS") == "required" else pytest.skip)(
-        f"{name} is not in .tools: run make lint-deploy"
-    )
+    missing = f"{name} is not in .tools: run make lint-deploy"
+    if os.environ.get("ROOST_DEPLOY_TOOLS") == "required":
+        pytest.fail(missing)
+    pytest.skip(missing)
 
 
 def run(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -42,18 +43,19 @@ def template(*arguments: str | Path, chart: Path = CHART, release: str = "roost"
     return done.stdout
 
 
-class _Strict(yaml.SafeLoader):
+class _Strict(yaml.SafeLoader):  # type: ignore[misc]
     """PyYAML takes the last of two equal keys; Kubernetes' strict decoding refuses them."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         assert len(keys) == len(set(keys)), f"a key twice {node.start_mark}"
-        return super().construct_mapping(node, deep)
+        made: dict[Any, Any] = super().construct_mapping(node, deep)
+        return made
 
 
 def documents(text: str) -> list[dict[str, Any]]:
     """The documents of a rendered chart; no key twice, none without a name."""
-    found = [document for document in yaml.load_all(text, _Strict) if document is not None]  # noqa: S506
+    found = [document for document in yaml.load_all(text, _Strict) if document is not None]
     names = [(document["kind"], document["metadata"]["name"]) for document in found]
     assert len(names) == len(set(names)), names
     return found
