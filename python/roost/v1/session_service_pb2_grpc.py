@@ -155,7 +155,8 @@ class SessionServiceServicer(object):
     def WatchSessions(self, request, context):
         """Streams what happens to sessions, from a bounded ring in memory: each event once it is durable, in order, for as long
         as the caller listens. A stream goes on after a break with the `resume_token` of its last answer; one from before the
-        ring, or from before a restart, is answered with `resync`: list the sessions, and go on from its token.
+        ring, or from before a restart, is answered with `resync`: list the sessions, and go on from its token. Errors:
+        SESSION_NOT_FOUND (root_session_id), BAD_PAGE_TOKEN (resume_token).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -66,7 +66,8 @@ class SessionServiceStub:
     WatchSessions: _grpc.UnaryStreamMultiCallable[_session_service_pb2.WatchSessionsRequest, _session_service_pb2.WatchSessionsResponse]
     """Streams what happens to sessions, from a bounded ring in memory: each event once it is durable, in order, for as long
     as the caller listens. A stream goes on after a break with the `resume_token` of its last answer; one from before the
-    ring, or from before a restart, is answered with `resync`: list the sessions, and go on from its token.
+    ring, or from before a restart, is answered with `resync`: list the sessions, and go on from its token. Errors:
+    SESSION_NOT_FOUND (root_session_id), BAD_PAGE_TOKEN (resume_token).
     """
 
 @_typing.type_check_only
@@ -107,7 +108,8 @@ class SessionServiceAsyncStub(SessionServiceStub):
     WatchSessions: _aio.UnaryStreamMultiCallable[_session_service_pb2.WatchSessionsRequest, _session_service_pb2.WatchSessionsResponse]  # type: ignore[assignment]
     """Streams what happens to sessions, from a bounded ring in memory: each event once it is durable, in order, for as long
     as the caller listens. A stream goes on after a break with the `resume_token` of its last answer; one from before the
-    ring, or from before a restart, is answered with `resync`: list the sessions, and go on from its token.
+    ring, or from before a restart, is answered with `resync`: list the sessions, and go on from its token. Errors:
+    SESSION_NOT_FOUND (root_session_id), BAD_PAGE_TOKEN (resume_token).
     """
 
 class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -199,7 +201,8 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_session_service_pb2.WatchSessionsResponse], _abc.AsyncIterator[_session_service_pb2.WatchSessionsResponse]]:
         """Streams what happens to sessions, from a bounded ring in memory: each event once it is durable, in order, for as long
         as the caller listens. A stream goes on after a break with the `resume_token` of its last answer; one from before the
-        ring, or from before a restart, is answered with `resync`: list the sessions, and go on from its token.
+        ring, or from before a restart, is answered with `resync`: list the sessions, and go on from its token. Errors:
+        SESSION_NOT_FOUND (root_session_id), BAD_PAGE_TOKEN (resume_token).
         """
 
 def add_SessionServiceServicer_to_server(servicer: SessionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -77,7 +77,7 @@ fn simulate_all(seeds: impl Iterator<Item = u64>, ops: usize) -> BTreeMap<String
 
 #[test]
 fn random_worlds_keep_every_invariant() {
-    let seen = simulate_all(1..=100, 10_000);
+    let seen = simulate_all(1..=60, 10_000);
     for (what, n) in &seen {
         println!("{n:>9} {what}");
     }
@@ -144,7 +144,7 @@ fn replay() {
 /// I11: eviction and reload are invisible.
 #[test]
 fn residency_is_invisible() {
-    let (first, last) = (number("ROOST_SIM_SEED", 1), number("ROOST_SIM_SEED", 12));
+    let (first, last) = (number("ROOST_SIM_SEED", 1), number("ROOST_SIM_SEED", 8));
     let mut rewound = 0;
     for seed in first..=last {
         let worlds = [(1, 1), (1, 1 << 30), (7, 1 << 30), (1_000_000, 1 << 40)];

@@ -1,4 +1,4 @@
-"""Copies of records, which a session that is a fork begins with: made by the store, whole or not at all (I4, I5, I22)."""
+"""Copies of records, which a fork begins with: made by the store, whole or not at all (I4, I5, I22)."""
 
 from __future__ import annotations
 
