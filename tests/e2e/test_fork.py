@@ -34,8 +34,8 @@ def fork(api: Api, source: str, turn: int = 0, name: str = "", **fields: Any) ->
 
 
 def live(api: Api, name: str) -> list[bytes]:
-    """The live line as ReadHistory tells it, each turn to the byte, but for its reward and the numbers that its session's
-    own grants and trajectories gave it."""
+    """The live line as ReadHistory tells it, each turn to the byte, but for its reward and the numbers that the
+    session's own grants and trajectories gave it."""
     turns = []
     for record in api.history(name, statuses=[COMMITTED]):
         told = types.Record.FromString(record.SerializeToString())

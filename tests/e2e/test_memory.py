@@ -123,7 +123,8 @@ def test_a_sessions_memory_grows_with_its_tokens_and_no_faster() -> None:
 
 
 def _play(case: Case) -> Measured:
-    limits = {name: default for name, default, _, _ in LIMITS} | {"max_turns_per_tree": 10_000, "max_watch_events": 1} | case.limits
+    fixed = {"max_turns_per_tree": 10_000, "max_watch_events": 1}
+    limits = {name: default for name, default, _, _ in LIMITS} | fixed | case.limits
     engine = Engine(limits, 0)
     _turns(engine, case, 0, case.warm)
     before = _rss()
