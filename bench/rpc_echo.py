@@ -242,15 +242,20 @@ def fill(data_dir: Path, count: int) -> None:
         def records(self) -> list[tuple[Any, ...]]:
             return []
 
-        statuses = closes = rewards = finished = acks = stales = reopens = steps = forgets = keys = revoked_keys = (
-            records
-        )
+        statuses = closes = rewards = finished = acks = stales = reopens = restores = steps = forgets = records
+        keys = revoked_keys = resources = resource_updates = resources_due = cleanups_due = records
+        mail = mail_updates = copies = records
 
         def purged_records(self) -> list[int]:
             return []
 
         def purged_sessions(self) -> list[bytes]:
             return []
+
+        def resource_deletes(self) -> list[str]:
+            return []
+
+        mail_ends = purged_sessions
 
         def split(self) -> list[Filling]:
             return [self]
@@ -268,7 +273,7 @@ def fill(data_dir: Path, count: int) -> None:
             rows.append(
                 SessionUpsert(
                     uid, "default", session_name(number), uid, b"", "/root", 0, now, STALE_MS, 1, 0, 0, 0, 0, 0, 0,
-                    None, facts, 0, STALE_MS, 0, seq + number - start, 0,
+                    None, facts, 0, 0, "", 0, STALE_MS, 0, seq + number - start, 0,
                 )
             )  # fmt: skip
         outcome = store.append(0, store.epoch, seq, Filling(seq, rows))

@@ -78,13 +78,19 @@ class Rows:
     def statuses(self) -> list[tuple[Any, ...]]:
         return []
 
-    closes = rewards = finished = acks = stales = reopens = steps = forgets = keys = revoked_keys = statuses
+    closes = rewards = finished = acks = stales = reopens = restores = steps = forgets = keys = revoked_keys = statuses
+    copies = resources = resource_updates = resources_due = cleanups_due = mail = mail_updates = statuses
 
     def purged_records(self) -> list[int]:
         return []
 
     def purged_sessions(self) -> list[bytes]:
         return []
+
+    def resource_deletes(self) -> list[str]:
+        return []
+
+    mail_ends = purged_sessions
 
     def split(self) -> list[Rows]:
         return [self]
@@ -109,7 +115,7 @@ class Load:
             uid = n.to_bytes(8, "big") + uid
             row = SessionUpsert(
                 uid, "tenant", f"session-{n:012}", uid, b"", "/root", 0, 1_700_000_000_000 + n, 0, 1, 0, 0, 0, 0,
-                0, 0, None, b"f" * 200, 0, 0, 0, self.seq, 0,
+                0, 0, None, b"f" * 200, 0, 0, "", 0, 0, 0, self.seq, 0,
             )  # fmt: skip
             batch.session_rows.append(tuple(row))
             self.rows.append(row)

@@ -62,6 +62,13 @@ class RoostError(Exception):
         self.quota: tuple[QuotaHit, ...] = tuple(quota)
         self.method = method
 
+    @property
+    def holders(self) -> list[tuple[str, float]]:
+        """Of a cap that refused: the sessions that hold it, longest first, and for how long in seconds; at most eight,
+        those that the caller may see."""
+        found = (one.rpartition("=") for one in self.metadata.get("holders", "").split())
+        return [(name, int(ms) / 1_000) for name, _, ms in found if ms.isdecimal()]
+
     def __str__(self) -> str:
         label = self.reason or self.code.name
         where = f" ({self.method.rsplit('/', 1)[-1]})" if self.method else ""
@@ -189,10 +196,11 @@ class TooLarge(RoostError):
 
 
 class BadPageToken(RoostError):
-    """BAD_PAGE_TOKEN: The page token is not one of this list with these filters. Start the list again."""
+    """BAD_PAGE_TOKEN: The page or resume token is not one of this list, or watch, with these filters and this key.
+    Start again without it."""
 
     REASON = "BAD_PAGE_TOKEN"
-    ADVICE = "Start the list again."
+    ADVICE = "Start again without it."
 
 
 class LeaseMalformed(RoostError):
@@ -452,11 +460,13 @@ class TreeTurns(RoostError):
 
 
 class TenantTurns(RoostError):
-    """TENANT_TURNS: The tenant runs as many turns as it may. Wait for a slot (`wait`), or end a running turn (list
-    them by activity RUNNING)."""
+    """TENANT_TURNS: The tenant runs as many turns as it may. Wait for a slot (`wait`), or end a turn that the
+    details name; ListSessions has the rest by activity RUNNING."""
 
     REASON = "TENANT_TURNS"
-    ADVICE = "Wait for a slot (`wait`), or end a running turn (list them by activity RUNNING)."
+    ADVICE = (
+        "Wait for a slot (`wait`), or end a turn that the details name; ListSessions has the rest by activity RUNNING."
+    )
 
 
 class TreeSessions(RoostError):
@@ -495,6 +505,22 @@ class TreeDepth(RoostError):
 
     REASON = "TREE_DEPTH"
     ADVICE = "Open the session higher up."
+
+
+class MailboxFull(RoostError):
+    """MAILBOX_FULL: The session's mailbox is as full as it may be. Have it run a turn, which takes its mail; send
+    less, or with a ttl."""
+
+    REASON = "MAILBOX_FULL"
+    ADVICE = "Have it run a turn, which takes its mail; send less, or with a ttl."
+
+
+class RootTrigger(RoostError):
+    """ROOT_TRIGGER: A descendant may not make the root of its tree runnable. Send without `trigger`; open the root
+    with wake_on_completion to be woken by its children's ends."""
+
+    REASON = "ROOT_TRIGGER"
+    ADVICE = "Send without `trigger`; open the root with wake_on_completion to be woken by its children's ends."
 
 
 class QueueFull(RoostError):
@@ -646,6 +672,8 @@ BY_REASON: dict[str, type[RoostError]] = {
     "POOL_FULL": PoolFull,
     "STORE_BYTES": StoreBytes,
     "TREE_DEPTH": TreeDepth,
+    "MAILBOX_FULL": MailboxFull,
+    "ROOT_TRIGGER": RootTrigger,
     "QUEUE_FULL": QueueFull,
     "JOURNAL_BEHIND": JournalBehind,
     "JOURNAL_FULL": JournalFull,

@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 from roost._core import LIMITS, METHODS, Batch, Engine
 from roost.handlers.reload import StoreReader
 from roost.store import SqliteStore
-from roost.v1 import session_service_pb2, trajectory_service_pb2, turn_service_pb2, types_pb2
+from roost.v1 import mail_service_pb2, session_service_pb2, trajectory_service_pb2, turn_service_pb2, types_pb2
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
@@ -86,6 +86,16 @@ class House:
             session_id=session_id, lease=self.begin(session_id), record=types_pb2.RecordInput(content=content)
         )
         self.call("TurnService", "AbortTurn", request, turn_service_pb2.AbortTurnResponse)
+
+    def send(self, session_id: str, content: bytes, sender: str = "", request_id: str = "", **message: Any) -> str:
+        """Send a message; its id."""
+        request = mail_service_pb2.SendMessageRequest(
+            session_id=session_id,
+            sender_session_id=sender,
+            request_id=request_id,
+            message=types_pb2.MessageInput(content=content, **message),
+        )
+        return self.call("MailService", "SendMessage", request, mail_service_pb2.SendMessageResponse).message_id
 
     def reward(self, session_id: str, value: float) -> None:
         """Reward the last turn."""

@@ -32,10 +32,14 @@ READ_AHEAD: Final = 32  # records read at once; bounds memory where a page turns
 @dataclass(frozen=True)
 class Follow:
     """A stream waits until a count of the engine's is above this: of trajectories that became READY
-    (`ready_sequence`), or of releases that became due (`releases_count`)."""
+    (`ready_sequence`), of events (`watch_count`), or of what an owner may be told (those, and `releases_count`). Where
+    `look` is given, it goes on only if that finds something. It waits no longer than up to `until_ms` of the service
+    clock."""
 
     seen: int
-    what: Literal["ready", "releases"] = "ready"
+    what: Literal["ready", "events", "owner"] = "ready"
+    look: Callable[[], bool] | None = None
+    until_ms: int | None = None
 
 
 Step = bytes | Follow
@@ -99,6 +103,15 @@ class Cold:
             raise session_not_found(self.engine, session_id)
         return row
 
+    def check_content(self, row: SessionRow) -> None:
+        """Refused SESSION_RESTORING or SESSION_PURGED where not all of a session's content is there."""
+        if is_restoring(row.cleanup):
+            message = f"session {row.session_id!r} is being restored"
+            raise refused(self.engine, "SESSION_RESTORING", message, session_id=row.session_id)
+        if is_purging(row.cleanup):
+            message = f"the content of session {row.session_id!r} is deleted"
+            raise refused(self.engine, "SESSION_PURGED", message, session_id=row.session_id)
+
     def verified(self, row: SessionRow) -> Generator[Step, None, tuple[SessionRow, list[RecordLine]]]:
         """The session and the list of its records, newest first; SESSION_CORRUPT unless all of them are there as they
         were appended, payloads apart (I23). In steps: `row, lines = yield from cold.verified(row)`.
@@ -110,12 +123,7 @@ class Cold:
         if found is None:  # purged since its row was read
             raise session_not_found(self.engine, row.session_id)
         row, page = found
-        if is_restoring(row.cleanup):
-            message = f"session {row.session_id!r} is being restored"
-            raise refused(self.engine, "SESSION_RESTORING", message, session_id=row.session_id)
-        if is_purging(row.cleanup):
-            message = f"the content of session {row.session_id!r} is deleted"
-            raise refused(self.engine, "SESSION_PURGED", message, session_id=row.session_id)
+        self.check_content(row)
         lines = list(page)
         while len(page) == PAGE_LINES:
             yield NOTHING_YET

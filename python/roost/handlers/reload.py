@@ -151,6 +151,12 @@ class StoreReader:
             return engine.family_read(number, store.family(*arguments))
         if kind == "due":
             return engine.due_found(number, *store.due(*arguments))
+        if kind == "mail":
+            return engine.mail_read(number, store.read_mail(*arguments))
+        if kind == "sent":
+            return engine.sent_found(number, store.sent(*arguments))
+        if kind == "runnable":
+            return engine.runnable_found(number, *store.runnable(*arguments))
         raise ValueError(f"the engine asked for an unknown effect {kind!r}")
 
     def _answer(self, job: Callable[[], Answer]) -> Answer:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -12,20 +11,13 @@ from roost.handlers.cold import Cold
 from roost.handlers.errors import parse
 from roost.v1 import admin_service_pb2
 
-# The gauge that counts against a limit, where that is one number.
-USED_BY: Final = {
-    "max_resident_sessions": "resident_sessions",
-    "max_resident_bytes": "resident_bytes",
-    "max_waiters": "waiting",
-    "max_resources": "resources",
-    "journal_queue_bytes": "journal_bytes",
-}
 # Engine numbers that only grow; all others are gauges.
 COUNTERS: Final = frozenset(
     (
         "turns_begun turns_committed turns_rewound turns_aborted turns_expired turns_taken_over turns_interrupted "
         "turns_released trajectories_finished trajectories_acknowledged sessions_opened sessions_closed "
-        "sessions_reopened sessions_dumped sessions_purged sessions_restored trees_swept cleanup_failures "
+        "sessions_reopened sessions_dumped sessions_purged sessions_restored sessions_forked trees_swept "
+        "cleanup_failures messages_sent messages_delivered messages_consumed messages_expired messages_dead "
         "resources_attached resources_released releases_failed pool_evictions evictions header_evictions "
         "reloads header_loads load_failures refusals batches_stored entries_stored batches_refused"
     ).split()
@@ -36,7 +28,6 @@ COUNTERS: Final = frozenset(
 class About:
     """What GetStats says of this server beside the engine's numbers."""
 
-    limits: Mapping[str, tuple[int, str]]  # name -> value, source
     started: float  # time.monotonic() when it began to serve
     gauges: dict[str, int] = field(default_factory=dict)  # what others keep up to date
 
@@ -51,8 +42,8 @@ def get_stats(cold: Cold, data: bytes, about: About) -> bytes:
         | cold.store.sizes()
         | about.gauges,
         limits=[
-            admin_service_pb2.Limit(name=name, value=value, source=source, used=numbers.get(USED_BY.get(name, ""), -1))
-            for name, (value, source) in about.limits.items()
+            admin_service_pb2.Limit(name=name, value=value, source=source, used=used)
+            for name, value, source, used in cold.engine.limits()
         ],
         version=VERSION,
         epoch=cold.store.epoch,

@@ -41,6 +41,9 @@ class SessionUpsert(NamedTuple):
     running: int  # 1 while a turn holds a slot
     lease: bytes | None  # roost.store.v1.RunningGrant
     facts: bytes  # roost.store.v1.SessionFacts
+    outcome: int  # roost.v1.TurnOutcome of its latest turn
+    wakes: int  # 1: what its children's ends tell it makes it runnable
+    owner: str  # who began its latest turn, "" before the first
     finish_due: int  # wall-clock ms from which on the active trajectory finishes by itself, 0: never
     stale_ms: int  # of a root: idle time in ms after which its tree is stale, 0: never
     active_ms: int  # service time of the last activity in its tree
@@ -62,6 +65,19 @@ class RecordInsert(NamedTuple):
     state: bytes | None  # the client's state where this record sets it
     arrays: bytes | None  # logprobs followed by loss mask
     content: bytes | None
+
+
+class RecordCopy(NamedTuple):
+    """One record whose tokens, state, arrays and content are those of the record `source`, which is stored."""
+
+    seq: int
+    session: bytes
+    prev: int
+    status: int
+    turn: int
+    meta: bytes
+    chain: bytes
+    source: int
 
 
 class TrajectoryInsert(NamedTuple):
@@ -156,6 +172,8 @@ class SessionRestore(NamedTuple):
     close_seq: int  # as its receipt has it: sessions that one close ended have the same
     seq: int
     facts: bytes
+    outcome: int
+    wakes: int
     receipt: bytes
     cleanup: bytes
 
@@ -244,6 +262,37 @@ class CleanupDue(NamedTuple):
     due: int
 
 
+class MailInsert(NamedTuple):
+    """A message that was sent. `seq` is the rowid."""
+
+    seq: int
+    message_id: bytes  # UUIDv7
+    recipient: bytes
+    root: bytes  # of the recipient's tree
+    tenant: str
+    sender: bytes | None  # None: a host
+    kind: int  # roost.v1.MessageKind
+    state: int  # roost.v1.MessageState: QUEUED; MailUpdate sets others
+    due: int  # wall-clock ms from which on it makes its session runnable, -1: it does not
+    expire: int  # wall-clock ms at which it expires while it is QUEUED, 0: never
+    deliveries: int
+    fence: int  # of the grant that took it last, 0: none has
+    create_ms: int
+    meta: bytes  # roost.store.v1.MessageMeta
+    content: bytes | None
+    request: str | None  # sender and request_id: one message to a recipient has it; None: no repeat is told
+
+
+class MailUpdate(NamedTuple):
+    """What became of a message; at most one of each in a batch, which may also insert it."""
+
+    seq: int
+    state: int
+    due: int
+    deliveries: int
+    fence: int
+
+
 class Batch(Protocol):
     """What one `append` stores, whole or not at all. Made by the engine (`roost._core.Batch`)."""
 
@@ -257,6 +306,7 @@ class Batch(Protocol):
 
     def sessions(self) -> list[tuple[Any, ...]]: ...
     def records(self) -> list[tuple[Any, ...]]: ...
+    def copies(self) -> list[tuple[Any, ...]]: ...
     def statuses(self) -> list[tuple[Any, ...]]: ...
     def closes(self) -> list[tuple[Any, ...]]: ...
     def rewards(self) -> list[tuple[Any, ...]]: ...
@@ -270,11 +320,14 @@ class Batch(Protocol):
         """Rowids of records to delete."""
 
     def purged_sessions(self) -> list[bytes]:
-        """Sessions whose rewards and trajectories are to be deleted."""
+        """Sessions whose rewards, trajectories and mailboxes are to be deleted."""
 
     def forgets(self) -> list[tuple[Any, ...]]: ...
     def keys(self) -> list[tuple[Any, ...]]: ...
     def revoked_keys(self) -> list[tuple[Any, ...]]: ...
+    def limits(self) -> list[tuple[str, int | None]]:
+        """Limits that were set; None: the configuration says it again. Each at most once."""
+
     def resources(self) -> list[tuple[Any, ...]]: ...
     def resource_updates(self) -> list[tuple[Any, ...]]: ...
     def resources_due(self) -> list[tuple[Any, ...]]: ...
@@ -282,6 +335,11 @@ class Batch(Protocol):
         """Names of resources that are released."""
 
     def cleanups_due(self) -> list[tuple[Any, ...]]: ...
+    def mail(self) -> list[tuple[Any, ...]]: ...
+    def mail_updates(self) -> list[tuple[Any, ...]]: ...
+    def mail_ends(self) -> list[bytes]:
+        """Sessions whose messages that are QUEUED or DELIVERED end (state CLOSED, due -1), those of this batch too."""
+
     def split(self) -> Sequence[Batch]:
         """One batch a tree, in the order of their first entries."""
 
@@ -333,6 +391,75 @@ class HeaderRow(NamedTuple):
     stale_due: int
     facts: bytes | None
     seq: int
+    outcome: int
+    wakes: int
+    owner: str
+    mail: list[MailHead]  # what its mailbox holds, in order of sequence
+
+
+class MailHead(NamedTuple):
+    """A message that is QUEUED or DELIVERED."""
+
+    seq: int
+    state: int
+    due: int
+    expire: int
+    deliveries: int
+    fence: int
+    size: int  # bytes of its content
+    outcome: int  # 1: a child's end told it (its kind is not MESSAGE)
+
+
+class MailFound(NamedTuple):
+    """A message in full, as a turn gets it."""
+
+    seq: int
+    message_id: bytes
+    kind: int
+    deliveries: int
+    create_ms: int
+    expire: int
+    meta: bytes
+    content: bytes | None
+
+
+class RunnableRow(NamedTuple):
+    """A QUEUED message that makes its OPEN session runnable."""
+
+    due: int
+    seq: int
+    session_id: str
+
+
+class ListedMail(NamedTuple):
+    """A message in a list."""
+
+    seq: int
+    message_id: bytes
+    session_id: str  # of its recipient
+    kind: int
+    state: int  # EXPIRED as well where it is QUEUED and its time has passed
+    deliveries: int
+    create_ms: int
+    expire: int
+    meta: bytes
+    content: bytes | None  # None as well where it is left out
+    size: int  # bytes of meta and content
+
+
+class UnreadMail(NamedTuple):
+    """A message that ended with its session, as a dump holds it."""
+
+    seq: int
+    message_id: bytes
+    sender: bytes | None
+    kind: int
+    expire: int
+    deliveries: int
+    fence: int
+    create_ms: int
+    meta: bytes
+    content: bytes | None
 
 
 class Found(NamedTuple):
@@ -374,6 +501,7 @@ class SessionRow(NamedTuple):
     cleanup_due: int
     cleanup: bytes | None
     seq: int
+    owner: str
 
 
 class RecordLine(NamedTuple):
@@ -406,13 +534,15 @@ class RecordRow(NamedTuple):
 class LoadedSession(NamedTuple):
     """What a reload reads. `records` are newest first, all of them, linked by `prev`; `state` is the client's state and
     `state_seq` the record that set it (None and 0 if none did); `provisional` the live provisional, if it was asked
-    for and there is one."""
+    for and there is one; `size` how many bytes of payloads and metas the COMMITTED records up to the turn
+    asked for have, if that was asked for, else 0."""
 
     row: SessionRow
     records: list[RecordLine]
     state_seq: int
     state: bytes | None
     provisional: RecordRow | None
+    size: int
 
 
 class TrajectoryRow(NamedTuple):
@@ -517,6 +647,18 @@ class OwnerRelease(NamedTuple):
     handle: str
 
 
+class OwnerMail(NamedTuple):
+    """A session that runs no turn and has mail that makes it runnable."""
+
+    session: bytes
+    session_id: str
+    queued: int  # messages that no turn has taken, others too
+    first: int  # of those that make it runnable: the first and the last sequence, the earliest and the latest time
+    last: int
+    due: int  # wall-clock milliseconds
+    last_due: int
+
+
 @dataclass(frozen=True)
 class ReadyFilter:
     """Filters of a list of trajectories that are not acknowledged; all must match."""
@@ -549,6 +691,17 @@ class ResourceFilter:
     pool: str | None = None
 
 
+@dataclass(frozen=True)
+class MailFilter:
+    """Filters of a list of messages: to a session, or from one; all must match."""
+
+    recipient: bytes | None = None
+    sender: bytes | None = None
+    states: int = 0  # bit n: those in the state n; 0: all
+    now_ms: int = 0  # wall clock: what is QUEUED and expired by then is EXPIRED
+    content: bool = True  # False: it is left out
+
+
 class Store(Protocol):
     """One durable store. Opening it claims it: a second server on it fails with StoreError LOCKED."""
 
@@ -578,9 +731,15 @@ class Store(Protocol):
         """The tenant and the OPEN sessions of a tree, parents before children."""
 
     def load_session(
-        self, uid: bytes, with_tokens: bool, with_provisional: bool = False, state_turn: int | None = None
+        self,
+        uid: bytes,
+        with_tokens: bool,
+        with_provisional: bool = False,
+        state_turn: int | None = None,
+        with_size: bool = False,
     ) -> LoadedSession | None:
-        """Read one session for a reload, in one snapshot. The state is the newest, or that after turn `state_turn`."""
+        """Read one session for a reload, in one snapshot. The state is the newest, or that after turn `state_turn`; the
+        size that of the records up to there."""
 
     def read_session(self, tenant: str, session_id: str) -> SessionRow | None:
         """Read one session row."""
@@ -650,8 +809,36 @@ class Store(Protocol):
     def used_bytes(self) -> int:
         """Bytes of the store's file that hold something: what is free in it is used again. For the writer thread."""
 
+    def read_mail(self, seqs: Sequence[int]) -> list[MailFound]:
+        """Those of these messages that are QUEUED or DELIVERED, in full, in order of sequence."""
+
+    def sent(self, recipient: bytes, request: str) -> tuple[bytes, bytes] | None:
+        """Id and meta of the message to this session that bears this request."""
+
+    def runnable(
+        self, tenant: str, until_ms: int, after: tuple[int, int] | None, limit: int
+    ) -> tuple[list[RunnableRow], int | None]:
+        """At most `limit` QUEUED messages whose time to make their sessions runnable has come, in order of (time,
+        sequence), behind `after`; and the time of the next one after them. All of them are of OPEN sessions."""
+
+    def list_mail(
+        self, where: MailFilter, after: int, limit: int, examine: int, size: int
+    ) -> tuple[list[ListedMail], int | None]:
+        """At most `limit` messages with seq > after, in order of seq, among the next `examine` of the session, and no
+        more once they have `size` bytes; and the seq behind which a list of what follows goes on, None if nothing
+        does."""
+
+    def count_unread(self, uid: bytes) -> int:
+        """How many messages ended with this session."""
+
+    def unread_mail(self, uid: bytes, after: int, size: int) -> list[UnreadMail]:
+        """Those with seq > after, in order of seq, until they have `size` bytes; [] if there are none."""
+
     def api_keys(self) -> list[ApiKeyRow]:
         """All keys of tenants, revoked ones too. What start-up loads."""
+
+    def limits(self) -> list[tuple[str, int]]:
+        """The limits that were set while a server ran, by name. What start-up loads."""
 
     def resources(self) -> list[ResourceRow]:
         """All resources, in order of name. What start-up loads. StoreError CORRUPT where a session is missing."""
@@ -667,6 +854,17 @@ class Store(Protocol):
 
     def owner_releases(self, tenant: str, owner: str, after: str, limit: int) -> list[OwnerRelease]:
         """At most `limit` resources that this host is to release, with name > after, in order of name."""
+
+    def owner_mail(
+        self, tenant: str, owner: str, after: tuple[int, int] | None, examine: int
+    ) -> tuple[set[bytes], tuple[int, int] | None]:
+        """Of the next `examine` QUEUED messages of the tenant that make their sessions runnable, now or later, in order
+        of (time, sequence), behind `after`: the sessions whose latest turn this host began; and what the next look goes
+        on behind, None if there is no more."""
+
+    def mailboxes(self, owner: str, sessions: Sequence[bytes], now_ms: int) -> list[OwnerMail]:
+        """The mailboxes of those of these sessions that are OPEN, run no turn, whose latest turn this host began, and
+        that have QUEUED messages that make them runnable, now or later. What has expired by now is none."""
 
     def known_resources(self, names: Sequence[str]) -> set[str]:
         """Those of these names that a resource has."""

@@ -15,37 +15,58 @@ from .base import (
     DueRow,
     Found,
     HeaderRow,
+    ListedMail,
     ListedResource,
     LoadedSession,
+    MailFilter,
+    MailFound,
+    MailHead,
+    OwnerMail,
     OwnerRelease,
     ReadyFilter,
     RecordLine,
     RecordRow,
     ResourceFilter,
     ResourceRow,
+    RunnableRow,
     SessionFilter,
     SessionRow,
     StaleRow,
     StoreError,
     StoreFailed,
     TrajectoryRow,
+    UnreadMail,
 )
 from .facts import state_seq
 from .statements import MAX_ROWS, OPEN_STATE
 
-T = TypeVar("T", int, str)
+T = TypeVar("T", int, str, bytes)
 
 # Tuples come from SQLite in the order of the fields of base's NamedTuples.
 _HEADER = """
     SELECT uid, session_id, parent, path, depth, head, head_version, fence, provisional, last, running, lease,
-           finish_due, closes, stale_ms, active_ms, stale_due, iif(finish_due > 0, facts, NULL), seq
+           finish_due, closes, stale_ms, active_ms, stale_due, iif(finish_due > 0, facts, NULL), seq, outcome, wakes,
+           owner
     FROM session WHERE root = ?1 AND state = 1 ORDER BY depth, path
+"""
+# The length of a content is in the row's head: the content is not read.
+_MAILBOXES = """
+    SELECT recipient, seq, state, due, expire, deliveries, fence, coalesce(length(content), 0), kind <> 1
+    FROM message INDEXED BY message_live WHERE root = ?1 AND state <= 2 ORDER BY recipient, seq
+"""
+_MAIL = f"SELECT {', '.join(MailFound._fields)} FROM message WHERE +state <= 2 AND seq IN ({{}}) ORDER BY seq"
+_SENT = "SELECT message_id, meta FROM message INDEXED BY message_request WHERE recipient = ?1 AND request = ?2"
+# CROSS JOIN: the messages are read first, then a row for the session of each.
+_RUNNABLE = """
+    SELECT m.due, m.seq, s.session_id
+    FROM message AS m INDEXED BY message_runnable CROSS JOIN session AS s ON s.uid = m.recipient
+    WHERE m.tenant = ?1 AND m.state = 1 AND m.due >= 0 AND (m.due, m.seq) > (?2, ?3) ORDER BY m.due, m.seq LIMIT ?4
 """
 
 _SESSION = """
     SELECT s.uid, s.tenant, s.session_id, s.root, s.parent, coalesce(p.session_id, ''), coalesce(r.session_id, ''),
            s.path, s.depth, s.create_ms, s.state, s.head, s.head_version, s.fence, s.provisional, s.last, s.running,
-           s.lease, s.facts, s.receipt, s.finish_due, s.closes, s.cleanup_due, s.cleanup, s.seq
+           s.lease, s.facts, s.receipt, s.finish_due, s.closes, s.cleanup_due, s.cleanup, s.seq, s.owner
     FROM {source} LEFT JOIN session AS p ON p.uid = s.parent LEFT JOIN session AS r ON r.uid = s.root
 """
 _SESSION_BY_UID = _SESSION.format(source="session AS s") + "WHERE s.uid = ?1"
@@ -79,6 +100,8 @@ _LAST_READY = "SELECT max(ready_seq) FROM trajectory INDEXED BY trajectory_ready
 
 _API_KEYS = f"SELECT {', '.join(ApiKeyRow._fields)} FROM api_key ORDER BY key_id"
 
+_LIMITS = "SELECT name, value FROM server_limit ORDER BY name"
+
 _RESOURCES = """
     SELECT r.name, r.session, r.root, r.tenant, s.session_id, r.kind, r.state, r.pool, r.pool_key, r.idle_ttl_ms,
            r.attempts, r.request
@@ -89,6 +112,20 @@ _DUE_RESOURCES = """
     SELECT r.name, r.session, r.root, r.tenant, s.session_id, r.kind, r.handle, r.attempts, r.due
     FROM resource AS r INDEXED BY resource_due CROSS JOIN session AS s ON s.uid = r.session
     WHERE r.due > 0 AND r.kind > 1 AND (r.due, r.name) > (?1, ?2) AND r.due <= ?3 ORDER BY r.due, r.name LIMIT ?4
+"""
+# The messages that one step examines, and the sessions of those that are this host's.
+_OWNER_MAIL = """
+    SELECT m.due, m.seq, iif(s.state = 1 AND s.owner = ?5, s.uid, NULL)
+    FROM message AS m INDEXED BY message_runnable CROSS JOIN session AS s ON s.uid = m.recipient
+    WHERE m.tenant = ?1 AND m.state = 1 AND m.due >= 0 AND (m.due, m.seq) > (?2, ?3) ORDER BY m.due, m.seq LIMIT ?4
+"""
+_MAILBOXES_OF = """
+    SELECT s.uid, s.session_id, count(*), min(iif(m.due >= 0, m.seq, NULL)), max(iif(m.due >= 0, m.seq, 0)),
+           min(iif(m.due >= 0, m.due, NULL)), max(m.due)
+    FROM session AS s CROSS JOIN message AS m INDEXED BY message_live ON m.root = s.root AND m.recipient = s.uid
+    WHERE s.uid IN ({}) AND s.state = 1 AND s.running = 0 AND s.owner = ? AND m.state = 1 AND m.state <= 2
+          AND (m.expire = 0 OR m.expire > ?)
+    GROUP BY s.uid HAVING max(m.due) >= 0
 """
 _OWNER_RELEASES = """
     SELECT r.name, s.session_id, r.handle
@@ -105,6 +142,24 @@ _LIST_RESOURCES = """
     {} ORDER BY r.name LIMIT :limit
 """
 _KNOWN = "SELECT name FROM resource WHERE name IN ({})"
+
+# As of resources: what one page examines, and what of that matches.
+_EXAMINED_MAIL = (
+    "SELECT seq FROM message INDEXED BY message_{0} WHERE {0} = :{0} AND seq > :after ORDER BY seq LIMIT :examine"
+)
+_LIST_MAIL = """
+    SELECT m.seq, m.message_id, s.session_id, m.kind,
+           iif(m.state = 1 AND m.expire BETWEEN 1 AND :now_ms, 4, m.state) AS shown, m.deliveries, m.create_ms,
+           m.expire, m.meta, iif(:content, m.content, NULL),
+           length(m.meta) + iif(:content, coalesce(length(m.content), 0), 0)
+    FROM ({}) AS page CROSS JOIN message AS m ON m.seq = page.seq CROSS JOIN session AS s ON s.uid = m.recipient
+    WHERE :states = 0 OR :states >> shown & 1 ORDER BY page.seq LIMIT :limit
+"""
+_UNREAD = f"""
+    SELECT {", ".join(UnreadMail._fields)} FROM message INDEXED BY message_unread
+    WHERE recipient = ?1 AND state = 6 AND seq > ?2 ORDER BY seq
+"""
+_COUNT_UNREAD = "SELECT count(*) FROM message INDEXED BY message_unread WHERE recipient = ?1 AND state = 6"
 
 _REWARDS = "SELECT seq, value FROM reward WHERE session = ?1"
 
@@ -134,6 +189,12 @@ _FAMILY = (
 _COMMITTED = 1  # roost.v1.RECORD_STATUS_COMMITTED
 
 _RECORD = "SELECT seq, prev, status, turn, meta, chain, tokens, state, arrays, content FROM record WHERE seq IN ({})"
+
+# A length is in the row's head: the payloads are not read.
+_SIZE = (
+    "SELECT sum(length(meta) + coalesce(length(tokens), 0) + coalesce(length(state), 0) + coalesce(length(arrays), 0) "
+    "+ coalesce(length(content), 0)) FROM record WHERE seq IN ({})"
+)
 
 # The uids of one page of a list, each over an index that yields them in order. The paths below a path are a range.
 _PATH = " AND (path = :path OR (path >= :below AND path < :past))"
@@ -191,6 +252,12 @@ def resources_sql(where: ResourceFilter) -> tuple[str, str]:
     return page, f"SELECT name FROM ({examined}) AS page LIMIT 1 OFFSET :examine - 1"
 
 
+def mail_sql(where: MailFilter) -> tuple[str, str]:
+    """As `resources_sql`, of messages."""
+    examined = _EXAMINED_MAIL.format("sender" if where.recipient is None else "recipient")
+    return _LIST_MAIL.format(examined), f"SELECT seq FROM ({examined}) AS page LIMIT 1 OFFSET :examine - 1"
+
+
 class Reader:
     """Reads in snapshots. Its connection is made at the first read, in the thread that reads."""
 
@@ -240,7 +307,12 @@ class Reader:
             return tenant or "", _header(conn, root)
 
     def load_session(
-        self, uid: bytes, with_tokens: bool, with_provisional: bool = False, state_turn: int | None = None
+        self,
+        uid: bytes,
+        with_tokens: bool,
+        with_provisional: bool = False,
+        state_turn: int | None = None,
+        with_size: bool = False,
     ) -> LoadedSession | None:
         """See base.Store."""
         with self._snapshot() as conn:
@@ -253,7 +325,8 @@ class Reader:
             if with_provisional and row.provisional:
                 found = conn.execute(_RECORD.format("?"), (row.provisional,)).fetchone()
                 provisional = None if found is None else RecordRow._make(found)
-            return LoadedSession(row, records, place, state, provisional)
+            size = _size(conn, records, state_turn) if with_size else 0
+            return LoadedSession(row, records, place, state, provisional, size)
 
     def read_session(self, tenant: str, session_id: str) -> SessionRow | None:
         """See base.Store."""
@@ -343,20 +416,18 @@ class Reader:
 
     def due(self, until_ms: int, after: tuple[int, bytes] | None, limit: int) -> tuple[list[DueRow], int | None]:
         """See base.Store."""
-        rows, following = self._due_by(_DUE, until_ms, after, limit)
+        rows, following = self._due_by(_DUE, until_ms, after or (0, b""), limit)
         return [DueRow._make(row) for row in rows], following
 
     def stale(self, until_ms: int, after: tuple[int, bytes] | None, limit: int) -> tuple[list[StaleRow], int | None]:
         """See base.Store."""
-        rows, following = self._due_by(_STALE, until_ms, after, limit)
+        rows, following = self._due_by(_STALE, until_ms, after or (0, b""), limit)
         return [StaleRow._make(row) for row in rows], following
 
-    def _due_by(
-        self, sql: str, until_ms: int, after: tuple[int, bytes] | None, limit: int
-    ) -> tuple[list[Any], int | None]:
+    def _due_by(self, sql: str, until_ms: int, where: tuple[Any, ...], limit: int) -> tuple[list[Any], int | None]:
         """Rows, in order of the time they begin with, whose time has come; and the time of the next one after them."""
         with self._snapshot() as conn:
-            rows: list[Any] = conn.execute(sql, (*(after or (0, b"")), limit + 1)).fetchall()
+            rows: list[Any] = conn.execute(sql, (*where, limit + 1)).fetchall()
         now = [row for row in rows[:limit] if row[0] <= until_ms]
         return now, rows[len(now)][0] if len(now) < len(rows) else None
 
@@ -398,10 +469,71 @@ class Reader:
         with self._snapshot() as conn:
             return _session(conn, uid)
 
+    def read_mail(self, seqs: Sequence[int]) -> list[MailFound]:
+        """See base.Store."""
+        found: list[MailFound] = []
+        with self._snapshot() as conn:
+            for part, marks in _parts(sorted(seqs)):
+                found += [MailFound._make(row) for row in conn.execute(_MAIL.format(marks), part)]
+        return found
+
+    def sent(self, recipient: bytes, request: str) -> tuple[bytes, bytes] | None:
+        """See base.Store."""
+        with self._snapshot() as conn:
+            row: Any = conn.execute(_SENT, (recipient, request)).fetchone()
+            return None if row is None else tuple(row)
+
+    def runnable(
+        self, tenant: str, until_ms: int, after: tuple[int, int] | None, limit: int
+    ) -> tuple[list[RunnableRow], int | None]:
+        """See base.Store."""
+        rows, following = self._due_by(_RUNNABLE, until_ms, (tenant, *(after or (0, 0))), limit)
+        return [RunnableRow._make(row) for row in rows], following
+
+    def list_mail(
+        self, where: MailFilter, after: int, limit: int, examine: int, size: int
+    ) -> tuple[list[ListedMail], int | None]:
+        """See base.Store."""
+        page, last = mail_sql(where)
+        limit += 1  # one more than needed tells whether more follow
+        bindings = {**vars(where), "after": after, "limit": limit, "examine": examine if where.states else limit}
+        rows: list[ListedMail] = []
+        with self._snapshot() as conn:
+            # Row by row: what does not fit is not read.
+            for row in conn.execute(page, bindings):
+                if len(rows) + 1 == limit or (rows and size <= 0):
+                    return rows, rows[-1].seq
+                rows.append(ListedMail._make(row))
+                size -= rows[-1].size
+            examined: Any = conn.execute(last, bindings).get
+            return rows, examined
+
+    def count_unread(self, uid: bytes) -> int:
+        """See base.Store."""
+        with self._snapshot() as conn:
+            count: Any = conn.execute(_COUNT_UNREAD, (uid,)).get
+            return int(count)
+
+    def unread_mail(self, uid: bytes, after: int, size: int) -> list[UnreadMail]:
+        """See base.Store."""
+        rows: list[UnreadMail] = []
+        with self._snapshot() as conn:
+            for row in conn.execute(_UNREAD, (uid, after)):
+                rows.append(UnreadMail._make(row))
+                size -= len(rows[-1].meta) + len(rows[-1].content or b"")
+                if size <= 0:
+                    break
+        return rows
+
     def api_keys(self) -> list[ApiKeyRow]:
         """See base.Store."""
         with self._snapshot() as conn:
             return [ApiKeyRow._make(row) for row in conn.execute(_API_KEYS)]
+
+    def limits(self) -> list[tuple[str, int]]:
+        """See base.Store."""
+        with self._snapshot() as conn:
+            return list(conn.execute(_LIMITS))
 
     def resources(self) -> list[ResourceRow]:
         """See base.Store."""
@@ -438,6 +570,24 @@ class Reader:
         with self._snapshot() as conn:
             return [OwnerRelease._make(row) for row in conn.execute(_OWNER_RELEASES, (tenant, owner, after, limit))]
 
+    def owner_mail(
+        self, tenant: str, owner: str, after: tuple[int, int] | None, examine: int
+    ) -> tuple[set[bytes], tuple[int, int] | None]:
+        """See base.Store."""
+        with self._snapshot() as conn:
+            rows: list[Any] = conn.execute(_OWNER_MAIL, (tenant, *(after or (-1, 0)), examine, owner)).fetchall()
+        last = rows[-1][:2] if len(rows) == examine else None
+        return {uid for *_, uid in rows if uid is not None}, last
+
+    def mailboxes(self, owner: str, sessions: Sequence[bytes], now_ms: int) -> list[OwnerMail]:
+        """See base.Store."""
+        found: list[OwnerMail] = []
+        with self._snapshot() as conn:
+            for part, marks in _parts(sessions):
+                rows = conn.execute(_MAILBOXES_OF.format(marks), (*part, owner, now_ms))
+                found += [OwnerMail._make(row) for row in rows]
+        return found
+
     def known_resources(self, names: Sequence[str]) -> set[str]:
         """See base.Store."""
         found: set[str] = set()
@@ -455,7 +605,11 @@ class Reader:
 
 
 def _header(conn: apsw.Connection, root: bytes) -> list[HeaderRow]:
-    return [HeaderRow._make(row) for row in conn.execute(_HEADER, (root,)).fetchall()]
+    rows: list[Any] = conn.execute(_HEADER, (root,)).fetchall()
+    mailboxes: dict[Any, list[MailHead]] = {}
+    for recipient, *head in conn.execute(_MAILBOXES, (root,)):
+        mailboxes.setdefault(recipient, []).append(MailHead._make(head))
+    return [HeaderRow._make((*row, mailboxes.get(row[0], []))) for row in rows]
 
 
 def _session(conn: apsw.Connection, uid: bytes) -> SessionRow | None:
@@ -485,10 +639,23 @@ def _state(conn: apsw.Connection, row: SessionRow) -> tuple[int, bytes | None]:
     return place, state
 
 
+def _up_to(records: list[RecordLine], turn: int | None) -> list[int]:
+    """The records of the live line up to a turn, newest first."""
+    return [line.seq for line in records if line.status == _COMMITTED and (turn is None or line.turn <= turn)]
+
+
+def _size(conn: apsw.Connection, records: list[RecordLine], turn: int | None) -> int:
+    """How many bytes of payloads and metas the records of the live line up to a turn have."""
+    size = 0
+    for part, marks in _parts(_up_to(records, turn)):
+        found: Any = conn.execute(_SIZE.format(marks), part).get
+        size += found or 0
+    return size
+
+
 def _state_after(conn: apsw.Connection, records: list[RecordLine], turn: int) -> tuple[int, bytes | None]:
     """The client's state after a turn of the live line, and the record that set it."""
-    seqs = [line.seq for line in records if line.status == _COMMITTED and line.turn <= turn]  # newest first
-    for part, marks in _parts(seqs):
+    for part, marks in _parts(_up_to(records, turn)):
         sql = f"SELECT seq, state FROM record WHERE seq IN ({marks}) AND state IS NOT NULL ORDER BY seq DESC LIMIT 1"
         found: Any = conn.execute(sql, part).fetchone()
         if found is not None:

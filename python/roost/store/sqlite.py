@@ -19,21 +19,27 @@ from .base import (
     DueRow,
     Found,
     HeaderRow,
+    ListedMail,
     ListedResource,
     LoadedSession,
+    MailFilter,
+    MailFound,
     Outcome,
+    OwnerMail,
     OwnerRelease,
     ReadyFilter,
     RecordLine,
     RecordRow,
     ResourceFilter,
     ResourceRow,
+    RunnableRow,
     SessionFilter,
     SessionRow,
     StaleRow,
     StoreError,
     StoreFailed,
     TrajectoryRow,
+    UnreadMail,
 )
 from .checkpoint import Checkpointer
 from .reader import Reader
@@ -153,7 +159,8 @@ class SqliteStore:
             # Durable before it is used: an epoch that a crash could take back would not fence anybody.
             row = conn.execute(
                 "UPDATE shard SET epoch = epoch + 1, "
-                "last_seq = max(last_seq, (SELECT coalesce(max(seq), 0) FROM record)) "
+                "last_seq = max(last_seq, (SELECT coalesce(max(seq), 0) FROM record), "
+                "(SELECT coalesce(max(seq), 0) FROM message)) "
                 "WHERE shard = 0 RETURNING epoch, last_seq, service_ms"
             ).fetchall()
             if len(row) != 1:
@@ -211,10 +218,15 @@ class SqliteStore:
         return self._reader.load_header(root)
 
     def load_session(
-        self, uid: bytes, with_tokens: bool, with_provisional: bool = False, state_turn: int | None = None
+        self,
+        uid: bytes,
+        with_tokens: bool,
+        with_provisional: bool = False,
+        state_turn: int | None = None,
+        with_size: bool = False,
     ) -> LoadedSession | None:
         """See base.Store."""
-        return self._reader.load_session(uid, with_tokens, with_provisional, state_turn)
+        return self._reader.load_session(uid, with_tokens, with_provisional, state_turn, with_size)
 
     def read_session(self, tenant: str, session_id: str) -> SessionRow | None:
         """See base.Store."""
@@ -292,9 +304,41 @@ class SqliteStore:
         """See base.Store."""
         return self._reader.session_by_uid(uid)
 
+    def read_mail(self, seqs: Sequence[int]) -> list[MailFound]:
+        """See base.Store."""
+        return self._reader.read_mail(seqs)
+
+    def sent(self, recipient: bytes, request: str) -> tuple[bytes, bytes] | None:
+        """See base.Store."""
+        return self._reader.sent(recipient, request)
+
+    def runnable(
+        self, tenant: str, until_ms: int, after: tuple[int, int] | None, limit: int
+    ) -> tuple[list[RunnableRow], int | None]:
+        """See base.Store."""
+        return self._reader.runnable(tenant, until_ms, after, limit)
+
+    def list_mail(
+        self, where: MailFilter, after: int, limit: int, examine: int, size: int
+    ) -> tuple[list[ListedMail], int | None]:
+        """See base.Store."""
+        return self._reader.list_mail(where, after, limit, examine, size)
+
+    def count_unread(self, uid: bytes) -> int:
+        """See base.Store."""
+        return self._reader.count_unread(uid)
+
+    def unread_mail(self, uid: bytes, after: int, size: int) -> list[UnreadMail]:
+        """See base.Store."""
+        return self._reader.unread_mail(uid, after, size)
+
     def api_keys(self) -> list[ApiKeyRow]:
         """See base.Store."""
         return self._reader.api_keys()
+
+    def limits(self) -> list[tuple[str, int]]:
+        """See base.Store."""
+        return self._reader.limits()
 
     def resources(self) -> list[ResourceRow]:
         """See base.Store."""
@@ -313,6 +357,16 @@ class SqliteStore:
     def owner_releases(self, tenant: str, owner: str, after: str, limit: int) -> list[OwnerRelease]:
         """See base.Store."""
         return self._reader.owner_releases(tenant, owner, after, limit)
+
+    def owner_mail(
+        self, tenant: str, owner: str, after: tuple[int, int] | None, examine: int
+    ) -> tuple[set[bytes], tuple[int, int] | None]:
+        """See base.Store."""
+        return self._reader.owner_mail(tenant, owner, after, examine)
+
+    def mailboxes(self, owner: str, sessions: Sequence[bytes], now_ms: int) -> list[OwnerMail]:
+        """See base.Store."""
+        return self._reader.mailboxes(owner, sessions, now_ms)
 
     def known_resources(self, names: Sequence[str]) -> set[str]:
         """See base.Store."""

@@ -15,6 +15,7 @@ from typing import Any
 from .base import (
     ApiKeyRow,
     Batch,
+    MailInsert,
     RecordInsert,
     ResourceInsert,
     RewardUpsert,
@@ -38,8 +39,8 @@ _PREV = _FIELDS.index("prev")
 # of a session that stays open, names neither its state nor the times that others change.
 _SETS = (
     "head = v.column2, head_version = v.column3, fence = v.column4, provisional = v.column5, last = v.column6, "
-    "running = v.column7, lease = v.column8, facts = v.column9, finish_due = v.column10, stale_ms = v.column11, "
-    "active_ms = v.column12, seq = v.column13"
+    "running = v.column7, lease = v.column8, facts = v.column9, outcome = v.column10, wakes = v.column11, "
+    "owner = v.column12, finish_due = v.column13, stale_ms = v.column14, active_ms = v.column15, seq = v.column16"
 )
 
 _CLOSE = (
@@ -61,6 +62,18 @@ _UPDATE_RESOURCE = (
     "UPDATE resource SET state = v.column2, handle = coalesce(v.column3, handle), due = v.column4, "
     "attempts = v.column5, error = v.column6 FROM (VALUES "
 )
+_UPDATE_MAIL = (
+    "UPDATE message SET state = v.column2, due = v.column3, deliveries = v.column4, fence = v.column5 FROM (VALUES "
+)
+# What a session has not consumed ends with it (I15). By its tree's mailboxes: what ended before is not looked at.
+_END_MAIL = (
+    "UPDATE message INDEXED BY message_live SET state = 6, due = -1 "
+    "WHERE state <= 2 AND (root, recipient) IN (SELECT root, uid FROM session WHERE uid IN (VALUES "
+)
+
+# What is told of a copy, and what it has of the record that it is a copy of.
+_COPIED = ", ".join([f"v.column{n}" for n in range(1, 8)] + [f"r.{name}" for name in RecordInsert._fields[7:]])
+
 # What else the row of a session has that is to be restored: nothing of it is there yet.
 _RESTORE_REST = {
     "state": SEALED_STATE,
@@ -70,6 +83,7 @@ _RESTORE_REST = {
     "finish_due": 0,
     "active_ms": 0,
     "stale_due": 0,
+    "owner": "",
 }
 
 # Each kind: (values a row, SQL around the list of placeholders). The WHERE of an update is the compare-and-set:
@@ -77,14 +91,14 @@ _RESTORE_REST = {
 # planner from the partial indexes: it is the uid that finds the row.
 _KINDS: dict[str, tuple[int, str, str]] = {
     "insert_session": (
-        25,
+        28,
         f"INSERT INTO session ({', '.join(_FIELDS[:_PREV])}, closes, cleanup_due, close_seq) VALUES ",
         "",
     ),
     "update_session": (
-        14,
+        17,
         f"UPDATE session SET {_SETS} FROM (VALUES ",
-        ") AS v WHERE session.uid = v.column1 AND session.seq = v.column14 AND +session.state = 1",
+        ") AS v WHERE session.uid = v.column1 AND session.seq = v.column17 AND +session.state = 1",
     ),
     "close_session": (
         6,
@@ -126,6 +140,11 @@ _KINDS: dict[str, tuple[int, str, str]] = {
         f"INSERT INTO record ({', '.join(RecordInsert._fields)}) VALUES ",
         "",
     ),
+    "copy_record": (
+        8,
+        f"INSERT INTO record ({', '.join(RecordInsert._fields)}) SELECT {_COPIED} FROM (VALUES ",
+        ") AS v CROSS JOIN record AS r WHERE r.seq = v.column8",
+    ),
     "set_status": (
         2,
         "UPDATE record SET status = v.column2 FROM (VALUES ",
@@ -156,6 +175,11 @@ _KINDS: dict[str, tuple[int, str, str]] = {
         "UPDATE api_key SET revoke_ms = v.column2 FROM (VALUES ",
         ") AS v WHERE api_key.key_id = v.column1 AND api_key.revoke_ms = 0",
     ),
+    "set_limit": (
+        2,
+        "INSERT INTO server_limit (name, value) VALUES ",
+        " ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+    ),
     "insert_resource": (
         16,
         f"INSERT INTO resource ({', '.join(ResourceInsert._fields)}) VALUES ",
@@ -171,16 +195,33 @@ _KINDS: dict[str, tuple[int, str, str]] = {
         "DELETE FROM resource WHERE name IN (VALUES ",
         ")",
     ),
+    "insert_mail": (
+        16,
+        f"INSERT INTO message ({', '.join(MailInsert._fields)}) VALUES ",
+        "",
+    ),
+    "update_mail": (
+        5,
+        _UPDATE_MAIL,
+        ") AS v WHERE message.seq = v.column1 AND +message.state <= 2",
+    ),
+    "end_mail": (
+        1,
+        _END_MAIL,
+        "))",
+    ),
 }
 
 # Of these, how many rows change is not known before. Each binds a session's uid, or (uid, time).
 _PURGE_REWARDS = "DELETE FROM reward WHERE session = ?1"
 _PURGE_TRAJECTORIES = "DELETE FROM trajectory WHERE session = ?1"
+_PURGE_MAIL = "DELETE FROM message WHERE recipient = ?1"
 # A session that was kept for want of an acknowledgement is looked at again after each.
 _LOOK_AGAIN = "UPDATE session SET cleanup_due = ?2 WHERE uid = ?1 AND cleanup_due = -1"
 # A close makes all that its session has outside due; the last of it that is released, the session itself.
 _RESOURCES_DUE = "UPDATE resource SET state = 3, due = ?2 WHERE session = ?1"
 _CLEANUP_DUE = "UPDATE session SET cleanup_due = ?2 WHERE uid = ?1 AND +state = 2"
+_RESET_LIMIT = "DELETE FROM server_limit WHERE name = ?1"
 ANY_ROWS = -1
 
 
@@ -255,6 +296,7 @@ class Plan:
         yield from self._births()
         yield from chunks("restore_session", [(*row, *_RESTORE_REST.values()) for row in batch.restores()])
         yield from chunks("insert_record", batch.records())
+        yield from chunks("copy_record", batch.copies())
         yield from chunks("set_status", batch.statuses())
         yield from chunks("set_reward", batch.rewards())
         yield from chunks("insert_trajectory", [(*row, 0) for row in batch.finished()])
@@ -263,15 +305,24 @@ class Plan:
         yield from ((sql, bindings, ANY_ROWS) for sql, bindings, _ in chunks("acknowledge", acks))
         for session, _, ack_ms in acks:
             yield _LOOK_AGAIN, (session, ack_ms), ANY_ROWS
+        yield from self._mail()
         yield from chunks("purge_records", [(seq,) for seq in batch.purged_records()])
         for session in batch.purged_sessions():
             yield _PURGE_REWARDS, (session,), ANY_ROWS
             yield _PURGE_TRAJECTORIES, (session,), ANY_ROWS
+            yield _PURGE_MAIL, (session,), ANY_ROWS
         yield from chunks("cleanup_step", batch.steps())
         yield from self._resources()
-        yield from chunks("forget_session", batch.forgets())
+        forgets = batch.forgets()
+        yield from chunks("forget_session", forgets)
+        yield from ((_PURGE_MAIL, (session,), ANY_ROWS) for session, _ in forgets)
         yield from chunks("insert_key", batch.keys())
         yield from chunks("revoke_key", batch.revoked_keys())
+        for name, value in batch.limits():
+            if value is None:
+                yield _RESET_LIMIT, (name,), ANY_ROWS
+            else:
+                yield from chunks("set_limit", [(name, value)])
 
     def _resources(self) -> Iterator[tuple[str, Row, int]]:
         """What sessions have outside. Behind the steps of clean-up: one that leaves its session to wait for the last
@@ -282,6 +333,15 @@ class Plan:
         yield from ((_RESOURCES_DUE, row, ANY_ROWS) for row in batch.resources_due())
         yield from chunks("delete_resource", [(name,) for name in batch.resource_deletes()])
         yield from ((_CLEANUP_DUE, row, ANY_ROWS) for row in batch.cleanups_due())
+
+    def _mail(self) -> Iterator[tuple[str, Row, int]]:
+        """Messages: sent, then what became of them, then those that ended with their sessions. Within one batch a
+        message may go all the way."""
+        batch = self._batch
+        yield from chunks("insert_mail", batch.mail())
+        yield from chunks("update_mail", batch.mail_updates())
+        ends = chunks("end_mail", [(session,) for session in batch.mail_ends()])
+        yield from ((sql, bindings, ANY_ROWS) for sql, bindings, _ in ends)
 
     def _births(self) -> Iterator[tuple[str, Row, int]]:
         """Sessions that are opened; those that the batch also closes one by one, for they may have had one path."""

@@ -56,6 +56,11 @@ class AdminServiceStub(object):
                 request_serializer=roost_dot_v1_dot_admin__service__pb2.RevokeApiKeyRequest.SerializeToString,
                 response_deserializer=roost_dot_v1_dot_admin__service__pb2.RevokeApiKeyResponse.FromString,
                 _registered_method=True)
+        self.SetLimits = channel.unary_unary(
+                '/roost.v1.AdminService/SetLimits',
+                request_serializer=roost_dot_v1_dot_admin__service__pb2.SetLimitsRequest.SerializeToString,
+                response_deserializer=roost_dot_v1_dot_admin__service__pb2.SetLimitsResponse.FromString,
+                _registered_method=True)
         self.ListApiKeys = channel.unary_unary(
                 '/roost.v1.AdminService/ListApiKeys',
                 request_serializer=roost_dot_v1_dot_admin__service__pb2.ListApiKeysRequest.SerializeToString,
@@ -100,6 +105,14 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetLimits(self, request, context):
+        """Changes limits while the server runs. They are stored, and win over the configuration at every start until they are
+        reset. Lowering a cap ends nothing that runs: nothing more is admitted until use is below. Errors: INVALID_FIELD.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListApiKeys(self, request, context):
         """Lists the keys of tenants in order of their creation, revoked ones too; never the keys themselves.
         """
@@ -129,6 +142,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.RevokeApiKey,
                     request_deserializer=roost_dot_v1_dot_admin__service__pb2.RevokeApiKeyRequest.FromString,
                     response_serializer=roost_dot_v1_dot_admin__service__pb2.RevokeApiKeyResponse.SerializeToString,
+            ),
+            'SetLimits': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetLimits,
+                    request_deserializer=roost_dot_v1_dot_admin__service__pb2.SetLimitsRequest.FromString,
+                    response_serializer=roost_dot_v1_dot_admin__service__pb2.SetLimitsResponse.SerializeToString,
             ),
             'ListApiKeys': grpc.unary_unary_rpc_method_handler(
                     servicer.ListApiKeys,
@@ -246,6 +264,33 @@ class AdminService(object):
             '/roost.v1.AdminService/RevokeApiKey',
             roost_dot_v1_dot_admin__service__pb2.RevokeApiKeyRequest.SerializeToString,
             roost_dot_v1_dot_admin__service__pb2.RevokeApiKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetLimits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/roost.v1.AdminService/SetLimits',
+            roost_dot_v1_dot_admin__service__pb2.SetLimitsRequest.SerializeToString,
+            roost_dot_v1_dot_admin__service__pb2.SetLimitsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -49,6 +49,10 @@ class AdminServiceStub:
     """Revokes a tenant's key: from the answer on no call that bears it is accepted, and no call that waits is granted
     anything. Revoking again gives the same answer. Turns that run keep their leases. Errors: NOT_FOUND KEY_NOT_FOUND.
     """
+    SetLimits: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.SetLimitsRequest, _admin_service_pb2.SetLimitsResponse]
+    """Changes limits while the server runs. They are stored, and win over the configuration at every start until they are
+    reset. Lowering a cap ends nothing that runs: nothing more is admitted until use is below. Errors: INVALID_FIELD.
+    """
     ListApiKeys: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListApiKeysRequest, _admin_service_pb2.ListApiKeysResponse]
     """Lists the keys of tenants in order of their creation, revoked ones too; never the keys themselves."""
 
@@ -72,6 +76,10 @@ class AdminServiceAsyncStub(AdminServiceStub):
     RevokeApiKey: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RevokeApiKeyRequest, _admin_service_pb2.RevokeApiKeyResponse]  # type: ignore[assignment]
     """Revokes a tenant's key: from the answer on no call that bears it is accepted, and no call that waits is granted
     anything. Revoking again gives the same answer. Turns that run keep their leases. Errors: NOT_FOUND KEY_NOT_FOUND.
+    """
+    SetLimits: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.SetLimitsRequest, _admin_service_pb2.SetLimitsResponse]  # type: ignore[assignment]
+    """Changes limits while the server runs. They are stored, and win over the configuration at every start until they are
+    reset. Lowering a cap ends nothing that runs: nothing more is admitted until use is below. Errors: INVALID_FIELD.
     """
     ListApiKeys: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListApiKeysRequest, _admin_service_pb2.ListApiKeysResponse]  # type: ignore[assignment]
     """Lists the keys of tenants in order of their creation, revoked ones too; never the keys themselves."""
@@ -117,6 +125,16 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_admin_service_pb2.RevokeApiKeyResponse, _abc.Awaitable[_admin_service_pb2.RevokeApiKeyResponse]]:
         """Revokes a tenant's key: from the answer on no call that bears it is accepted, and no call that waits is granted
         anything. Revoking again gives the same answer. Turns that run keep their leases. Errors: NOT_FOUND KEY_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def SetLimits(
+        self,
+        request: _admin_service_pb2.SetLimitsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.SetLimitsResponse, _abc.Awaitable[_admin_service_pb2.SetLimitsResponse]]:
+        """Changes limits while the server runs. They are stored, and win over the configuration at every start until they are
+        reset. Lowering a cap ends nothing that runs: nothing more is admitted until use is below. Errors: INVALID_FIELD.
         """
 
     @_abc_1.abstractmethod

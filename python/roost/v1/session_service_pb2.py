@@ -23,10 +23,11 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from roost.v1 import types_pb2 as roost_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eroost/v1/session_service.proto\x12\x08roost.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x14roost/v1/types.proto\"\xb4\x01\n\x12OpenSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12&\n\x07options\x18\x03 \x01(\x0b\x32\x15.roost.v1.OpenOptions\x12%\n\tif_exists\x18\x04 \x01(\x0e\x32\x12.roost.v1.IfExists\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x12\x10\n\x08mint_key\x18\x06 \x01(\x08\"d\n\x13OpenSessionResponse\x12\"\n\x07session\x18\x01 \x01(\x0b\x32\x11.roost.v1.Session\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\x12\x18\n\x0bsession_key\x18\x03 \x01(\tB\x03\x80\x01\x01\"\'\n\x11GetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"8\n\x12GetSessionResponse\x12\"\n\x07session\x18\x01 \x01(\x0b\x32\x11.roost.v1.Session\"\xc9\x02\n\x13ListSessionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x17\n\x0froot_session_id\x18\x03 \x01(\t\x12\x13\n\x0bpath_prefix\x18\x04 \x01(\t\x12%\n\x05state\x18\x05 \x01(\x0e\x32\x16.roost.v1.SessionState\x12$\n\x08\x61\x63tivity\x18\x06 \x01(\x0e\x32\x12.roost.v1.Activity\x12&\n\tresidency\x18\x07 \x01(\x0e\x32\x13.roost.v1.Residency\x12\x39\n\x06labels\x18\x08 \x03(\x0b\x32).roost.v1.ListSessionsRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"T\n\x14ListSessionsResponse\x12#\n\x08sessions\x18\x01 \x03(\x0b\x32\x11.roost.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xdb\x01\n\x14UpdateSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12:\n\x06labels\x18\x03 \x03(\x0b\x32*.roost.v1.UpdateSessionRequest.LabelsEntry\x12\x30\n\rstale_timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\";\n\x15UpdateSessionResponse\x12\"\n\x07session\x18\x01 \x01(\x0b\x32\x11.roost.v1.Session\"{\n\x12ReadHistoryRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12(\n\x08statuses\x18\x02 \x03(\x0e\x32\x16.roost.v1.RecordStatus\x12\x14\n\x0comit_payload\x18\x03 \x01(\x08\x12\x11\n\tfrom_turn\x18\x04 \x01(\r\"8\n\x13ReadHistoryResponse\x12!\n\x07records\x18\x01 \x03(\x0b\x32\x10.roost.v1.Record\"d\n\x13\x43loseSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12%\n\x06reason\x18\x03 \x01(\x0e\x32\x15.roost.v1.CloseReason\"O\n\x14\x43loseSessionResponse\x12\x0e\n\x06\x63losed\x18\x01 \x01(\x08\x12\'\n\x07receipt\x18\x02 \x01(\x0b\x32\x16.roost.v1.CloseReceipt\">\n\x14ReopenSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"M\n\x15ReopenSessionResponse\x12\"\n\x07session\x18\x01 \x01(\x0b\x32\x11.roost.v1.Session\x12\x10\n\x08reopened\x18\x02 \x01(\r\"P\n\x17InterruptSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\"i\n\x18InterruptSessionResponse\x12-\n\x11previous_activity\x18\x01 \x01(\x0e\x32\x12.roost.v1.Activity\x12\x0c\n\x04turn\x18\x02 \x01(\r\x12\x10\n\x08repeated\x18\x03 \x01(\x08*Q\n\x08IfExists\x12\x19\n\x15IF_EXISTS_UNSPECIFIED\x10\x00\x12\x14\n\x10IF_EXISTS_REFUSE\x10\x01\x12\x14\n\x10IF_EXISTS_RETURN\x10\x02\x32\x90\x05\n\x0eSessionService\x12J\n\x0bOpenSession\x12\x1c.roost.v1.OpenSessionRequest\x1a\x1d.roost.v1.OpenSessionResponse\x12G\n\nGetSession\x12\x1b.roost.v1.GetSessionRequest\x1a\x1c.roost.v1.GetSessionResponse\x12M\n\x0cListSessions\x12\x1d.roost.v1.ListSessionsRequest\x1a\x1e.roost.v1.ListSessionsResponse\x12P\n\rUpdateSession\x12\x1e.roost.v1.UpdateSessionRequest\x1a\x1f.roost.v1.UpdateSessionResponse\x12L\n\x0bReadHistory\x12\x1c.roost.v1.ReadHistoryRequest\x1a\x1d.roost.v1.ReadHistoryResponse0\x01\x12M\n\x0c\x43loseSession\x12\x1d.roost.v1.CloseSessionRequest\x1a\x1e.roost.v1.CloseSessionResponse\x12P\n\rReopenSession\x12\x1e.roost.v1.ReopenSessionRequest\x1a\x1f.roost.v1.ReopenSessionResponse\x12Y\n\x10InterruptSession\x12!.roost.v1.InterruptSessionRequest\x1a\".roost.v1.InterruptSessionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eroost/v1/session_service.proto\x12\x08roost.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14roost/v1/types.proto\"\x8a\x02\n\x12OpenSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12&\n\x07options\x18\x03 \x01(\x0b\x32\x15.roost.v1.OpenOptions\x12%\n\tif_exists\x18\x04 \x01(\x0e\x32\x12.roost.v1.IfExists\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x12\x10\n\x08mint_key\x18\x06 \x01(\x08\x12-\n\rfirst_message\x18\x07 \x01(\x0b\x32\x16.roost.v1.MessageInput\x12%\n\tfork_from\x18\x08 \x01(\x0b\x32\x12.roost.v1.ForkFrom\",\n\x08\x46orkFrom\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04turn\x18\x02 \x01(\r\"d\n\x13OpenSessionResponse\x12\"\n\x07session\x18\x01 \x01(\x0b\x32\x11.roost.v1.Session\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\x12\x18\n\x0bsession_key\x18\x03 \x01(\tB\x03\x80\x01\x01\"\'\n\x11GetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"8\n\x12GetSessionResponse\x12\"\n\x07session\x18\x01 \x01(\x0b\x32\x11.roost.v1.Session\"\xc9\x02\n\x13ListSessionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x17\n\x0froot_session_id\x18\x03 \x01(\t\x12\x13\n\x0bpath_prefix\x18\x04 \x01(\t\x12%\n\x05state\x18\x05 \x01(\x0e\x32\x16.roost.v1.SessionState\x12$\n\x08\x61\x63tivity\x18\x06 \x01(\x0e\x32\x12.roost.v1.Activity\x12&\n\tresidency\x18\x07 \x01(\x0e\x32\x13.roost.v1.Residency\x12\x39\n\x06labels\x18\x08 \x03(\x0b\x32).roost.v1.ListSessionsRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"T\n\x14ListSessionsResponse\x12#\n\x08sessions\x18\x01 \x03(\x0b\x32\x11.roost.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xdb\x01\n\x14UpdateSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12:\n\x06labels\x18\x03 \x03(\x0b\x32*.roost.v1.UpdateSessionRequest.LabelsEntry\x12\x30\n\rstale_timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\";\n\x15UpdateSessionResponse\x12\"\n\x07session\x18\x01 \x01(\x0b\x32\x11.roost.v1.Session\"{\n\x12ReadHistoryRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12(\n\x08statuses\x18\x02 \x03(\x0e\x32\x16.roost.v1.RecordStatus\x12\x14\n\x0comit_payload\x18\x03 \x01(\x08\x12\x11\n\tfrom_turn\x18\x04 \x01(\r\"8\n\x13ReadHistoryResponse\x12!\n\x07records\x18\x01 \x03(\x0b\x32\x10.roost.v1.Record\"d\n\x13\x43loseSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12%\n\x06reason\x18\x03 \x01(\x0e\x32\x15.roost.v1.CloseReason\"O\n\x14\x43loseSessionResponse\x12\x0e\n\x06\x63losed\x18\x01 \x01(\x08\x12\'\n\x07receipt\x18\x02 \x01(\x0b\x32\x16.roost.v1.CloseReceipt\">\n\x14ReopenSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"M\n\x15ReopenSessionResponse\x12\"\n\x07session\x18\x01 \x01(\x0b\x32\x11.roost.v1.Session\x12\x10\n\x08reopened\x18\x02 \x01(\r\"P\n\x17InterruptSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\"i\n\x18InterruptSessionResponse\x12-\n\x11previous_activity\x18\x01 \x01(\x0e\x32\x12.roost.v1.Activity\x12\x0c\n\x04turn\x18\x02 \x01(\r\x12\x10\n\x08repeated\x18\x03 \x01(\x08\"\xce\x02\n\x0cSessionEvent\x12(\n\x04kind\x18\x01 \x01(\x0e\x32\x1a.roost.v1.SessionEventKind\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x0b\n\x03uid\x18\x03 \x01(\t\x12\x17\n\x0froot_session_id\x18\x04 \x01(\t\x12\x0c\n\x04path\x18\x05 \x01(\t\x12(\n\x04time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04turn\x18\x07 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x08 \x01(\r\x12\r\n\x05owner\x18\t \x01(\t\x12&\n\x07outcome\x18\n \x01(\x0e\x32\x15.roost.v1.TurnOutcome\x12+\n\x0c\x63lose_reason\x18\x0b \x01(\x0e\x32\x15.roost.v1.CloseReason\x12\x0e\n\x06queued\x18\x0c \x01(\r\x12\x0f\n\x07trigger\x18\r \x01(\x08\"\x85\x01\n\x14WatchSessionsRequest\x12\x14\n\x0cresume_token\x18\x01 \x01(\t\x12\x17\n\x0froot_session_id\x18\x02 \x01(\t\x12\x13\n\x0bpath_prefix\x18\x03 \x01(\t\x12)\n\x05kinds\x18\x04 \x03(\x0e\x32\x1a.roost.v1.SessionEventKind\"e\n\x15WatchSessionsResponse\x12&\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x16.roost.v1.SessionEvent\x12\x14\n\x0cresume_token\x18\x02 \x01(\t\x12\x0e\n\x06resync\x18\x03 \x01(\x08*Q\n\x08IfExists\x12\x19\n\x15IF_EXISTS_UNSPECIFIED\x10\x00\x12\x14\n\x10IF_EXISTS_REFUSE\x10\x01\x12\x14\n\x10IF_EXISTS_RETURN\x10\x02*\xbc\x02\n\x10SessionEventKind\x12\"\n\x1eSESSION_EVENT_KIND_UNSPECIFIED\x10\x00\x12\x1d\n\x19SESSION_EVENT_KIND_OPENED\x10\x01\x12!\n\x1dSESSION_EVENT_KIND_TURN_BEGUN\x10\x02\x12!\n\x1dSESSION_EVENT_KIND_TURN_ENDED\x10\x03\x12\"\n\x1eSESSION_EVENT_KIND_INTERRUPTED\x10\x04\x12\x1b\n\x17SESSION_EVENT_KIND_MAIL\x10\x05\x12\x1d\n\x19SESSION_EVENT_KIND_CLOSED\x10\x06\x12\x1f\n\x1bSESSION_EVENT_KIND_REOPENED\x10\x07\x12\x1e\n\x1aSESSION_EVENT_KIND_UPDATED\x10\x08\x32\xe4\x05\n\x0eSessionService\x12J\n\x0bOpenSession\x12\x1c.roost.v1.OpenSessionRequest\x1a\x1d.roost.v1.OpenSessionResponse\x12G\n\nGetSession\x12\x1b.roost.v1.GetSessionRequest\x1a\x1c.roost.v1.GetSessionResponse\x12M\n\x0cListSessions\x12\x1d.roost.v1.ListSessionsRequest\x1a\x1e.roost.v1.ListSessionsResponse\x12P\n\rUpdateSession\x12\x1e.roost.v1.UpdateSessionRequest\x1a\x1f.roost.v1.UpdateSessionResponse\x12L\n\x0bReadHistory\x12\x1c.roost.v1.ReadHistoryRequest\x1a\x1d.roost.v1.ReadHistoryResponse0\x01\x12M\n\x0c\x43loseSession\x12\x1d.roost.v1.CloseSessionRequest\x1a\x1e.roost.v1.CloseSessionResponse\x12P\n\rReopenSession\x12\x1e.roost.v1.ReopenSessionRequest\x1a\x1f.roost.v1.ReopenSessionResponse\x12Y\n\x10InterruptSession\x12!.roost.v1.InterruptSessionRequest\x1a\".roost.v1.InterruptSessionResponse\x12R\n\rWatchSessions\x12\x1e.roost.v1.WatchSessionsRequest\x1a\x1f.roost.v1.WatchSessionsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,44 +40,54 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTSESSIONSREQUEST_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_UPDATESESSIONREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_UPDATESESSIONREQUEST_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_IFEXISTS']._serialized_start=1881
-  _globals['_IFEXISTS']._serialized_end=1962
-  _globals['_OPENSESSIONREQUEST']._serialized_start=99
-  _globals['_OPENSESSIONREQUEST']._serialized_end=279
-  _globals['_OPENSESSIONRESPONSE']._serialized_start=281
-  _globals['_OPENSESSIONRESPONSE']._serialized_end=381
-  _globals['_GETSESSIONREQUEST']._serialized_start=383
-  _globals['_GETSESSIONREQUEST']._serialized_end=422
-  _globals['_GETSESSIONRESPONSE']._serialized_start=424
-  _globals['_GETSESSIONRESPONSE']._serialized_end=480
-  _globals['_LISTSESSIONSREQUEST']._serialized_start=483
-  _globals['_LISTSESSIONSREQUEST']._serialized_end=812
-  _globals['_LISTSESSIONSREQUEST_LABELSENTRY']._serialized_start=767
-  _globals['_LISTSESSIONSREQUEST_LABELSENTRY']._serialized_end=812
-  _globals['_LISTSESSIONSRESPONSE']._serialized_start=814
-  _globals['_LISTSESSIONSRESPONSE']._serialized_end=898
-  _globals['_UPDATESESSIONREQUEST']._serialized_start=901
-  _globals['_UPDATESESSIONREQUEST']._serialized_end=1120
-  _globals['_UPDATESESSIONREQUEST_LABELSENTRY']._serialized_start=767
-  _globals['_UPDATESESSIONREQUEST_LABELSENTRY']._serialized_end=812
-  _globals['_UPDATESESSIONRESPONSE']._serialized_start=1122
-  _globals['_UPDATESESSIONRESPONSE']._serialized_end=1181
-  _globals['_READHISTORYREQUEST']._serialized_start=1183
-  _globals['_READHISTORYREQUEST']._serialized_end=1306
-  _globals['_READHISTORYRESPONSE']._serialized_start=1308
-  _globals['_READHISTORYRESPONSE']._serialized_end=1364
-  _globals['_CLOSESESSIONREQUEST']._serialized_start=1366
-  _globals['_CLOSESESSIONREQUEST']._serialized_end=1466
-  _globals['_CLOSESESSIONRESPONSE']._serialized_start=1468
-  _globals['_CLOSESESSIONRESPONSE']._serialized_end=1547
-  _globals['_REOPENSESSIONREQUEST']._serialized_start=1549
-  _globals['_REOPENSESSIONREQUEST']._serialized_end=1611
-  _globals['_REOPENSESSIONRESPONSE']._serialized_start=1613
-  _globals['_REOPENSESSIONRESPONSE']._serialized_end=1690
-  _globals['_INTERRUPTSESSIONREQUEST']._serialized_start=1692
-  _globals['_INTERRUPTSESSIONREQUEST']._serialized_end=1772
-  _globals['_INTERRUPTSESSIONRESPONSE']._serialized_start=1774
-  _globals['_INTERRUPTSESSIONRESPONSE']._serialized_end=1879
-  _globals['_SESSIONSERVICE']._serialized_start=1965
-  _globals['_SESSIONSERVICE']._serialized_end=2621
+  _globals['_IFEXISTS']._serialized_start=2622
+  _globals['_IFEXISTS']._serialized_end=2703
+  _globals['_SESSIONEVENTKIND']._serialized_start=2706
+  _globals['_SESSIONEVENTKIND']._serialized_end=3022
+  _globals['_OPENSESSIONREQUEST']._serialized_start=132
+  _globals['_OPENSESSIONREQUEST']._serialized_end=398
+  _globals['_FORKFROM']._serialized_start=400
+  _globals['_FORKFROM']._serialized_end=444
+  _globals['_OPENSESSIONRESPONSE']._serialized_start=446
+  _globals['_OPENSESSIONRESPONSE']._serialized_end=546
+  _globals['_GETSESSIONREQUEST']._serialized_start=548
+  _globals['_GETSESSIONREQUEST']._serialized_end=587
+  _globals['_GETSESSIONRESPONSE']._serialized_start=589
+  _globals['_GETSESSIONRESPONSE']._serialized_end=645
+  _globals['_LISTSESSIONSREQUEST']._serialized_start=648
+  _globals['_LISTSESSIONSREQUEST']._serialized_end=977
+  _globals['_LISTSESSIONSREQUEST_LABELSENTRY']._serialized_start=932
+  _globals['_LISTSESSIONSREQUEST_LABELSENTRY']._serialized_end=977
+  _globals['_LISTSESSIONSRESPONSE']._serialized_start=979
+  _globals['_LISTSESSIONSRESPONSE']._serialized_end=1063
+  _globals['_UPDATESESSIONREQUEST']._serialized_start=1066
+  _globals['_UPDATESESSIONREQUEST']._serialized_end=1285
+  _globals['_UPDATESESSIONREQUEST_LABELSENTRY']._serialized_start=932
+  _globals['_UPDATESESSIONREQUEST_LABELSENTRY']._serialized_end=977
+  _globals['_UPDATESESSIONRESPONSE']._serialized_start=1287
+  _globals['_UPDATESESSIONRESPONSE']._serialized_end=1346
+  _globals['_READHISTORYREQUEST']._serialized_start=1348
+  _globals['_READHISTORYREQUEST']._serialized_end=1471
+  _globals['_READHISTORYRESPONSE']._serialized_start=1473
+  _globals['_READHISTORYRESPONSE']._serialized_end=1529
+  _globals['_CLOSESESSIONREQUEST']._serialized_start=1531
+  _globals['_CLOSESESSIONREQUEST']._serialized_end=1631
+  _globals['_CLOSESESSIONRESPONSE']._serialized_start=1633
+  _globals['_CLOSESESSIONRESPONSE']._serialized_end=1712
+  _globals['_REOPENSESSIONREQUEST']._serialized_start=1714
+  _globals['_REOPENSESSIONREQUEST']._serialized_end=1776
+  _globals['_REOPENSESSIONRESPONSE']._serialized_start=1778
+  _globals['_REOPENSESSIONRESPONSE']._serialized_end=1855
+  _globals['_INTERRUPTSESSIONREQUEST']._serialized_start=1857
+  _globals['_INTERRUPTSESSIONREQUEST']._serialized_end=1937
+  _globals['_INTERRUPTSESSIONRESPONSE']._serialized_start=1939
+  _globals['_INTERRUPTSESSIONRESPONSE']._serialized_end=2044
+  _globals['_SESSIONEVENT']._serialized_start=2047
+  _globals['_SESSIONEVENT']._serialized_end=2381
+  _globals['_WATCHSESSIONSREQUEST']._serialized_start=2384
+  _globals['_WATCHSESSIONSREQUEST']._serialized_end=2517
+  _globals['_WATCHSESSIONSRESPONSE']._serialized_start=2519
+  _globals['_WATCHSESSIONSRESPONSE']._serialized_end=2620
+  _globals['_SESSIONSERVICE']._serialized_start=3025
+  _globals['_SESSIONSERVICE']._serialized_end=3765
 # @@protoc_insertion_point(module_scope)

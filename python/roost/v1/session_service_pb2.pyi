@@ -1,4 +1,5 @@
 from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from roost.v1 import types_pb2 as _types_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -14,25 +15,58 @@ class IfExists(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     IF_EXISTS_UNSPECIFIED: _ClassVar[IfExists]
     IF_EXISTS_REFUSE: _ClassVar[IfExists]
     IF_EXISTS_RETURN: _ClassVar[IfExists]
+
+class SessionEventKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SESSION_EVENT_KIND_UNSPECIFIED: _ClassVar[SessionEventKind]
+    SESSION_EVENT_KIND_OPENED: _ClassVar[SessionEventKind]
+    SESSION_EVENT_KIND_TURN_BEGUN: _ClassVar[SessionEventKind]
+    SESSION_EVENT_KIND_TURN_ENDED: _ClassVar[SessionEventKind]
+    SESSION_EVENT_KIND_INTERRUPTED: _ClassVar[SessionEventKind]
+    SESSION_EVENT_KIND_MAIL: _ClassVar[SessionEventKind]
+    SESSION_EVENT_KIND_CLOSED: _ClassVar[SessionEventKind]
+    SESSION_EVENT_KIND_REOPENED: _ClassVar[SessionEventKind]
+    SESSION_EVENT_KIND_UPDATED: _ClassVar[SessionEventKind]
 IF_EXISTS_UNSPECIFIED: IfExists
 IF_EXISTS_REFUSE: IfExists
 IF_EXISTS_RETURN: IfExists
+SESSION_EVENT_KIND_UNSPECIFIED: SessionEventKind
+SESSION_EVENT_KIND_OPENED: SessionEventKind
+SESSION_EVENT_KIND_TURN_BEGUN: SessionEventKind
+SESSION_EVENT_KIND_TURN_ENDED: SessionEventKind
+SESSION_EVENT_KIND_INTERRUPTED: SessionEventKind
+SESSION_EVENT_KIND_MAIL: SessionEventKind
+SESSION_EVENT_KIND_CLOSED: SessionEventKind
+SESSION_EVENT_KIND_REOPENED: SessionEventKind
+SESSION_EVENT_KIND_UPDATED: SessionEventKind
 
 class OpenSessionRequest(_message.Message):
-    __slots__ = ("session_id", "request_id", "options", "if_exists", "validate_only", "mint_key")
+    __slots__ = ("session_id", "request_id", "options", "if_exists", "validate_only", "mint_key", "first_message", "fork_from")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     IF_EXISTS_FIELD_NUMBER: _ClassVar[int]
     VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
     MINT_KEY_FIELD_NUMBER: _ClassVar[int]
+    FIRST_MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    FORK_FROM_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     request_id: str
     options: _types_pb2.OpenOptions
     if_exists: IfExists
     validate_only: bool
     mint_key: bool
-    def __init__(self, session_id: _Optional[str] = ..., request_id: _Optional[str] = ..., options: _Optional[_Union[_types_pb2.OpenOptions, _Mapping]] = ..., if_exists: _Optional[_Union[IfExists, str]] = ..., validate_only: bool = ..., mint_key: bool = ...) -> None: ...
+    first_message: _types_pb2.MessageInput
+    fork_from: ForkFrom
+    def __init__(self, session_id: _Optional[str] = ..., request_id: _Optional[str] = ..., options: _Optional[_Union[_types_pb2.OpenOptions, _Mapping]] = ..., if_exists: _Optional[_Union[IfExists, str]] = ..., validate_only: bool = ..., mint_key: bool = ..., first_message: _Optional[_Union[_types_pb2.MessageInput, _Mapping]] = ..., fork_from: _Optional[_Union[ForkFrom, _Mapping]] = ...) -> None: ...
+
+class ForkFrom(_message.Message):
+    __slots__ = ("session_id", "turn")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    TURN_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    turn: int
+    def __init__(self, session_id: _Optional[str] = ..., turn: _Optional[int] = ...) -> None: ...
 
 class OpenSessionResponse(_message.Message):
     __slots__ = ("session", "created", "session_key")
@@ -187,3 +221,55 @@ class InterruptSessionResponse(_message.Message):
     turn: int
     repeated: bool
     def __init__(self, previous_activity: _Optional[_Union[_types_pb2.Activity, str]] = ..., turn: _Optional[int] = ..., repeated: bool = ...) -> None: ...
+
+class SessionEvent(_message.Message):
+    __slots__ = ("kind", "session_id", "uid", "root_session_id", "path", "time", "turn", "attempt", "owner", "outcome", "close_reason", "queued", "trigger")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
+    ROOT_SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    TURN_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    CLOSE_REASON_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_FIELD_NUMBER: _ClassVar[int]
+    TRIGGER_FIELD_NUMBER: _ClassVar[int]
+    kind: SessionEventKind
+    session_id: str
+    uid: str
+    root_session_id: str
+    path: str
+    time: _timestamp_pb2.Timestamp
+    turn: int
+    attempt: int
+    owner: str
+    outcome: _types_pb2.TurnOutcome
+    close_reason: _types_pb2.CloseReason
+    queued: int
+    trigger: bool
+    def __init__(self, kind: _Optional[_Union[SessionEventKind, str]] = ..., session_id: _Optional[str] = ..., uid: _Optional[str] = ..., root_session_id: _Optional[str] = ..., path: _Optional[str] = ..., time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., turn: _Optional[int] = ..., attempt: _Optional[int] = ..., owner: _Optional[str] = ..., outcome: _Optional[_Union[_types_pb2.TurnOutcome, str]] = ..., close_reason: _Optional[_Union[_types_pb2.CloseReason, str]] = ..., queued: _Optional[int] = ..., trigger: bool = ...) -> None: ...
+
+class WatchSessionsRequest(_message.Message):
+    __slots__ = ("resume_token", "root_session_id", "path_prefix", "kinds")
+    RESUME_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    ROOT_SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    PATH_PREFIX_FIELD_NUMBER: _ClassVar[int]
+    KINDS_FIELD_NUMBER: _ClassVar[int]
+    resume_token: str
+    root_session_id: str
+    path_prefix: str
+    kinds: _containers.RepeatedScalarFieldContainer[SessionEventKind]
+    def __init__(self, resume_token: _Optional[str] = ..., root_session_id: _Optional[str] = ..., path_prefix: _Optional[str] = ..., kinds: _Optional[_Iterable[_Union[SessionEventKind, str]]] = ...) -> None: ...
+
+class WatchSessionsResponse(_message.Message):
+    __slots__ = ("events", "resume_token", "resync")
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    RESUME_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    RESYNC_FIELD_NUMBER: _ClassVar[int]
+    events: _containers.RepeatedCompositeFieldContainer[SessionEvent]
+    resume_token: str
+    resync: bool
+    def __init__(self, events: _Optional[_Iterable[_Union[SessionEvent, _Mapping]]] = ..., resume_token: _Optional[str] = ..., resync: bool = ...) -> None: ...

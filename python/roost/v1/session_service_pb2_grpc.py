@@ -76,6 +76,11 @@ class SessionServiceStub(object):
                 request_serializer=roost_dot_v1_dot_session__service__pb2.InterruptSessionRequest.SerializeToString,
                 response_deserializer=roost_dot_v1_dot_session__service__pb2.InterruptSessionResponse.FromString,
                 _registered_method=True)
+        self.WatchSessions = channel.unary_stream(
+                '/roost.v1.SessionService/WatchSessions',
+                request_serializer=roost_dot_v1_dot_session__service__pb2.WatchSessionsRequest.SerializeToString,
+                response_deserializer=roost_dot_v1_dot_session__service__pb2.WatchSessionsResponse.FromString,
+                _registered_method=True)
 
 
 class SessionServiceServicer(object):
@@ -86,7 +91,8 @@ class SessionServiceServicer(object):
     def OpenSession(self, request, context):
         """Makes a session. Errors: ALREADY_EXISTS SESSION_EXISTS (unless if_exists says RETURN) or
         PATH_COLLISION, NOT_FOUND PARENT_NOT_FOUND, FAILED_PRECONDITION SESSION_CLOSED (this id ended, or
-        the parent did), RESOURCE_EXHAUSTED TREE_SESSIONS or TREE_DEPTH.
+        the parent did), RESOURCE_EXHAUSTED TREE_SESSIONS or TREE_DEPTH; of `fork_from` also SESSION_NOT_FOUND,
+        SESSION_PURGED, SESSION_RESTORING, SESSION_CORRUPT, TURN_NOT_FOUND and TOO_LARGE. Any failure leaves nothing behind.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -146,6 +152,16 @@ class SessionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchSessions(self, request, context):
+        """Streams what happens to sessions, from a bounded ring in memory: each event once it is durable, in order, for as long
+        as the caller listens. A stream goes on after a break with the `resume_token` of its last answer; one from before the
+        ring, or from before a restart, is answered with `resync`: list the sessions, and go on from its token. Errors:
+        SESSION_NOT_FOUND (root_session_id), BAD_PAGE_TOKEN (resume_token).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SessionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -188,6 +204,11 @@ def add_SessionServiceServicer_to_server(servicer, server):
                     servicer.InterruptSession,
                     request_deserializer=roost_dot_v1_dot_session__service__pb2.InterruptSessionRequest.FromString,
                     response_serializer=roost_dot_v1_dot_session__service__pb2.InterruptSessionResponse.SerializeToString,
+            ),
+            'WatchSessions': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchSessions,
+                    request_deserializer=roost_dot_v1_dot_session__service__pb2.WatchSessionsRequest.FromString,
+                    response_serializer=roost_dot_v1_dot_session__service__pb2.WatchSessionsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -408,6 +429,33 @@ class SessionService(object):
             '/roost.v1.SessionService/InterruptSession',
             roost_dot_v1_dot_session__service__pb2.InterruptSessionRequest.SerializeToString,
             roost_dot_v1_dot_session__service__pb2.InterruptSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchSessions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/roost.v1.SessionService/WatchSessions',
+            roost_dot_v1_dot_session__service__pb2.WatchSessionsRequest.SerializeToString,
+            roost_dot_v1_dot_session__service__pb2.WatchSessionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

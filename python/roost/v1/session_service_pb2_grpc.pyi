@@ -38,7 +38,8 @@ class SessionServiceStub:
     OpenSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.OpenSessionRequest, _session_service_pb2.OpenSessionResponse]
     """Makes a session. Errors: ALREADY_EXISTS SESSION_EXISTS (unless if_exists says RETURN) or
     PATH_COLLISION, NOT_FOUND PARENT_NOT_FOUND, FAILED_PRECONDITION SESSION_CLOSED (this id ended, or
-    the parent did), RESOURCE_EXHAUSTED TREE_SESSIONS or TREE_DEPTH.
+    the parent did), RESOURCE_EXHAUSTED TREE_SESSIONS or TREE_DEPTH; of `fork_from` also SESSION_NOT_FOUND,
+    SESSION_PURGED, SESSION_RESTORING, SESSION_CORRUPT, TURN_NOT_FOUND and TOO_LARGE. Any failure leaves nothing behind.
     """
     GetSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.GetSessionRequest, _session_service_pb2.GetSessionResponse]
     """Reads one session. Loads nothing and does not count as a use."""
@@ -62,6 +63,12 @@ class SessionServiceStub:
     """Asks the running turn of one session to end, and ends its wait if it waits; never one of another session. The
     session stays open. A commit that arrives still wins. Errors: SESSION_NOT_FOUND, SESSION_CLOSED.
     """
+    WatchSessions: _grpc.UnaryStreamMultiCallable[_session_service_pb2.WatchSessionsRequest, _session_service_pb2.WatchSessionsResponse]
+    """Streams what happens to sessions, from a bounded ring in memory: each event once it is durable, in order, for as long
+    as the caller listens. A stream goes on after a break with the `resume_token` of its last answer; one from before the
+    ring, or from before a restart, is answered with `resync`: list the sessions, and go on from its token. Errors:
+    SESSION_NOT_FOUND (root_session_id), BAD_PAGE_TOKEN (resume_token).
+    """
 
 @_typing.type_check_only
 class SessionServiceAsyncStub(SessionServiceStub):
@@ -73,7 +80,8 @@ class SessionServiceAsyncStub(SessionServiceStub):
     OpenSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.OpenSessionRequest, _session_service_pb2.OpenSessionResponse]  # type: ignore[assignment]
     """Makes a session. Errors: ALREADY_EXISTS SESSION_EXISTS (unless if_exists says RETURN) or
     PATH_COLLISION, NOT_FOUND PARENT_NOT_FOUND, FAILED_PRECONDITION SESSION_CLOSED (this id ended, or
-    the parent did), RESOURCE_EXHAUSTED TREE_SESSIONS or TREE_DEPTH.
+    the parent did), RESOURCE_EXHAUSTED TREE_SESSIONS or TREE_DEPTH; of `fork_from` also SESSION_NOT_FOUND,
+    SESSION_PURGED, SESSION_RESTORING, SESSION_CORRUPT, TURN_NOT_FOUND and TOO_LARGE. Any failure leaves nothing behind.
     """
     GetSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.GetSessionRequest, _session_service_pb2.GetSessionResponse]  # type: ignore[assignment]
     """Reads one session. Loads nothing and does not count as a use."""
@@ -97,6 +105,12 @@ class SessionServiceAsyncStub(SessionServiceStub):
     """Asks the running turn of one session to end, and ends its wait if it waits; never one of another session. The
     session stays open. A commit that arrives still wins. Errors: SESSION_NOT_FOUND, SESSION_CLOSED.
     """
+    WatchSessions: _aio.UnaryStreamMultiCallable[_session_service_pb2.WatchSessionsRequest, _session_service_pb2.WatchSessionsResponse]  # type: ignore[assignment]
+    """Streams what happens to sessions, from a bounded ring in memory: each event once it is durable, in order, for as long
+    as the caller listens. A stream goes on after a break with the `resume_token` of its last answer; one from before the
+    ring, or from before a restart, is answered with `resync`: list the sessions, and go on from its token. Errors:
+    SESSION_NOT_FOUND (root_session_id), BAD_PAGE_TOKEN (resume_token).
+    """
 
 class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
     """The life of sessions. A session ends only by CloseSession, CommitTurn with `then: CLOSE`, BeginTurn with
@@ -111,7 +125,8 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_session_service_pb2.OpenSessionResponse, _abc.Awaitable[_session_service_pb2.OpenSessionResponse]]:
         """Makes a session. Errors: ALREADY_EXISTS SESSION_EXISTS (unless if_exists says RETURN) or
         PATH_COLLISION, NOT_FOUND PARENT_NOT_FOUND, FAILED_PRECONDITION SESSION_CLOSED (this id ended, or
-        the parent did), RESOURCE_EXHAUSTED TREE_SESSIONS or TREE_DEPTH.
+        the parent did), RESOURCE_EXHAUSTED TREE_SESSIONS or TREE_DEPTH; of `fork_from` also SESSION_NOT_FOUND,
+        SESSION_PURGED, SESSION_RESTORING, SESSION_CORRUPT, TURN_NOT_FOUND and TOO_LARGE. Any failure leaves nothing behind.
         """
 
     @_abc_1.abstractmethod
@@ -176,6 +191,18 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_session_service_pb2.InterruptSessionResponse, _abc.Awaitable[_session_service_pb2.InterruptSessionResponse]]:
         """Asks the running turn of one session to end, and ends its wait if it waits; never one of another session. The
         session stays open. A commit that arrives still wins. Errors: SESSION_NOT_FOUND, SESSION_CLOSED.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchSessions(
+        self,
+        request: _session_service_pb2.WatchSessionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_session_service_pb2.WatchSessionsResponse], _abc.AsyncIterator[_session_service_pb2.WatchSessionsResponse]]:
+        """Streams what happens to sessions, from a bounded ring in memory: each event once it is durable, in order, for as long
+        as the caller listens. A stream goes on after a break with the `resume_token` of its last answer; one from before the
+        ring, or from before a restart, is answered with `resync`: list the sessions, and go on from its token. Errors:
+        SESSION_NOT_FOUND (root_session_id), BAD_PAGE_TOKEN (resume_token).
         """
 
 def add_SessionServiceServicer_to_server(servicer: SessionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -45,7 +45,7 @@ class Checkpoint(_message.Message):
     def __init__(self, offset: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., length: _Optional[int] = ..., state: _Optional[bytes] = ..., omitted: bool = ...) -> None: ...
 
 class Grant(_message.Message):
-    __slots__ = ("lease", "turn", "attempt", "head_version", "fence", "expire_time", "lease_duration", "checkpoint", "queue_wait", "provisional")
+    __slots__ = ("lease", "turn", "attempt", "head_version", "fence", "expire_time", "lease_duration", "checkpoint", "queue_wait", "provisional", "mail", "more_mail")
     LEASE_FIELD_NUMBER: _ClassVar[int]
     TURN_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
@@ -56,6 +56,8 @@ class Grant(_message.Message):
     CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
     QUEUE_WAIT_FIELD_NUMBER: _ClassVar[int]
     PROVISIONAL_FIELD_NUMBER: _ClassVar[int]
+    MAIL_FIELD_NUMBER: _ClassVar[int]
+    MORE_MAIL_FIELD_NUMBER: _ClassVar[int]
     lease: bytes
     turn: int
     attempt: int
@@ -66,7 +68,9 @@ class Grant(_message.Message):
     checkpoint: Checkpoint
     queue_wait: _duration_pb2.Duration
     provisional: _types_pb2.Record
-    def __init__(self, lease: _Optional[bytes] = ..., turn: _Optional[int] = ..., attempt: _Optional[int] = ..., head_version: _Optional[int] = ..., fence: _Optional[int] = ..., expire_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., lease_duration: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ..., queue_wait: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., provisional: _Optional[_Union[_types_pb2.Record, _Mapping]] = ...) -> None: ...
+    mail: _containers.RepeatedCompositeFieldContainer[_types_pb2.Message]
+    more_mail: int
+    def __init__(self, lease: _Optional[bytes] = ..., turn: _Optional[int] = ..., attempt: _Optional[int] = ..., head_version: _Optional[int] = ..., fence: _Optional[int] = ..., expire_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., lease_duration: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ..., queue_wait: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., provisional: _Optional[_Union[_types_pb2.Record, _Mapping]] = ..., mail: _Optional[_Iterable[_Union[_types_pb2.Message, _Mapping]]] = ..., more_mail: _Optional[int] = ...) -> None: ...
 
 class BeginTurnRequest(_message.Message):
     __slots__ = ("session_id", "request_id", "open", "wait", "expected_turn", "expected_head_version", "known_head_version", "lease_duration", "owner", "priority", "validate_only", "if_running", "want_provisional", "session_final")
@@ -145,7 +149,7 @@ class RenewTurnsResponse(_message.Message):
     def __init__(self, results: _Optional[_Iterable[_Union[RenewalResult, _Mapping]]] = ...) -> None: ...
 
 class CommitTurnRequest(_message.Message):
-    __slots__ = ("session_id", "lease", "request_id", "record", "state", "max_trim", "new_segment", "then", "completed", "base_turn", "timings")
+    __slots__ = ("session_id", "lease", "request_id", "record", "state", "max_trim", "new_segment", "then", "completed", "base_turn", "timings", "completion")
     class TimingsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -164,6 +168,7 @@ class CommitTurnRequest(_message.Message):
     COMPLETED_FIELD_NUMBER: _ClassVar[int]
     BASE_TURN_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     lease: bytes
     request_id: str
@@ -175,7 +180,8 @@ class CommitTurnRequest(_message.Message):
     completed: bool
     base_turn: int
     timings: _containers.ScalarMap[str, float]
-    def __init__(self, session_id: _Optional[str] = ..., lease: _Optional[bytes] = ..., request_id: _Optional[str] = ..., record: _Optional[_Union[_types_pb2.RecordInput, _Mapping]] = ..., state: _Optional[bytes] = ..., max_trim: _Optional[int] = ..., new_segment: bool = ..., then: _Optional[_Union[Then, str]] = ..., completed: bool = ..., base_turn: _Optional[int] = ..., timings: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    completion: _types_pb2.MessageInput
+    def __init__(self, session_id: _Optional[str] = ..., lease: _Optional[bytes] = ..., request_id: _Optional[str] = ..., record: _Optional[_Union[_types_pb2.RecordInput, _Mapping]] = ..., state: _Optional[bytes] = ..., max_trim: _Optional[int] = ..., new_segment: bool = ..., then: _Optional[_Union[Then, str]] = ..., completed: bool = ..., base_turn: _Optional[int] = ..., timings: _Optional[_Mapping[str, float]] = ..., completion: _Optional[_Union[_types_pb2.MessageInput, _Mapping]] = ...) -> None: ...
 
 class CommitTurnResponse(_message.Message):
     __slots__ = ("turn", "head_version", "next", "next_refused", "receipt", "repeated")
@@ -266,8 +272,80 @@ class Release(_message.Message):
     handle: str
     def __init__(self, session_id: _Optional[str] = ..., name: _Optional[str] = ..., handle: _Optional[str] = ...) -> None: ...
 
+class Interrupt(_message.Message):
+    __slots__ = ("session_id", "turn", "fence")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    TURN_FIELD_NUMBER: _ClassVar[int]
+    FENCE_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    turn: int
+    fence: int
+    def __init__(self, session_id: _Optional[str] = ..., turn: _Optional[int] = ..., fence: _Optional[int] = ...) -> None: ...
+
+class OwnedSessionClosed(_message.Message):
+    __slots__ = ("session_id", "reason")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    reason: _types_pb2.CloseReason
+    def __init__(self, session_id: _Optional[str] = ..., reason: _Optional[_Union[_types_pb2.CloseReason, str]] = ...) -> None: ...
+
+class LeaseLost(_message.Message):
+    __slots__ = ("session_id", "turn", "fence", "outcome")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    TURN_FIELD_NUMBER: _ClassVar[int]
+    FENCE_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    turn: int
+    fence: int
+    outcome: _types_pb2.TurnOutcome
+    def __init__(self, session_id: _Optional[str] = ..., turn: _Optional[int] = ..., fence: _Optional[int] = ..., outcome: _Optional[_Union[_types_pb2.TurnOutcome, str]] = ...) -> None: ...
+
+class MailWaiting(_message.Message):
+    __slots__ = ("session_id", "queued")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    queued: int
+    def __init__(self, session_id: _Optional[str] = ..., queued: _Optional[int] = ...) -> None: ...
+
 class WatchOwnerResponse(_message.Message):
-    __slots__ = ("release",)
+    __slots__ = ("release", "interrupt", "closed", "lease_lost", "mail")
     RELEASE_FIELD_NUMBER: _ClassVar[int]
+    INTERRUPT_FIELD_NUMBER: _ClassVar[int]
+    CLOSED_FIELD_NUMBER: _ClassVar[int]
+    LEASE_LOST_FIELD_NUMBER: _ClassVar[int]
+    MAIL_FIELD_NUMBER: _ClassVar[int]
     release: Release
-    def __init__(self, release: _Optional[_Union[Release, _Mapping]] = ...) -> None: ...
+    interrupt: Interrupt
+    closed: OwnedSessionClosed
+    lease_lost: LeaseLost
+    mail: MailWaiting
+    def __init__(self, release: _Optional[_Union[Release, _Mapping]] = ..., interrupt: _Optional[_Union[Interrupt, _Mapping]] = ..., closed: _Optional[_Union[OwnedSessionClosed, _Mapping]] = ..., lease_lost: _Optional[_Union[LeaseLost, _Mapping]] = ..., mail: _Optional[_Union[MailWaiting, _Mapping]] = ...) -> None: ...
+
+class PollTurnRequest(_message.Message):
+    __slots__ = ("request_id", "owner", "wait", "lease_duration", "root_session_id", "want_provisional")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    WAIT_FIELD_NUMBER: _ClassVar[int]
+    LEASE_DURATION_FIELD_NUMBER: _ClassVar[int]
+    ROOT_SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    WANT_PROVISIONAL_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    owner: str
+    wait: _duration_pb2.Duration
+    lease_duration: _duration_pb2.Duration
+    root_session_id: str
+    want_provisional: bool
+    def __init__(self, request_id: _Optional[str] = ..., owner: _Optional[str] = ..., wait: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., lease_duration: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., root_session_id: _Optional[str] = ..., want_provisional: bool = ...) -> None: ...
+
+class PollTurnResponse(_message.Message):
+    __slots__ = ("session_id", "uid", "grant")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
+    GRANT_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    uid: str
+    grant: Grant
+    def __init__(self, session_id: _Optional[str] = ..., uid: _Optional[str] = ..., grant: _Optional[_Union[Grant, _Mapping]] = ...) -> None: ...

@@ -60,6 +60,11 @@ class TurnServiceStub(object):
                 request_serializer=roost_dot_v1_dot_turn__service__pb2.GetCheckpointRequest.SerializeToString,
                 response_deserializer=roost_dot_v1_dot_turn__service__pb2.GetCheckpointResponse.FromString,
                 _registered_method=True)
+        self.PollTurn = channel.unary_unary(
+                '/roost.v1.TurnService/PollTurn',
+                request_serializer=roost_dot_v1_dot_turn__service__pb2.PollTurnRequest.SerializeToString,
+                response_deserializer=roost_dot_v1_dot_turn__service__pb2.PollTurnResponse.FromString,
+                _registered_method=True)
         self.WatchOwner = channel.unary_stream(
                 '/roost.v1.TurnService/WatchOwner',
                 request_serializer=roost_dot_v1_dot_turn__service__pb2.WatchOwnerRequest.SerializeToString,
@@ -113,9 +118,20 @@ class TurnServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PollTurn(self, request, context):
+        """Begins a turn in the next runnable session, if one becomes runnable in time: one with a message with `trigger` in its
+        mailbox, no turn, and room at its gates. Sessions go in the order in which they became runnable, after every BeginTurn
+        that waits at their gates. Errors: QUEUE_FULL.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchOwner(self, request, context):
-        """Streams to a host what becomes of what it owns: RELEASE of the resources of kind CLIENT that it is to end. A stream
-        begins with all that is still to be done, so that a broken one is simply opened again. Not for keys of sessions.
+        """Streams to a host what becomes of what it owns: the turns it began, their sessions until another owner begins one, and
+        the resources of kind CLIENT it attached. A stream begins with all that is still to be done (INTERRUPT, MAIL and
+        RELEASE), so that a broken one is simply opened again; CLOSED and LEASE_LOST of meanwhile it does not tell, renewals
+        and commits do. A stream tells each thing once. Not for keys of sessions.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -148,6 +164,11 @@ def add_TurnServiceServicer_to_server(servicer, server):
                     servicer.GetCheckpoint,
                     request_deserializer=roost_dot_v1_dot_turn__service__pb2.GetCheckpointRequest.FromString,
                     response_serializer=roost_dot_v1_dot_turn__service__pb2.GetCheckpointResponse.SerializeToString,
+            ),
+            'PollTurn': grpc.unary_unary_rpc_method_handler(
+                    servicer.PollTurn,
+                    request_deserializer=roost_dot_v1_dot_turn__service__pb2.PollTurnRequest.FromString,
+                    response_serializer=roost_dot_v1_dot_turn__service__pb2.PollTurnResponse.SerializeToString,
             ),
             'WatchOwner': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchOwner,
@@ -291,6 +312,33 @@ class TurnService(object):
             '/roost.v1.TurnService/GetCheckpoint',
             roost_dot_v1_dot_turn__service__pb2.GetCheckpointRequest.SerializeToString,
             roost_dot_v1_dot_turn__service__pb2.GetCheckpointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PollTurn(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/roost.v1.TurnService/PollTurn',
+            roost_dot_v1_dot_turn__service__pb2.PollTurnRequest.SerializeToString,
+            roost_dot_v1_dot_turn__service__pb2.PollTurnResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -54,9 +54,16 @@ class TurnServiceStub:
     """Streams the checkpoint that a lease starts from, where it is too long to be in the grant. Errors:
     LEASE_LOST, SESSION_CLOSED (FAILED_PRECONDITION), SESSION_NOT_FOUND.
     """
+    PollTurn: _grpc.UnaryUnaryMultiCallable[_turn_service_pb2.PollTurnRequest, _turn_service_pb2.PollTurnResponse]
+    """Begins a turn in the next runnable session, if one becomes runnable in time: one with a message with `trigger` in its
+    mailbox, no turn, and room at its gates. Sessions go in the order in which they became runnable, after every BeginTurn
+    that waits at their gates. Errors: QUEUE_FULL.
+    """
     WatchOwner: _grpc.UnaryStreamMultiCallable[_turn_service_pb2.WatchOwnerRequest, _turn_service_pb2.WatchOwnerResponse]
-    """Streams to a host what becomes of what it owns: RELEASE of the resources of kind CLIENT that it is to end. A stream
-    begins with all that is still to be done, so that a broken one is simply opened again. Not for keys of sessions.
+    """Streams to a host what becomes of what it owns: the turns it began, their sessions until another owner begins one, and
+    the resources of kind CLIENT it attached. A stream begins with all that is still to be done (INTERRUPT, MAIL and
+    RELEASE), so that a broken one is simply opened again; CLOSED and LEASE_LOST of meanwhile it does not tell, renewals
+    and commits do. A stream tells each thing once. Not for keys of sessions.
     """
 
 @_typing.type_check_only
@@ -85,9 +92,16 @@ class TurnServiceAsyncStub(TurnServiceStub):
     """Streams the checkpoint that a lease starts from, where it is too long to be in the grant. Errors:
     LEASE_LOST, SESSION_CLOSED (FAILED_PRECONDITION), SESSION_NOT_FOUND.
     """
+    PollTurn: _aio.UnaryUnaryMultiCallable[_turn_service_pb2.PollTurnRequest, _turn_service_pb2.PollTurnResponse]  # type: ignore[assignment]
+    """Begins a turn in the next runnable session, if one becomes runnable in time: one with a message with `trigger` in its
+    mailbox, no turn, and room at its gates. Sessions go in the order in which they became runnable, after every BeginTurn
+    that waits at their gates. Errors: QUEUE_FULL.
+    """
     WatchOwner: _aio.UnaryStreamMultiCallable[_turn_service_pb2.WatchOwnerRequest, _turn_service_pb2.WatchOwnerResponse]  # type: ignore[assignment]
-    """Streams to a host what becomes of what it owns: RELEASE of the resources of kind CLIENT that it is to end. A stream
-    begins with all that is still to be done, so that a broken one is simply opened again. Not for keys of sessions.
+    """Streams to a host what becomes of what it owns: the turns it began, their sessions until another owner begins one, and
+    the resources of kind CLIENT it attached. A stream begins with all that is still to be done (INTERRUPT, MAIL and
+    RELEASE), so that a broken one is simply opened again; CLOSED and LEASE_LOST of meanwhile it does not tell, renewals
+    and commits do. A stream tells each thing once. Not for keys of sessions.
     """
 
 class TurnServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -145,13 +159,26 @@ class TurnServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def PollTurn(
+        self,
+        request: _turn_service_pb2.PollTurnRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_turn_service_pb2.PollTurnResponse, _abc.Awaitable[_turn_service_pb2.PollTurnResponse]]:
+        """Begins a turn in the next runnable session, if one becomes runnable in time: one with a message with `trigger` in its
+        mailbox, no turn, and room at its gates. Sessions go in the order in which they became runnable, after every BeginTurn
+        that waits at their gates. Errors: QUEUE_FULL.
+        """
+
+    @_abc_1.abstractmethod
     def WatchOwner(
         self,
         request: _turn_service_pb2.WatchOwnerRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_turn_service_pb2.WatchOwnerResponse], _abc.AsyncIterator[_turn_service_pb2.WatchOwnerResponse]]:
-        """Streams to a host what becomes of what it owns: RELEASE of the resources of kind CLIENT that it is to end. A stream
-        begins with all that is still to be done, so that a broken one is simply opened again. Not for keys of sessions.
+        """Streams to a host what becomes of what it owns: the turns it began, their sessions until another owner begins one, and
+        the resources of kind CLIENT it attached. A stream begins with all that is still to be done (INTERRUPT, MAIL and
+        RELEASE), so that a broken one is simply opened again; CLOSED and LEASE_LOST of meanwhile it does not tell, renewals
+        and commits do. A stream tells each thing once. Not for keys of sessions.
         """
 
 def add_TurnServiceServicer_to_server(servicer: TurnServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

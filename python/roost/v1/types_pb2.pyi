@@ -61,6 +61,24 @@ class CloseReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CLOSE_REASON_FORK: _ClassVar[CloseReason]
     CLOSE_REASON_NEW: _ClassVar[CloseReason]
     CLOSE_REASON_RESUME: _ClassVar[CloseReason]
+
+class MessageKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MESSAGE_KIND_UNSPECIFIED: _ClassVar[MessageKind]
+    MESSAGE_KIND_MESSAGE: _ClassVar[MessageKind]
+    MESSAGE_KIND_COMPLETED: _ClassVar[MessageKind]
+    MESSAGE_KIND_FAILED: _ClassVar[MessageKind]
+    MESSAGE_KIND_CLOSED: _ClassVar[MessageKind]
+
+class MessageState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MESSAGE_STATE_UNSPECIFIED: _ClassVar[MessageState]
+    MESSAGE_STATE_QUEUED: _ClassVar[MessageState]
+    MESSAGE_STATE_DELIVERED: _ClassVar[MessageState]
+    MESSAGE_STATE_CONSUMED: _ClassVar[MessageState]
+    MESSAGE_STATE_EXPIRED: _ClassVar[MessageState]
+    MESSAGE_STATE_DEAD: _ClassVar[MessageState]
+    MESSAGE_STATE_CLOSED: _ClassVar[MessageState]
 SESSION_STATE_UNSPECIFIED: SessionState
 SESSION_STATE_OPEN: SessionState
 SESSION_STATE_SEALED: SessionState
@@ -96,6 +114,18 @@ CLOSE_REASON_RELOAD: CloseReason
 CLOSE_REASON_FORK: CloseReason
 CLOSE_REASON_NEW: CloseReason
 CLOSE_REASON_RESUME: CloseReason
+MESSAGE_KIND_UNSPECIFIED: MessageKind
+MESSAGE_KIND_MESSAGE: MessageKind
+MESSAGE_KIND_COMPLETED: MessageKind
+MESSAGE_KIND_FAILED: MessageKind
+MESSAGE_KIND_CLOSED: MessageKind
+MESSAGE_STATE_UNSPECIFIED: MessageState
+MESSAGE_STATE_QUEUED: MessageState
+MESSAGE_STATE_DELIVERED: MessageState
+MESSAGE_STATE_CONSUMED: MessageState
+MESSAGE_STATE_EXPIRED: MessageState
+MESSAGE_STATE_DEAD: MessageState
+MESSAGE_STATE_CLOSED: MessageState
 
 class WeightVersionRun(_message.Message):
     __slots__ = ("version", "count")
@@ -217,7 +247,7 @@ class RunningTurn(_message.Message):
     def __init__(self, turn: _Optional[int] = ..., attempt: _Optional[int] = ..., owner: _Optional[str] = ..., begin_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., interrupt_requested: bool = ...) -> None: ...
 
 class CloseReceipt(_message.Message):
-    __slots__ = ("reason", "close_time", "slots_released", "children_closed", "turn_count", "close_number", "provisionals_aborted", "dump_name", "resources")
+    __slots__ = ("reason", "close_time", "slots_released", "children_closed", "turn_count", "close_number", "provisionals_aborted", "dump_name", "resources", "unread_messages")
     REASON_FIELD_NUMBER: _ClassVar[int]
     CLOSE_TIME_FIELD_NUMBER: _ClassVar[int]
     SLOTS_RELEASED_FIELD_NUMBER: _ClassVar[int]
@@ -227,6 +257,7 @@ class CloseReceipt(_message.Message):
     PROVISIONALS_ABORTED_FIELD_NUMBER: _ClassVar[int]
     DUMP_NAME_FIELD_NUMBER: _ClassVar[int]
     RESOURCES_FIELD_NUMBER: _ClassVar[int]
+    UNREAD_MESSAGES_FIELD_NUMBER: _ClassVar[int]
     reason: CloseReason
     close_time: _timestamp_pb2.Timestamp
     slots_released: int
@@ -236,7 +267,8 @@ class CloseReceipt(_message.Message):
     provisionals_aborted: int
     dump_name: str
     resources: int
-    def __init__(self, reason: _Optional[_Union[CloseReason, str]] = ..., close_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., slots_released: _Optional[int] = ..., children_closed: _Optional[int] = ..., turn_count: _Optional[int] = ..., close_number: _Optional[int] = ..., provisionals_aborted: _Optional[int] = ..., dump_name: _Optional[str] = ..., resources: _Optional[int] = ...) -> None: ...
+    unread_messages: int
+    def __init__(self, reason: _Optional[_Union[CloseReason, str]] = ..., close_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., slots_released: _Optional[int] = ..., children_closed: _Optional[int] = ..., turn_count: _Optional[int] = ..., close_number: _Optional[int] = ..., provisionals_aborted: _Optional[int] = ..., dump_name: _Optional[str] = ..., resources: _Optional[int] = ..., unread_messages: _Optional[int] = ...) -> None: ...
 
 class Cleanup(_message.Message):
     __slots__ = ("closed_time", "dump_time", "dump_bytes", "dump_sha256", "attempts", "error", "due_time", "purged_time", "restored_time")
@@ -261,7 +293,7 @@ class Cleanup(_message.Message):
     def __init__(self, closed_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., dump_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., dump_bytes: _Optional[int] = ..., dump_sha256: _Optional[bytes] = ..., attempts: _Optional[int] = ..., error: _Optional[str] = ..., due_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., purged_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., restored_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class Session(_message.Message):
-    __slots__ = ("session_id", "uid", "parent_session_id", "root_session_id", "path", "state", "activity", "last_outcome", "residency", "turn_count", "head_version", "checkpoint_tokens", "labels", "stale_timeout", "create_time", "running", "receipt", "provisional_turn", "trajectory", "trajectory_first_turn", "finish_time", "cleanup")
+    __slots__ = ("session_id", "uid", "parent_session_id", "root_session_id", "path", "state", "activity", "last_outcome", "residency", "turn_count", "head_version", "checkpoint_tokens", "labels", "stale_timeout", "create_time", "running", "receipt", "provisional_turn", "trajectory", "trajectory_first_turn", "finish_time", "cleanup", "wake_on_completion", "owner")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -291,6 +323,8 @@ class Session(_message.Message):
     TRAJECTORY_FIRST_TURN_FIELD_NUMBER: _ClassVar[int]
     FINISH_TIME_FIELD_NUMBER: _ClassVar[int]
     CLEANUP_FIELD_NUMBER: _ClassVar[int]
+    WAKE_ON_COMPLETION_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     uid: str
     parent_session_id: str
@@ -313,10 +347,74 @@ class Session(_message.Message):
     trajectory_first_turn: int
     finish_time: _timestamp_pb2.Timestamp
     cleanup: Cleanup
-    def __init__(self, session_id: _Optional[str] = ..., uid: _Optional[str] = ..., parent_session_id: _Optional[str] = ..., root_session_id: _Optional[str] = ..., path: _Optional[str] = ..., state: _Optional[_Union[SessionState, str]] = ..., activity: _Optional[_Union[Activity, str]] = ..., last_outcome: _Optional[_Union[TurnOutcome, str]] = ..., residency: _Optional[_Union[Residency, str]] = ..., turn_count: _Optional[int] = ..., head_version: _Optional[int] = ..., checkpoint_tokens: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., stale_timeout: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., create_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., running: _Optional[_Union[RunningTurn, _Mapping]] = ..., receipt: _Optional[_Union[CloseReceipt, _Mapping]] = ..., provisional_turn: _Optional[int] = ..., trajectory: _Optional[int] = ..., trajectory_first_turn: _Optional[int] = ..., finish_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., cleanup: _Optional[_Union[Cleanup, _Mapping]] = ...) -> None: ...
+    wake_on_completion: bool
+    owner: str
+    def __init__(self, session_id: _Optional[str] = ..., uid: _Optional[str] = ..., parent_session_id: _Optional[str] = ..., root_session_id: _Optional[str] = ..., path: _Optional[str] = ..., state: _Optional[_Union[SessionState, str]] = ..., activity: _Optional[_Union[Activity, str]] = ..., last_outcome: _Optional[_Union[TurnOutcome, str]] = ..., residency: _Optional[_Union[Residency, str]] = ..., turn_count: _Optional[int] = ..., head_version: _Optional[int] = ..., checkpoint_tokens: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., stale_timeout: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., create_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., running: _Optional[_Union[RunningTurn, _Mapping]] = ..., receipt: _Optional[_Union[CloseReceipt, _Mapping]] = ..., provisional_turn: _Optional[int] = ..., trajectory: _Optional[int] = ..., trajectory_first_turn: _Optional[int] = ..., finish_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., cleanup: _Optional[_Union[Cleanup, _Mapping]] = ..., wake_on_completion: bool = ..., owner: _Optional[str] = ...) -> None: ...
+
+class MessageInput(_message.Message):
+    __slots__ = ("content", "content_type", "labels", "trigger", "ttl")
+    class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_TYPE_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    TRIGGER_FIELD_NUMBER: _ClassVar[int]
+    TTL_FIELD_NUMBER: _ClassVar[int]
+    content: bytes
+    content_type: str
+    labels: _containers.ScalarMap[str, str]
+    trigger: bool
+    ttl: _duration_pb2.Duration
+    def __init__(self, content: _Optional[bytes] = ..., content_type: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., trigger: bool = ..., ttl: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class Message(_message.Message):
+    __slots__ = ("message_id", "kind", "session_id", "sender_session_id", "sender_path", "content", "content_type", "labels", "trigger", "state", "deliveries", "create_time", "expire_time", "turn", "close_reason")
+    class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    MESSAGE_ID_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    SENDER_SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    SENDER_PATH_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_TYPE_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    TRIGGER_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    DELIVERIES_FIELD_NUMBER: _ClassVar[int]
+    CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
+    TURN_FIELD_NUMBER: _ClassVar[int]
+    CLOSE_REASON_FIELD_NUMBER: _ClassVar[int]
+    message_id: str
+    kind: MessageKind
+    session_id: str
+    sender_session_id: str
+    sender_path: str
+    content: bytes
+    content_type: str
+    labels: _containers.ScalarMap[str, str]
+    trigger: bool
+    state: MessageState
+    deliveries: int
+    create_time: _timestamp_pb2.Timestamp
+    expire_time: _timestamp_pb2.Timestamp
+    turn: int
+    close_reason: CloseReason
+    def __init__(self, message_id: _Optional[str] = ..., kind: _Optional[_Union[MessageKind, str]] = ..., session_id: _Optional[str] = ..., sender_session_id: _Optional[str] = ..., sender_path: _Optional[str] = ..., content: _Optional[bytes] = ..., content_type: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., trigger: bool = ..., state: _Optional[_Union[MessageState, str]] = ..., deliveries: _Optional[int] = ..., create_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., turn: _Optional[int] = ..., close_reason: _Optional[_Union[CloseReason, str]] = ...) -> None: ...
 
 class OpenOptions(_message.Message):
-    __slots__ = ("parent_session_id", "name", "labels", "stale_timeout")
+    __slots__ = ("parent_session_id", "name", "labels", "stale_timeout", "wake_on_completion")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -328,11 +426,13 @@ class OpenOptions(_message.Message):
     NAME_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     STALE_TIMEOUT_FIELD_NUMBER: _ClassVar[int]
+    WAKE_ON_COMPLETION_FIELD_NUMBER: _ClassVar[int]
     parent_session_id: str
     name: str
     labels: _containers.ScalarMap[str, str]
     stale_timeout: _duration_pb2.Duration
-    def __init__(self, parent_session_id: _Optional[str] = ..., name: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., stale_timeout: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    wake_on_completion: bool
+    def __init__(self, parent_session_id: _Optional[str] = ..., name: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., stale_timeout: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., wake_on_completion: bool = ...) -> None: ...
 
 class Refusal(_message.Message):
     __slots__ = ("code", "reason", "message", "metadata")

@@ -196,6 +196,8 @@ pub enum Asked {
     /// CommitTurn or AbortTurn.
     End,
     Finish,
+    /// SendMessage; the sender is part of it.
+    Send,
 }
 
 /// A 64-bit fingerprint of a request_id, for the set of those a session has seen.

@@ -4,7 +4,7 @@
 //! the journal keeps every cap. One batch is in flight at a time. An answer about a tree is held until the tree's last
 //! entry is durable (I6). A refused batch takes all queued behind it.
 
-use crate::engine::{Answer, Event, KEYS_ROOT, KeyChange, ResourceChange, Tree};
+use crate::engine::{Answer, Event, KEYS_ROOT, KeyChange, LimitChange, ResourceChange, Telling, Told, Tree};
 use crate::gen_store::{Receipt, RequestMark};
 use crate::ids::Uid;
 use crate::keys::KeyHash;
@@ -38,6 +38,12 @@ pub struct Row {
     pub running: bool,
     pub lease: Option<Vec<u8>>,
     pub facts: Vec<u8>,
+    /// roost.v1.TurnOutcome of its latest turn.
+    pub outcome: i32,
+    /// What its children's ends tell it makes it runnable.
+    pub wakes: bool,
+    /// Who began its latest turn.
+    pub owner: Arc<str>,
     /// Wall-clock milliseconds from which on the active trajectory finishes by itself; 0: never.
     pub finish_due_ms: i64,
     /// Of a root: idle time after which its tree is stale; 0: never.
@@ -80,6 +86,19 @@ pub struct Record {
     pub state: Option<Vec<u8>>,
     pub arrays: Option<Vec<u8>>,
     pub content: Option<Vec<u8>>,
+}
+
+/// A COMMITTED record that begins as a copy of a stored one: its payload is the store's to copy.
+#[derive(Debug, Clone)]
+pub struct RecordCopy {
+    pub seq: Seq,
+    pub session: Uid,
+    pub prev: Seq,
+    pub turn: u32,
+    pub meta: Vec<u8>,
+    pub chain: [u8; 32],
+    /// The record whose payload it has: durable, and not to be deleted before this entry is.
+    pub source: Seq,
 }
 
 /// The end of a session, from its header line alone.
@@ -127,6 +146,8 @@ pub struct Restore {
     pub close_seq: i64,
     pub seq: Seq,
     pub facts: Vec<u8>,
+    pub outcome: i32,
+    pub wakes: bool,
     pub receipt: Vec<u8>,
     pub cleanup: Vec<u8>,
 }
@@ -196,11 +217,48 @@ pub struct ResourceUpdate {
     pub error: String,
 }
 
+/// A message that was sent.
+#[derive(Debug, Clone)]
+pub struct MailRow {
+    pub seq: Seq,
+    pub id: Uid,
+    pub recipient: Uid,
+    pub root: Uid,
+    pub tenant: Arc<str>,
+    /// `None`: a host.
+    pub sender: Option<Uid>,
+    /// roost.v1.MessageKind.
+    pub kind: i32,
+    /// Wall-clock milliseconds from which on it makes its session runnable; -1: it does not.
+    pub due: i64,
+    /// Wall-clock milliseconds at which it expires while it is queued; 0: never.
+    pub expire: i64,
+    pub create_ms: i64,
+    /// Encoded `MessageMeta`.
+    pub meta: Vec<u8>,
+    pub content: Option<Vec<u8>>,
+    /// What tells a repeat: sender and request_id; `None`: no repeat is told.
+    pub request: Option<String>,
+}
+
+/// What became of a message.
+#[derive(Debug, Clone, Copy)]
+pub struct MailUpdate {
+    pub seq: Seq,
+    /// roost.v1.MessageState.
+    pub state: i32,
+    pub due: i64,
+    pub deliveries: u32,
+    /// The grant that took it last; 0: none.
+    pub fence: u64,
+}
+
 /// One row operation.
 #[derive(Debug, Clone)]
 pub enum Op {
     Upsert(Box<Row>),
     Append(Box<Record>),
+    Copy(Box<RecordCopy>),
     Status {
         seq: Seq,
         status: i32,
@@ -239,6 +297,11 @@ pub enum Op {
         id: Uid,
         revoke_ms: i64,
     },
+    /// A limit was set, or is as the configuration says.
+    Limit {
+        name: &'static str,
+        value: Option<u64>,
+    },
     Resource(Box<ResourceRow>),
     ResourceUpdate(Box<ResourceUpdate>),
     /// All resources of a session are to be released: from this wall-clock millisecond on, or, if it is 0, later.
@@ -255,6 +318,12 @@ pub enum Op {
         session: Uid,
         due: i64,
     },
+    Mail(Box<MailRow>),
+    MailUpdate(MailUpdate),
+    /// What this session has not consumed ends with it.
+    MailEnd {
+        session: Uid,
+    },
 }
 
 impl Op {
@@ -263,6 +332,8 @@ impl Op {
         let variable = match self {
             Op::Upsert(r) => r.facts.len() + len(&r.lease) + r.session_id.len() + r.path.len(),
             Op::Append(r) => r.meta.len() + len(&r.tokens) + len(&r.state) + len(&r.arrays) + len(&r.content),
+            // What it takes in memory: its payload is read and written by the store alone.
+            Op::Copy(c) => c.meta.len(),
             Op::Status { .. }
             | Op::Reward { .. }
             | Op::Finish(_)
@@ -270,9 +341,13 @@ impl Op {
             | Op::Stale { .. }
             | Op::Forget { .. }
             | Op::RevokeKey { .. }
+            | Op::Limit { .. }
             | Op::ResourcesDue { .. }
             | Op::ResourceGone { .. }
-            | Op::CleanupDue { .. } => 0,
+            | Op::CleanupDue { .. }
+            | Op::MailUpdate(_)
+            | Op::MailEnd { .. } => 0,
+            Op::Mail(m) => m.meta.len() + len(&m.content) + m.request.as_ref().map_or(0, String::len),
             Op::Resource(r) => r.owner.len() + r.handle.len() + len(&r.request),
             Op::ResourceUpdate(r) => r.handle.as_ref().map_or(0, String::len) + r.error.len(),
             Op::Close(c) => c.receipt.encoded_len(),
@@ -298,6 +373,12 @@ impl Entry {
     fn alone(&self) -> bool {
         matches!(self.ops.first(), Some(Op::Reopen(_)))
     }
+
+    /// Whether its batch ends with it: how much it has the store copy does not show in its bytes, and one fork is enough
+    /// for a transaction.
+    fn last(&self) -> bool {
+        matches!(self.ops.first(), Some(Op::Copy(_)))
+    }
 }
 
 /// What the journal keeps of an entry while it is in flight.
@@ -317,14 +398,18 @@ pub(crate) enum Held {
     Effect(u64, Option<Uid>),
     /// Lines of a tree that are closed and can go.
     Cleanup(Arc<Tree>, Vec<u32>),
-    /// Ended sessions of this tree may be changed again: the entry that did so is stored, or lost.
-    Claim(Arc<Tree>),
+    /// A claim of the tree of this root is over: the entry that was made under it is stored, or lost.
+    Claim(Uid),
     /// Something to log, which did not happen before.
     Event(Box<Event>),
+    /// Something to tell those who watch.
+    Told(Telling),
     /// A trajectory of this tree is READY: who follows an export is told.
     Ready(Uid, Seq),
     /// What becomes of a key.
     Key(KeyChange),
+    /// What becomes of limits.
+    Limits(LimitChange),
     /// What becomes of a resource of a session of this tree.
     Resource(Uid, ResourceChange),
 }
@@ -338,6 +423,7 @@ pub struct Batch {
     pub roots: Vec<Uid>,
     pub sessions: Vec<(u32, Row)>,
     pub records: Vec<(u32, Record)>,
+    pub copies: Vec<(u32, RecordCopy)>,
     pub statuses: Vec<(u32, Seq, i32)>,
     pub closes: Vec<(u32, Close)>,
     pub rewards: Vec<(u32, Uid, Seq, f64)>,
@@ -350,11 +436,15 @@ pub struct Batch {
     pub forgets: Vec<(u32, Uid, Seq)>,
     pub keys: Vec<(u32, KeyRow)>,
     pub revoked_keys: Vec<(u32, Uid, i64)>,
+    pub limits: Vec<(u32, &'static str, Option<u64>)>,
     pub resources: Vec<(u32, ResourceRow)>,
     pub resource_updates: Vec<(u32, ResourceUpdate)>,
     pub resources_due: Vec<(u32, Uid, i64)>,
     pub resource_deletes: Vec<(u32, Arc<str>)>,
     pub cleanups_due: Vec<(u32, Uid, i64)>,
+    pub mail: Vec<(u32, MailRow)>,
+    pub mail_updates: Vec<(u32, MailUpdate)>,
+    pub mail_ends: Vec<(u32, Uid)>,
 }
 
 /// What a batch holds already.
@@ -367,6 +457,8 @@ struct Folded {
     acks: HashSet<(Uid, u32)>,
     /// Place of a resource's update.
     resources: HashMap<Arc<str>, usize>,
+    /// Place of a message's update.
+    mail: HashMap<Seq, usize>,
 }
 
 impl Batch {
@@ -385,12 +477,17 @@ impl Batch {
                 }
             },
             Op::Append(record) => self.records.push((root, *record)),
+            Op::Copy(copy) => self.copies.push((root, *copy)),
             Op::Status { seq, status } => self.statuses.push((root, seq, status)),
             Op::Close(close) => self.closes.push((root, *close)),
             Op::Reward { session, seq, value } => self.rewards.push((root, session, seq, value)),
             Op::Finish(finished) => self.finished.push((root, *finished)),
             Op::Key(key) => self.keys.push((root, *key)),
             Op::RevokeKey { id, revoke_ms } => self.revoked_keys.push((root, id, revoke_ms)),
+            Op::Limit { name, value } => match self.limits.iter_mut().find(|(_, known, _)| *known == name) {
+                Some(limit) => limit.2 = value,
+                None => self.limits.push((root, name, value)),
+            },
             Op::Ack { session, number, ack_ms } => {
                 // Twice in one batch is once: the store counts the rows that change.
                 if folded.acks.insert((session, number)) {
@@ -427,6 +524,15 @@ impl Batch {
             Op::ResourcesDue { session, due } => self.resources_due.push((root, session, due)),
             Op::ResourceGone { name } => self.resource_deletes.push((root, name)),
             Op::CleanupDue { session, due } => self.cleanups_due.push((root, session, due)),
+            Op::Mail(mail) => self.mail.push((root, *mail)),
+            Op::MailUpdate(update) => match folded.mail.get(&update.seq) {
+                Some(&i) => self.mail_updates[i].1 = update,
+                None => {
+                    folded.mail.insert(update.seq, self.mail_updates.len());
+                    self.mail_updates.push((root, update));
+                }
+            },
+            Op::MailEnd { session } => self.mail_ends.push((root, session)),
         }
     }
 
@@ -439,6 +545,7 @@ impl Batch {
                 roots: vec![self.roots[n as usize]],
                 sessions: self.sessions.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),
                 records: self.records.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),
+                copies: self.copies.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),
                 statuses: self.statuses.iter().filter(|r| r.0 == n).map(|r| (0, r.1, r.2)).collect(),
                 closes: self.closes.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),
                 rewards: self.rewards.iter().filter(|r| r.0 == n).map(|r| (0, r.1, r.2, r.3)).collect(),
@@ -451,11 +558,15 @@ impl Batch {
                 forgets: self.forgets.iter().filter(|r| r.0 == n).map(|r| (0, r.1, r.2)).collect(),
                 keys: self.keys.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),
                 revoked_keys: self.revoked_keys.iter().filter(|r| r.0 == n).map(|r| (0, r.1, r.2)).collect(),
+                limits: self.limits.iter().filter(|r| r.0 == n).map(|r| (0, r.1, r.2)).collect(),
                 resources: self.resources.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),
                 resource_updates: self.resource_updates.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),
                 resources_due: self.resources_due.iter().filter(|r| r.0 == n).map(|r| (0, r.1, r.2)).collect(),
                 resource_deletes: self.resource_deletes.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),
                 cleanups_due: self.cleanups_due.iter().filter(|r| r.0 == n).map(|r| (0, r.1, r.2)).collect(),
+                mail: self.mail.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),
+                mail_updates: self.mail_updates.iter().filter(|r| r.0 == n).map(|r| (0, r.1)).collect(),
+                mail_ends: self.mail_ends.iter().filter(|r| r.0 == n).map(|r| (0, r.1)).collect(),
             })
             .collect()
     }
@@ -466,7 +577,7 @@ pub(crate) struct Journal {
     durable: AtomicU64,
     bytes: AtomicU64,
     entries: AtomicU64,
-    bound: u64,
+    bound: AtomicU64,
 }
 
 struct Inner {
@@ -477,6 +588,8 @@ struct Inner {
     flight: Vec<Sent>,
     flight_last: Seq,
     held: BTreeMap<Seq, Vec<Held>>,
+    /// What is durable and not yet told, in order.
+    told: VecDeque<Telling>,
 }
 
 /// The journal while one entry is being made: its sequences are fixed.
@@ -526,13 +639,14 @@ impl Journal {
             flight: Vec::new(),
             flight_last: last_seq,
             held: BTreeMap::new(),
+            told: VecDeque::new(),
         };
         Journal {
             inner: Mutex::new(inner),
             durable: AtomicU64::new(last_seq),
             bytes: AtomicU64::new(0),
             entries: AtomicU64::new(0),
-            bound,
+            bound: AtomicU64::new(bound),
         }
     }
 
@@ -564,12 +678,17 @@ impl Journal {
         self.inner.lock().next - 1
     }
 
+    /// From now on so many bytes may wait. What waits already stays.
+    pub(crate) fn set_bound(&self, bound: u64) {
+        self.bound.store(bound, Ordering::Relaxed);
+    }
+
     pub(crate) fn full(&self) -> bool {
-        self.backlog().1 >= self.bound
+        self.backlog().1 >= self.bound.load(Ordering::Relaxed)
     }
 
     pub(crate) fn behind(&self) -> bool {
-        self.backlog().1 >= self.bound / 4 * 3
+        self.backlog().1 >= self.bound.load(Ordering::Relaxed) / 4 * 3
     }
 
     pub(crate) fn has_queue(&self) -> bool {
@@ -589,6 +708,26 @@ impl Journal {
         None
     }
 
+    /// Has those who watch told once `seq` is durable. True if it is: then somebody must take what there is to tell.
+    ///
+    /// What is told of one tree keeps its order, though one of two events may be held and the other come late: both go
+    /// the way over `told`, and the tree's lock makes the earlier one come first.
+    pub(crate) fn tell(&self, seq: Seq, tenant: &Arc<str>, told: Told) -> bool {
+        let telling = (tenant.clone(), Arc::new(told));
+        let mut inner = self.inner.lock();
+        if seq <= self.durable() {
+            inner.told.push_back(telling);
+            return true;
+        }
+        inner.held.entry(seq).or_default().push(Held::Told(telling));
+        false
+    }
+
+    /// What is durable and was not told before.
+    pub(crate) fn take_told(&self) -> VecDeque<Telling> {
+        std::mem::take(&mut self.inner.lock().told)
+    }
+
     /// The next batch, if none is in flight and there is something to store.
     pub(crate) fn take(&self, max_entries: usize) -> Option<Batch> {
         // A batch this large is worth an fsync of its own; more would only hold its answers back.
@@ -601,7 +740,7 @@ impl Journal {
         let (mut folded, mut roots, mut bytes, mut count) = (Folded::default(), HashMap::new(), 0, 0);
         while inner.queue.front().is_some_and(|entry| count == 0 || !entry.alone()) {
             let Some(entry) = inner.queue.pop_front() else { break };
-            let alone = entry.alone();
+            let ends = entry.alone() || entry.last();
             bytes += entry.sent.bytes;
             count += 1;
             inner.queued += entry.seqs;
@@ -613,7 +752,7 @@ impl Journal {
                 batch.add(root, op, &mut folded);
             }
             inner.flight.push(entry.sent);
-            if alone || count >= max_entries || bytes >= MAX_BYTES {
+            if ends || count >= max_entries || bytes >= MAX_BYTES {
                 break;
             }
         }
@@ -645,12 +784,13 @@ impl Journal {
                 let (gone, kept): (Vec<_>, Vec<_>) = held.1.into_iter().partition(|h| match h {
                     // One of several trees (RenewTurns) may tell of one that was lost.
                     Held::Answer(a) => a.root.is_none_or(|r| quarantine.contains(&r)),
-                    Held::Cleanup(t, _) | Held::Claim(t) => lost(t),
+                    Held::Cleanup(t, _) => lost(t),
                     // Where it is not known which tree it is of, what it is for is decided again.
                     Held::Effect(_, root) => root.is_none_or(|r| quarantine.contains(&r)),
                     Held::Event(e) => quarantine.contains(&e.root),
-                    Held::Ready(root, _) | Held::Resource(root, _) => quarantine.contains(root),
-                    Held::Key(_) => quarantine.contains(&KEYS_ROOT),
+                    Held::Told((_, told)) => quarantine.contains(&told.root()),
+                    Held::Claim(root) | Held::Ready(root, _) | Held::Resource(root, _) => quarantine.contains(root),
+                    Held::Key(_) | Held::Limits(_) => quarantine.contains(&KEYS_ROOT),
                 });
                 out.lost_held.extend(gone);
                 inner.held.insert(held.0, kept);
@@ -659,7 +799,12 @@ impl Journal {
         let last = inner.flight_last;
         self.durable.store(last, Ordering::Release);
         let later = inner.held.split_off(&(last + 1));
-        out.held.extend(std::mem::replace(&mut inner.held, later).into_values().flatten());
+        for held in std::mem::replace(&mut inner.held, later).into_values().flatten() {
+            match held {
+                Held::Told(telling) => inner.told.push_back(telling),
+                held => out.held.push(held),
+            }
+        }
         out
     }
 

@@ -4,11 +4,14 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyTuple};
 use roost_core::chain::Line;
 use roost_core::engine::{
-    CleanupStep, DueSession, DumpMade, DumpedRecord, DumpedSession, DumpedTrajectory, FoundSession, FoundTrajectory,
-    HeaderRow, LoadedSession, RecordRow, ReleaseStep, RestoreEnd, RestoreStep, SessionRow, StaleTree, StoredResource,
+    CleanupStep, DueSession, DumpMade, DumpedMail, DumpedRecord, DumpedSession, DumpedTrajectory, FoundSession,
+    FoundTrajectory, HeaderRow, LoadedSession, MailFound, MailHead, RecordRow, ReleaseStep, RestoreEnd, RestoreStep,
+    RunnableSession, SessionRow, StaleTree, StoredResource,
 };
 use roost_core::ids::Uid;
-use roost_core::journal::{Close, Finished, KeyRow, Record, Reopen, ResourceRow, ResourceUpdate, Restore, Row, Step};
+use roost_core::journal::{
+    Close, Finished, KeyRow, MailRow, Record, RecordCopy, Reopen, ResourceRow, ResourceUpdate, Restore, Row, Step,
+};
 use roost_core::keys::KeyHash;
 
 /// A tuple of what each expression becomes in Python.
@@ -55,6 +58,9 @@ pub(crate) fn upsert<'py>(py: Python<'py>, row: &Row) -> PyResult<Bound<'py, PyT
         i32::from(row.running),
         maybe(py, &row.lease),
         bytes(py, &row.facts),
+        row.outcome,
+        i32::from(row.wakes),
+        &*row.owner,
         row.finish_due_ms,
         row.stale_ms,
         row.active_ms,
@@ -92,6 +98,22 @@ pub(crate) fn insert<'py>(py: Python<'py>, record: &Record) -> PyResult<Bound<'p
         maybe(py, &record.state),
         maybe(py, &record.arrays),
         maybe(py, &record.content),
+    )
+}
+
+pub(crate) fn copy<'py>(py: Python<'py>, copy: &RecordCopy) -> PyResult<Bound<'py, PyTuple>> {
+    // roost.v1.RecordStatus.COMMITTED: only the live line is copied.
+    const COMMITTED: i32 = 1;
+    tuple!(
+        py,
+        copy.seq,
+        bytes(py, &copy.session.bytes()),
+        copy.prev,
+        COMMITTED,
+        copy.turn,
+        bytes(py, &copy.meta),
+        bytes(py, &copy.chain),
+        copy.source,
     )
 }
 
@@ -142,6 +164,8 @@ pub(crate) fn restore<'py>(py: Python<'py>, row: &Restore) -> PyResult<Bound<'py
         row.close_seq,
         row.seq,
         bytes(py, &row.facts),
+        row.outcome,
+        i32::from(row.wakes),
         bytes(py, &row.receipt),
         bytes(py, &row.cleanup),
     )
@@ -203,10 +227,12 @@ pub(crate) fn key(row: &Bound<'_, PyTuple>) -> PyResult<KeyRow> {
 fn restore_step(step: &Bound<'_, PyTuple>) -> PyResult<RestoreStep> {
     let records: Vec<(Bound<'_, PyTuple>, Option<f64>)> = column(step, 1)?;
     let trajectories: Vec<Bound<'_, PyTuple>> = column(step, 2)?;
-    let end: Option<Bound<'_, PyTuple>> = column(step, 3)?;
+    let mail: Vec<Bound<'_, PyTuple>> = column(step, 3)?;
+    let end: Option<Bound<'_, PyTuple>> = column(step, 4)?;
     Ok(RestoreStep {
         records: records.iter().map(|(row, reward)| dumped_record(row, *reward)).collect::<PyResult<_>>()?,
         trajectories: trajectories.iter().map(dumped_trajectory).collect::<PyResult<_>>()?,
+        mail: mail.iter().map(dumped_mail).collect::<PyResult<_>>()?,
         end: end.as_ref().map(restore_end).transpose()?,
     })
 }
@@ -235,6 +261,21 @@ fn dumped_trajectory(row: &Bound<'_, PyTuple>) -> PyResult<DumpedTrajectory> {
         first_turn: column(row, 3)?,
         turn_count: column(row, 4)?,
         ready_ms: column(row, 5)?,
+    })
+}
+
+/// From `reader.DumpedMail`.
+fn dumped_mail(row: &Bound<'_, PyTuple>) -> PyResult<DumpedMail> {
+    Ok(DumpedMail {
+        id: uid(row, 0)?,
+        sender: maybe_uid(row, 1)?,
+        kind: column(row, 2)?,
+        expire: column(row, 3)?,
+        deliveries: column(row, 4)?,
+        fence: column(row, 5)?,
+        create_ms: column(row, 6)?,
+        meta: blob(row, 7)?,
+        content: maybe_blob(row, 8)?,
     })
 }
 
@@ -350,7 +391,63 @@ pub(crate) fn maybe_blob(row: &Bound<'_, PyTuple>, i: usize) -> PyResult<Option<
     if item.is_none() { Ok(None) } else { Ok(Some(item.cast::<PyBytes>()?.as_bytes().to_vec())) }
 }
 
+fn mail_head(row: &Bound<'_, PyTuple>) -> PyResult<MailHead> {
+    Ok(MailHead {
+        seq: column(row, 0)?,
+        state: column(row, 1)?,
+        due: column(row, 2)?,
+        expire: column(row, 3)?,
+        deliveries: column(row, 4)?,
+        fence: column(row, 5)?,
+        size: column(row, 6)?,
+        outcome: column::<i64>(row, 7)? != 0,
+    })
+}
+
+/// A message in full, as `base.MailFound` has it.
+pub(crate) fn mail_found(row: &Bound<'_, PyTuple>) -> PyResult<MailFound> {
+    Ok(MailFound {
+        seq: column(row, 0)?,
+        id: uid(row, 1)?,
+        kind: column(row, 2)?,
+        deliveries: column(row, 3)?,
+        create_ms: column(row, 4)?,
+        expire: column(row, 5)?,
+        meta: blob(row, 6)?,
+        content: maybe_blob(row, 7)?,
+    })
+}
+
+pub(crate) fn runnable(row: &Bound<'_, PyTuple>) -> PyResult<RunnableSession> {
+    Ok(RunnableSession { due_ms: column(row, 0)?, seq: column(row, 1)?, session_id: column(row, 2)? })
+}
+
+pub(crate) fn mail_row<'py>(py: Python<'py>, mail: &MailRow) -> PyResult<Bound<'py, PyTuple>> {
+    // roost.v1.MessageState.QUEUED; deliveries and fence: no turn has taken it yet.
+    const QUEUED: i32 = 1;
+    tuple!(
+        py,
+        mail.seq,
+        bytes(py, &mail.id.bytes()),
+        bytes(py, &mail.recipient.bytes()),
+        bytes(py, &mail.root.bytes()),
+        &*mail.tenant,
+        mail.sender.map(|s| PyBytes::new(py, &s.bytes())),
+        mail.kind,
+        QUEUED,
+        mail.due,
+        mail.expire,
+        0_u32,
+        0_u64,
+        mail.create_ms,
+        bytes(py, &mail.meta),
+        maybe(py, &mail.content),
+        mail.request.as_deref(),
+    )
+}
+
 pub(crate) fn header_row(row: &Bound<'_, PyTuple>) -> PyResult<HeaderRow> {
+    let mail: Vec<Bound<'_, PyTuple>> = row.get_item(22)?.extract()?;
     Ok(HeaderRow {
         uid: uid(row, 0)?,
         session_id: column(row, 1)?,
@@ -371,6 +468,10 @@ pub(crate) fn header_row(row: &Bound<'_, PyTuple>) -> PyResult<HeaderRow> {
         stale_due: column(row, 16)?,
         facts: maybe_blob(row, 17)?,
         seq: column(row, 18)?,
+        outcome: column(row, 19)?,
+        wakes: column::<i64>(row, 20)? != 0,
+        owner: column(row, 21)?,
+        mail: mail.iter().map(mail_head).collect::<PyResult<_>>()?,
     })
 }
 
@@ -411,6 +512,7 @@ pub(crate) fn session_row(row: &Bound<'_, PyTuple>) -> PyResult<SessionRow> {
         cleanup_due: column(row, 22)?,
         cleanup: maybe_blob(row, 23)?,
         seq: column(row, 24)?,
+        owner: column(row, 25)?,
     })
 }
 
@@ -436,6 +538,7 @@ pub(crate) fn loaded(row: &Bound<'_, PyTuple>) -> PyResult<LoadedSession> {
             record if record.is_none() => None,
             record => Some(record_row(record.cast::<PyTuple>()?)?),
         },
+        size: column(row, 5)?,
     })
 }
 

@@ -89,8 +89,9 @@ def _row(number: int, last: int) -> SessionRow:
     uid = number.to_bytes(16, "big")
     name = f"s{number}"
     return SessionRow(
-        uid, "t", name, uid, b"", "", name, "/root", 0, 0, 1, last, 0, 0, 0, last, 0, None, b"", None, 0, 0, 0, None, 1
-    )
+        uid, "t", name, uid, b"", "", name, "/root", 0, 0, 1, last, 0, 0, 0, last, 0, None, b"", None, 0, 0, 0, None,
+        1, "",
+    )  # fmt: skip
 
 
 def steps(

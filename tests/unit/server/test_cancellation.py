@@ -36,6 +36,7 @@ from roost.server.transport import SERVICES, Transport
 from roost.store.sqlite import SqliteStore
 from roost.v1 import (
     admin_service_pb2,
+    mail_service_pb2,
     resource_service_pb2,
     session_service_pb2,
     trajectory_service_pb2,
@@ -44,8 +45,17 @@ from roost.v1 import (
 )
 
 PATIENCE = 30.0  # seconds
+POLLER = "poller"
+READS = 4  # a find, a header, a session, its mail: as many may follow each other
 LATE = 0.05  # seconds an answer is waited for that may never come
-MESSAGES = (session_service_pb2, turn_service_pb2, trajectory_service_pb2, resource_service_pb2, admin_service_pb2)
+MESSAGES = (
+    session_service_pb2,
+    turn_service_pb2,
+    mail_service_pb2,
+    trajectory_service_pb2,
+    resource_service_pb2,
+    admin_service_pb2,
+)
 CLIENT = resource_service_pb2.RESOURCE_KIND_CLIENT
 ADMIN_KEY = new_admin_key()
 PATHS = {f"{s.full_name}/{m.name}": m for s in SERVICES for m in s.methods}
@@ -79,8 +89,8 @@ class House:
         limits |= {"max_resident_sessions": 1, "max_turns_per_tenant": 2, "max_inline_checkpoint_bytes": 0}
         self.engine = Engine(limits, self.store.last_seq, secret=self.store.secret, admin_key=ADMIN_KEY)
         self.engine.set_resources("roost", self.store.store_id, self.store.epoch, [CLIENT], [])
-        reconcile = Reconciler(Ours("roost", self.store.store_id, self.store.epoch), 60.0)
-        self.transport = Transport(self.engine, self.store, 1 << 22, About({}, 0.0), reconcile, self.fail)
+        reconcile = Reconciler(Ours("roost", self.store.store_id, self.store.epoch), lambda: 60.0)
+        self.transport = Transport(self.engine, self.store, 1 << 22, About(0.0), reconcile, self.fail)
         self._loop = asyncio.get_running_loop()
         self._writer = JournalWriter(self.engine, self.store, self._wake, self.fail)
         self._reader = StoreReader(
@@ -93,7 +103,7 @@ class House:
         server: Any = SimpleNamespace(add_generic_rpc_handlers=self._add)
         read, settle, live = self._reader.read, self.transport.settle, self.live
         step, nothing = self.transport.cleanup_step, dict[str, int]()
-        cleaner = Cleaner(self.engine, self.store, read, step, lambda: None, None, False, nothing, live)
+        cleaner = Cleaner(self.engine, self.store, read, step, lambda: None, None, lambda: False, nothing, live)
         restorer = Restorer(self.engine, self.store, self.dumps, read, settle, cleaner.undo_restore, live)
         self.transport.register(server, self._reader, restorer)
         self._writer.start()
@@ -159,6 +169,11 @@ class House:
     async def begun(self, name: str) -> Any:
         return (await self.call("BeginTurn", session_id=name)).grant
 
+    async def sent(self, name: str, **fields: Any) -> str:
+        """A message to a session; its id."""
+        made = await self.call("SendMessage", session_id=name, message={"content": b"x"} | fields)
+        return str(made.message_id)
+
     async def attached(self, name: str, owner: str = "host", **fields: Any) -> str:
         """A resource of a session, confirmed."""
         made = await self.call("AttachResource", session_id=name, kind=CLIENT, owner=owner, **fields)
@@ -184,6 +199,9 @@ class House:
         """The gauges once nothing is under way any more."""
         await asyncio.gather(*self._meanwhile)
         self._meanwhile.clear()
+        for _ in range(READS):
+            # What was being read for a call that is gone comes to its end: the engine's reads go before this one.
+            await self._reader.read(lambda: b"")
         until = time.monotonic() + PATIENCE
         while self.transport.in_flight() or not self.engine.flushed() or self._reader.queued():
             assert time.monotonic() < until, "calls are still in flight"
@@ -501,6 +519,65 @@ async def follow(h: House) -> dict[str, Any]:
     return {"follow": True, "limit": 1, "after_sequence": h.engine.ready_sequence()}
 
 
+@scenario("BeginTurn")
+async def begin_with_mail(h: House) -> dict[str, Any]:
+    name = await h.evicted(await h.opened(1))
+    await h.sent(name)
+    return {"session_id": name}
+
+
+@scenario("CommitTurn")
+async def commit_and_continue_with_mail(h: House) -> dict[str, Any]:
+    request = await leased(h, 1)
+    await h.sent(request["session_id"])
+    return request | {"then": turn_service_pb2.THEN_CONTINUE}
+
+
+@scenario("PollTurn")
+async def poll_for_what_is_runnable(h: House) -> dict[str, Any]:
+    await h.sent(await h.evicted(await h.opened(1)), trigger=True)
+    return {"owner": POLLER, "wait": {"seconds": 60}}
+
+
+@scenario("PollTurn")
+async def poll_until_something_is_runnable(h: House) -> dict[str, Any]:
+    h.meanwhile(h.sent(await h.opened(1), trigger=True))
+    return {"owner": POLLER, "wait": {"seconds": 60}, "request_id": h.fresh()}
+
+
+@scenario("PollTurn")
+async def poll_for_nothing(_: House) -> dict[str, Any]:
+    return {"owner": POLLER, "wait": {"seconds": 1}}
+
+
+@scenario("SendMessage")
+async def send_a_message(h: House) -> dict[str, Any]:
+    name = await h.evicted(await h.opened(1))
+    sender = await h.evicted(await h.opened(1))
+    request = {"session_id": name, "sender_session_id": sender, "request_id": h.fresh(), "message": {"content": b"x"}}
+    await h.call("SendMessage", **request | {"request_id": h.fresh()})
+    return request
+
+
+@scenario("WaitMail")
+async def wait_for_mail(h: House) -> dict[str, Any]:
+    name = await h.opened()
+    h.meanwhile(h.sent(name))
+    return {"session_id": name, "wait": {"seconds": 60}}
+
+
+@scenario("WaitMail")
+async def wait_for_mail_in_vain(h: House) -> dict[str, Any]:
+    return {"session_id": await h.evicted(await h.opened(1)), "wait": {"nanos": 100_000_000}}
+
+
+@scenario("ListMail")
+async def list_mail(h: House) -> dict[str, Any]:
+    name = await h.opened()
+    await h.sent(name)
+    return {"session_id": name}
+
+
 @scenario("AttachResource")
 async def attach_a_resource(h: House) -> dict[str, Any]:
     name = await h.evicted(await h.opened(1))
@@ -561,12 +638,8 @@ async def reconcile(h: House) -> dict[str, Any]:
     return {"node": "one", "items": [{"name": await h.attached(await h.opened()), "instance": "1"}]}
 
 
-@scenario("WatchOwner")
-async def watch_an_owner(h: House) -> dict[str, Any]:
-    owner, sessions = h.fresh(), [await h.opened() for _ in range(2)]
-    for name in sessions:
-        await h.attached(name, owner)
-    await h.call("CloseSession", session_id=sessions[0])
+def watched(h: House, happens: Callable[[], Any]) -> None:
+    """Has something happen while a stream waits for that, and then ends the stream."""
     h.transport._stopping = False
     for followers in h.transport._followers.values():
         followers._over = False
@@ -579,12 +652,41 @@ async def watch_an_owner(h: House) -> dict[str, Any]:
 
     async def one_more() -> None:
         if await waits(LATE):  # else the call was given up before
-            await h.call("CloseSession", session_id=sessions[1])
+            await happens()
             if await waits(4 * LATE):
                 h.transport.stop_following()  # a stream ends no other way by itself
 
     h.meanwhile(one_more())
+
+
+@scenario("WatchOwner")
+async def watch_an_owner(h: House) -> dict[str, Any]:
+    owner, sessions = h.fresh(), [await h.opened() for _ in range(2)]
+    for name in sessions:
+        await h.attached(name, owner)
+    await h.call("CloseSession", session_id=sessions[0])
+    watched(h, lambda: h.call("CloseSession", session_id=sessions[1]))
     return {"owner": owner}
+
+
+@scenario("WatchOwner")
+async def watch_an_owner_of_turns_and_mail(h: House) -> dict[str, Any]:
+    owner, name = h.fresh(), await h.opened()
+    grant = (await h.call("BeginTurn", session_id=name, owner=owner)).grant
+    await h.call("AbortTurn", session_id=name, lease=grant.lease)
+    await h.sent(name, trigger=True)
+    running = await h.opened()
+    await h.call("BeginTurn", session_id=running, owner=owner)
+    await h.call("InterruptSession", session_id=running)
+    watched(h, lambda: h.call("InterruptSession", session_id=running, force=True))
+    return {"owner": owner}
+
+
+@scenario("WatchSessions")
+async def watch_sessions(h: House) -> dict[str, Any]:
+    name = await h.opened()
+    watched(h, lambda: h.call("UpdateSession", session_id=name, labels={"a": "b"}))
+    return {"root_session_id": name}
 
 
 @scenario("ReopenSession")
@@ -614,6 +716,11 @@ async def get_stats(_: House) -> dict[str, Any]:
     return {}
 
 
+@scenario("SetLimits")
+async def set_limits(h: House) -> dict[str, Any]:
+    return {"limits": {"max_rewind": int(h.fresh().rpartition("-")[2])}}
+
+
 @scenario("CreateApiKey")
 async def create_a_key(h: House) -> dict[str, Any]:
     return {"tenant": h.fresh(), "request_id": h.fresh()}
@@ -629,6 +736,7 @@ async def list_keys(_: House) -> dict[str, Any]:
     return {}
 
 
+DELIVERIES = {"begin_with_mail"}
 ANSWERED_AT_ONCE = {"list_keys"}  # these are never suspended
 
 
@@ -671,8 +779,16 @@ async def test_i24_a_call_that_is_given_up_anywhere_leaks_nothing(
         if method == "BeginTurn" and gone and own in runs:
             # I3: the turn that runs is not the one whose caller is gone.
             assert name == "ask_for_a_turn_that_runs"
-        if name == "commit_and_continue" and gone:
+        if method == "PollTurn" and gone:
+            # What it was handed is released: nobody knows of that turn.
+            assert not [s for s in runs if sessions[s].running.owner == POLLER]
+        if name.startswith("commit_and_continue") and gone:
             assert own not in runs or sessions[own].turn_count == 1
+        if name in DELIVERIES and gone and own not in runs:
+            # I15: a message that nobody got was not delivered, and not lost.
+            states = await mail_states(house, own)
+            assert states == [types_pb2.MESSAGE_STATE_QUEUED] * len(states)
+            assert len(states) == 1
         await empty(house, sessions)
         at += 1
         assert at < 200
@@ -682,6 +798,10 @@ async def test_i24_a_call_that_is_given_up_anywhere_leaks_nothing(
 async def lists(house: House) -> dict[str, Any]:
     answer = await house.call("ListSessions", state=types_pb2.SESSION_STATE_OPEN, page_size=1000)
     return {session.session_id: session for session in answer.sessions}
+
+
+async def mail_states(house: House, name: str) -> list[int]:
+    return [message.state for message in (await house.call("ListMail", session_id=name)).messages]
 
 
 async def empty(house: House, sessions: dict[str, Any]) -> None:

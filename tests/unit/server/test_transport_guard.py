@@ -44,6 +44,12 @@ class FakeEngine:
     def ready_sequence(self) -> int:
         return 0
 
+    def watch_count(self) -> int:
+        return 0
+
+    def service_ms(self) -> int:
+        return 0
+
     def releases_count(self) -> int:
         return 0
 
@@ -67,7 +73,7 @@ def guarded(panics: str) -> tuple[Any, Any, list[str]]:
     engine: Any = FakeEngine(panics)
     store: Any = None
     reconcile: Any = None
-    return Transport(engine, store, 1 << 20, About({}, 0.0), reconcile, fail), engine, failures
+    return Transport(engine, store, 1 << 20, About(0.0), reconcile, fail), engine, failures
 
 
 @pytest.mark.parametrize("method", ["tick", "completed"])

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import apsw
 
+from roost.store import schema
 from roost.store.base import (
     FINISHED,
     CleanupStep,
@@ -27,7 +29,7 @@ from roost.store.base import (
 OPEN, SEALED, CLOSED = 1, 2, 3
 COMMITTED, PROVISIONAL, ABORTED, SUPERSEDED = 1, 2, 3, 4
 
-TABLES = ("meta", "shard", "session", "record", "reward", "trajectory", "resource")
+TABLES = ("meta", "shard", "session", "record", "reward", "trajectory", "resource", "message")
 
 
 @dataclass
@@ -57,12 +59,21 @@ class FakeBatch:
     resource_due_rows: list[tuple[Any, ...]] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
     cleanup_due_rows: list[tuple[Any, ...]] = field(default_factory=list)
+    limit_rows: list[tuple[str, int | None]] = field(default_factory=list)
+    restore_rows: list[tuple[Any, ...]] = field(default_factory=list)
+    mail_rows: list[tuple[Any, ...]] = field(default_factory=list)
+    mail_update_rows: list[tuple[Any, ...]] = field(default_factory=list)
+    mail_ended: list[bytes] = field(default_factory=list)
+    copy_rows: list[tuple[Any, ...]] = field(default_factory=list)
 
     def sessions(self) -> list[tuple[Any, ...]]:
         return self.session_rows
 
     def records(self) -> list[tuple[Any, ...]]:
         return self.record_rows
+
+    def copies(self) -> list[tuple[Any, ...]]:
+        return self.copy_rows
 
     def statuses(self) -> list[tuple[Any, ...]]:
         return self.status_rows
@@ -86,7 +97,7 @@ class FakeBatch:
         return self.reopen_rows
 
     def restores(self) -> list[tuple[Any, ...]]:
-        return []
+        return self.restore_rows
 
     def steps(self) -> list[tuple[Any, ...]]:
         return self.step_rows
@@ -102,6 +113,9 @@ class FakeBatch:
 
     def keys(self) -> list[tuple[Any, ...]]:
         return self.key_rows
+
+    def limits(self) -> list[tuple[str, int | None]]:
+        return self.limit_rows
 
     def revoked_keys(self) -> list[tuple[Any, ...]]:
         return self.revoked_key_rows
@@ -120,6 +134,15 @@ class FakeBatch:
 
     def cleanups_due(self) -> list[tuple[Any, ...]]:
         return self.cleanup_due_rows
+
+    def mail(self) -> list[tuple[Any, ...]]:
+        return self.mail_rows
+
+    def mail_updates(self) -> list[tuple[Any, ...]]:
+        return self.mail_update_rows
+
+    def mail_ends(self) -> list[bytes]:
+        return self.mail_ended
 
     def split(self) -> list[FakeBatch]:
         raise NotImplementedError
@@ -198,6 +221,9 @@ class Maker:
             running=0,
             lease=None,
             facts=facts_with(0),
+            outcome=0,
+            wakes=n % 2,
+            owner="",
             finish_due=0,
             stale_ms=0 if above else 5000,
             active_ms=n,
@@ -210,7 +236,8 @@ class Maker:
     def begin(self, n: int) -> None:
         """A turn begins."""
         row = self.rows[uid_of(n)]
-        self._set(row.uid, running=1, lease=b"grant%d" % (row.fence + 1), fence=row.fence + 1, seq=self._seq())
+        fence = row.fence + 1
+        self._set(row.uid, running=1, lease=b"grant%d" % fence, fence=fence, owner=f"host-{fence}", seq=self._seq())
 
     def commit(self, n: int, *, size: int = 300, state: bytes | None = None, tokens: bytes | None = b"tok") -> int:
         """A turn ends well; the provisional, if any, is superseded. Returns the record's rowid."""
@@ -221,7 +248,7 @@ class Maker:
         self._record(row, seq, COMMITTED, row.head + 1, size, state, tokens)
         facts = facts_with(seq) if state is not None else row.facts
         self._set(
-            row.uid, head=row.head + 1, head_version=row.head_version + 1, provisional=0, facts=facts, **_end(seq)
+            row.uid, head=row.head + 1, head_version=row.head_version + 1, provisional=0, facts=facts, **_end(seq, 2)
         )
         return seq
 
@@ -232,7 +259,7 @@ class Maker:
         if row.provisional:
             self.statuses.append(StatusUpdate(row.provisional, SUPERSEDED))
         self._record(row, seq, PROVISIONAL, row.head + 1, size, None, None)
-        self._set(row.uid, provisional=seq, **_end(seq))
+        self._set(row.uid, provisional=seq, **_end(seq, 4))
         return seq
 
     def reward(self, n: int, seq: int, value: float, due: int = 0) -> None:
@@ -359,8 +386,8 @@ def take(put: Callable[[FakeBatch], Any], maker: Maker, *closes: SessionClose) -
     maker.taken()
 
 
-def _end(seq: int) -> dict[str, Any]:
-    return {"running": 0, "lease": None, "last": seq, "seq": seq}
+def _end(seq: int, outcome: int) -> dict[str, Any]:
+    return {"running": 0, "lease": None, "last": seq, "outcome": outcome, "seq": seq}
 
 
 def dump(path: Path) -> dict[str, list[tuple[Any, ...]]]:
@@ -370,6 +397,31 @@ def dump(path: Path) -> dict[str, list[tuple[Any, ...]]]:
         return {table: list(conn.execute(f"SELECT * FROM {table} ORDER BY 1")) for table in TABLES}
     finally:
         conn.close()
+
+
+def make_older(now: Path, directory: Path, version: int, tables: Iterable[str]) -> list[str]:
+    """A store of an earlier schema version with the rows that these tables have in the store `now`. The columns that
+    its sessions have."""
+    directory.mkdir(mode=0o700)
+    with contextlib.closing(apsw.Connection(str(directory / "roost.db"))) as conn:
+        conn.pragma("application_id", schema.APPLICATION_ID)
+        for _, script in schema.migrations()[:version]:
+            conn.execute(script)
+        conn.execute("ATTACH ? AS now; DELETE FROM shard", (str(now),))
+        for table in tables:
+            names = [str(row[0]) for row in conn.execute("SELECT name FROM main.pragma_table_info(?)", (table,))]
+            columns = ", ".join(names)
+            conn.execute(f"INSERT INTO main.{table} ({columns}) SELECT {columns} FROM now.{table}")
+        conn.pragma("user_version", version)
+        columns_then = [str(row[0]) for row in conn.execute("SELECT name FROM main.pragma_table_info('session')")]
+    (directory / "roost.db").chmod(0o600)
+    return columns_then
+
+
+def sessions(path: Path, columns: Iterable[str]) -> list[tuple[Any, ...]]:
+    """These columns of all sessions of a store file, in order of uid."""
+    with contextlib.closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)) as conn:
+        return list(conn.execute(f"SELECT {', '.join(columns)} FROM session ORDER BY uid"))
 
 
 def integrity(path: Path) -> str:

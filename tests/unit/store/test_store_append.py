@@ -59,7 +59,7 @@ def test_rows_come_back_as_they_were_given(store: SqliteStore, maker: Maker) -> 
         found = store.read_session(row.tenant, row.session_id)
         assert found is not None
         given = row._asdict() | {"prev": None}
-        in_header = {"stale_due", "stale_ms", "active_ms"}
+        in_header = {"stale_due", "stale_ms", "active_ms", "outcome", "wakes"}
         for name in set(SessionUpsert._fields) - {"prev"} - in_header:
             assert getattr(found, name) == given[name], name
         (line,) = (line for line in store.load_header(row.root)[1] if line.uid == row.uid)

@@ -15,7 +15,7 @@ from store_rows import CLOSED, OPEN, SEALED, FakeBatch, Maker, facts_with, uid_o
 from roost.store import Outcome, SqliteStore, StoreFailed
 from roost.store import reader as reader_module
 from roost.store import statements as statements_module
-from roost.store.base import ReadyFilter, ResourceFilter, SessionFilter
+from roost.store.base import MailFilter, ReadyFilter, ResourceFilter, SessionFilter
 from roost.store.facts import state_seq
 from roost.store.statements import _KINDS, sql
 
@@ -237,6 +237,9 @@ def _resource_filters() -> list[ResourceFilter]:
 READY_FILTERS = (ReadyFilter("t"), ReadyFilter("t", root=b"r"), ReadyFilter("t", sessions=(b"a", b"b")))
 
 
+MAIL_FILTERS = (MailFilter(recipient=b"r"), MailFilter(sender=b"s", states=2))
+
+
 def test_no_statement_scans_a_table(store: SqliteStore) -> None:
     """The cost of an operation does not grow with the sessions in the store; start-up with a million is quick."""
     statements = [
@@ -262,10 +265,19 @@ def test_no_statement_scans_a_table(store: SqliteStore) -> None:
         reader_module._KNOWN.format("?,?"),
         *itertools.chain.from_iterable(reader_module.resources_sql(where) for where in _resource_filters()),
         *(reader_module.ready_sql(where)[0] for where in READY_FILTERS),
+        reader_module._MAILBOXES,
+        reader_module._MAIL.format("?,?"),
+        reader_module._SENT,
+        reader_module._RUNNABLE,
+        reader_module._UNREAD,
+        reader_module._COUNT_UNREAD,
+        *itertools.chain.from_iterable(reader_module.mail_sql(where) for where in MAIL_FILTERS),
+        statements_module._PURGE_MAIL,
         statements_module._RESOURCES_DUE,
         statements_module._CLEANUP_DUE,
         *(sql(kind, 8) for kind in _KINDS),
         "SELECT max(seq) FROM record",
+        "SELECT max(seq) FROM message",
     ]
     for statement in statements:
         for step in _plan(store, statement, _nulls(statement)):
@@ -288,7 +300,8 @@ def test_no_statement_scans_a_table(store: SqliteStore) -> None:
 def _nulls(statement: str) -> Any:
     names = dict.fromkeys(("tenant", "after", "limit", "root", "state", "path", "below", "past", "s0", "s1", "close"))
     names |= dict.fromkeys(("session", "owner", "pool", "examine"))
-    if ":tenant" in statement or ":root" in statement or ":session" in statement:
+    names |= dict.fromkeys(("recipient", "sender", "states", "now_ms", "content"))
+    if ":after" in statement or ":tenant" in statement or ":root" in statement or ":session" in statement:
         return names
     numbered = max((n for n in range(1, 6) if f"?{n}" in statement), default=0)
     return (None,) * (numbered or statement.count("?"))
@@ -304,7 +317,9 @@ def test_lists_sort_nothing_but_the_running_ones(store: SqliteStore) -> None:
     for ready in READY_FILTERS[:2]:
         plan = _plan(store, reader_module.ready_sql(ready)[0], _nulls(":tenant"))
         assert not any("TEMP B-TREE" in step for step in plan), plan
-    for statement in (reader_module._DUE, reader_module._DUE_RESOURCES, reader_module._OWNER_RELEASES):
+    of_mail = [reader_module.mail_sql(where)[0] for where in MAIL_FILTERS]
+    of_mail += [reader_module._MAILBOXES, reader_module._RUNNABLE, reader_module._UNREAD]
+    for statement in (reader_module._DUE, reader_module._DUE_RESOURCES, reader_module._OWNER_RELEASES, *of_mail):
         plan = _plan(store, statement, _nulls(statement))
         assert not any("TEMP B-TREE" in step for step in plan), plan
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import apsw
 import pytest
-from store_rows import CLOSED, SEALED, FakeBatch, Maker, dump, take, uid_of
+from store_rows import CLOSED, SEALED, FakeBatch, Maker, dump, make_older, sessions, take, uid_of
 
 from roost.store import SqliteStore, StoreError, schema
 from roost.store.base import DueResource, ListedResource, Outcome, OwnerRelease, ResourceFilter, ResourceInsert
@@ -307,17 +307,7 @@ def test_a_store_from_before_resources_keeps_every_row(
     tables = ("meta", "shard", "session", "record", "reward", "trajectory", *(["api_key"] if version > 3 else []))
 
     old = tmp_path / "old"
-    old.mkdir(mode=0o700)
-    with contextlib.closing(apsw.Connection(str(old / "roost.db"))) as conn:
-        conn.pragma("application_id", schema.APPLICATION_ID)
-        for _, script in schema.migrations()[:version]:
-            conn.execute(script)
-        conn.execute("ATTACH ? AS now; DELETE FROM shard", (str(store._path),))
-        for table in tables:
-            conn.execute(f"INSERT INTO main.{table} SELECT * FROM now.{table}")
-        conn.pragma("user_version", version)
-    (old / "roost.db").chmod(0o600)
-
+    columns = make_older(store._path, old, version, tables)
     now, then = dump(store._path), open_store(old)
     assert (then.epoch, then.store_id, then.resources()) == (2, store.store_id, [])
     append = Batches(lambda batch: then.append(0, then.epoch, batch.first_seq, batch), maker)
@@ -327,5 +317,6 @@ def test_a_store_from_before_resources_keeps_every_row(
     with contextlib.closing(apsw.Connection(str(old / "roost.db"))) as conn:
         assert conn.pragma("user_version") == schema.newest_version()
     after = dump(old / "roost.db")
-    kept = [table for table in tables if table not in ("shard", "api_key")]
+    kept = [table for table in tables if table not in ("shard", "api_key", "session")]
     assert {table: after[table] for table in kept} == {table: now[table] for table in kept}
+    assert sessions(old / "roost.db", columns) == sessions(store._path, columns)

@@ -25,7 +25,7 @@ ENDED_BY_INTERRUPT: EndedBy
 ENDED_BY_FINISH: EndedBy
 
 class SessionFacts(_message.Message):
-    __slots__ = ("create_ms", "labels", "stale_timeout_ms", "last_outcome", "chain", "checkpoint_tokens", "state_seq", "open_request", "update_request", "attempts", "head_seq", "trajectories", "trajectory_turns", "trajectory_seq", "reward_request", "reward_turn", "reward_trajectory", "interrupt_request", "interrupt_activity", "interrupt_turn", "reward_value", "reward_request_turn", "reward_request_trajectory", "attempts_ahead", "past_receipts", "reopen_requests", "restore_request")
+    __slots__ = ("create_ms", "labels", "stale_timeout_ms", "last_outcome", "chain", "checkpoint_tokens", "state_seq", "open_request", "update_request", "attempts", "head_seq", "trajectories", "trajectory_turns", "trajectory_seq", "reward_request", "reward_turn", "reward_trajectory", "interrupt_request", "interrupt_activity", "interrupt_turn", "reward_value", "reward_request_turn", "reward_request_trajectory", "attempts_ahead", "past_receipts", "reopen_requests", "restore_request", "wake_on_completion")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -60,6 +60,7 @@ class SessionFacts(_message.Message):
     PAST_RECEIPTS_FIELD_NUMBER: _ClassVar[int]
     REOPEN_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     RESTORE_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    WAKE_ON_COMPLETION_FIELD_NUMBER: _ClassVar[int]
     create_ms: int
     labels: _containers.ScalarMap[str, str]
     stale_timeout_ms: int
@@ -87,7 +88,8 @@ class SessionFacts(_message.Message):
     past_receipts: _containers.RepeatedCompositeFieldContainer[Receipt]
     reopen_requests: _containers.RepeatedCompositeFieldContainer[RequestMark]
     restore_request: RequestMark
-    def __init__(self, create_ms: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., stale_timeout_ms: _Optional[int] = ..., last_outcome: _Optional[int] = ..., chain: _Optional[bytes] = ..., checkpoint_tokens: _Optional[int] = ..., state_seq: _Optional[int] = ..., open_request: _Optional[_Union[RequestMark, _Mapping]] = ..., update_request: _Optional[_Union[RequestMark, _Mapping]] = ..., attempts: _Optional[int] = ..., head_seq: _Optional[int] = ..., trajectories: _Optional[int] = ..., trajectory_turns: _Optional[int] = ..., trajectory_seq: _Optional[int] = ..., reward_request: _Optional[_Union[RequestMark, _Mapping]] = ..., reward_turn: _Optional[int] = ..., reward_trajectory: _Optional[int] = ..., interrupt_request: _Optional[_Union[RequestMark, _Mapping]] = ..., interrupt_activity: _Optional[int] = ..., interrupt_turn: _Optional[int] = ..., reward_value: _Optional[float] = ..., reward_request_turn: _Optional[int] = ..., reward_request_trajectory: _Optional[int] = ..., attempts_ahead: _Optional[_Iterable[int]] = ..., past_receipts: _Optional[_Iterable[_Union[Receipt, _Mapping]]] = ..., reopen_requests: _Optional[_Iterable[_Union[RequestMark, _Mapping]]] = ..., restore_request: _Optional[_Union[RequestMark, _Mapping]] = ...) -> None: ...
+    wake_on_completion: bool
+    def __init__(self, create_ms: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., stale_timeout_ms: _Optional[int] = ..., last_outcome: _Optional[int] = ..., chain: _Optional[bytes] = ..., checkpoint_tokens: _Optional[int] = ..., state_seq: _Optional[int] = ..., open_request: _Optional[_Union[RequestMark, _Mapping]] = ..., update_request: _Optional[_Union[RequestMark, _Mapping]] = ..., attempts: _Optional[int] = ..., head_seq: _Optional[int] = ..., trajectories: _Optional[int] = ..., trajectory_turns: _Optional[int] = ..., trajectory_seq: _Optional[int] = ..., reward_request: _Optional[_Union[RequestMark, _Mapping]] = ..., reward_turn: _Optional[int] = ..., reward_trajectory: _Optional[int] = ..., interrupt_request: _Optional[_Union[RequestMark, _Mapping]] = ..., interrupt_activity: _Optional[int] = ..., interrupt_turn: _Optional[int] = ..., reward_value: _Optional[float] = ..., reward_request_turn: _Optional[int] = ..., reward_request_trajectory: _Optional[int] = ..., attempts_ahead: _Optional[_Iterable[int]] = ..., past_receipts: _Optional[_Iterable[_Union[Receipt, _Mapping]]] = ..., reopen_requests: _Optional[_Iterable[_Union[RequestMark, _Mapping]]] = ..., restore_request: _Optional[_Union[RequestMark, _Mapping]] = ..., wake_on_completion: bool = ...) -> None: ...
 
 class RequestMark(_message.Message):
     __slots__ = ("request_id", "hash")
@@ -98,7 +100,7 @@ class RequestMark(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., hash: _Optional[bytes] = ...) -> None: ...
 
 class RunningGrant(_message.Message):
-    __slots__ = ("fence", "nonce", "turn", "attempt", "owner", "lease_ms", "begin_ms", "request", "expired", "interrupted")
+    __slots__ = ("fence", "nonce", "turn", "attempt", "owner", "lease_ms", "begin_ms", "request", "expired", "interrupted", "polled")
     FENCE_FIELD_NUMBER: _ClassVar[int]
     NONCE_FIELD_NUMBER: _ClassVar[int]
     TURN_FIELD_NUMBER: _ClassVar[int]
@@ -109,6 +111,7 @@ class RunningGrant(_message.Message):
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     EXPIRED_FIELD_NUMBER: _ClassVar[int]
     INTERRUPTED_FIELD_NUMBER: _ClassVar[int]
+    POLLED_FIELD_NUMBER: _ClassVar[int]
     fence: int
     nonce: bytes
     turn: int
@@ -119,10 +122,11 @@ class RunningGrant(_message.Message):
     request: RequestMark
     expired: bool
     interrupted: bool
-    def __init__(self, fence: _Optional[int] = ..., nonce: _Optional[bytes] = ..., turn: _Optional[int] = ..., attempt: _Optional[int] = ..., owner: _Optional[str] = ..., lease_ms: _Optional[int] = ..., begin_ms: _Optional[int] = ..., request: _Optional[_Union[RequestMark, _Mapping]] = ..., expired: bool = ..., interrupted: bool = ...) -> None: ...
+    polled: bool
+    def __init__(self, fence: _Optional[int] = ..., nonce: _Optional[bytes] = ..., turn: _Optional[int] = ..., attempt: _Optional[int] = ..., owner: _Optional[str] = ..., lease_ms: _Optional[int] = ..., begin_ms: _Optional[int] = ..., request: _Optional[_Union[RequestMark, _Mapping]] = ..., expired: bool = ..., interrupted: bool = ..., polled: bool = ...) -> None: ...
 
 class Receipt(_message.Message):
-    __slots__ = ("reason", "close_ms", "slots_released", "children_closed", "turn_count", "close_number", "provisionals_aborted", "request", "close_seq", "dump_name", "resources")
+    __slots__ = ("reason", "close_ms", "slots_released", "children_closed", "turn_count", "close_number", "provisionals_aborted", "request", "close_seq", "dump_name", "resources", "unread_messages")
     REASON_FIELD_NUMBER: _ClassVar[int]
     CLOSE_MS_FIELD_NUMBER: _ClassVar[int]
     SLOTS_RELEASED_FIELD_NUMBER: _ClassVar[int]
@@ -134,6 +138,7 @@ class Receipt(_message.Message):
     CLOSE_SEQ_FIELD_NUMBER: _ClassVar[int]
     DUMP_NAME_FIELD_NUMBER: _ClassVar[int]
     RESOURCES_FIELD_NUMBER: _ClassVar[int]
+    UNREAD_MESSAGES_FIELD_NUMBER: _ClassVar[int]
     reason: int
     close_ms: int
     slots_released: int
@@ -145,7 +150,8 @@ class Receipt(_message.Message):
     close_seq: int
     dump_name: str
     resources: int
-    def __init__(self, reason: _Optional[int] = ..., close_ms: _Optional[int] = ..., slots_released: _Optional[int] = ..., children_closed: _Optional[int] = ..., turn_count: _Optional[int] = ..., close_number: _Optional[int] = ..., provisionals_aborted: _Optional[int] = ..., request: _Optional[_Union[RequestMark, _Mapping]] = ..., close_seq: _Optional[int] = ..., dump_name: _Optional[str] = ..., resources: _Optional[int] = ...) -> None: ...
+    unread_messages: int
+    def __init__(self, reason: _Optional[int] = ..., close_ms: _Optional[int] = ..., slots_released: _Optional[int] = ..., children_closed: _Optional[int] = ..., turn_count: _Optional[int] = ..., close_number: _Optional[int] = ..., provisionals_aborted: _Optional[int] = ..., request: _Optional[_Union[RequestMark, _Mapping]] = ..., close_seq: _Optional[int] = ..., dump_name: _Optional[str] = ..., resources: _Optional[int] = ..., unread_messages: _Optional[int] = ...) -> None: ...
 
 class Cleanup(_message.Message):
     __slots__ = ("closed_ms", "dump_bytes", "dump_sha256", "dump_ms", "attempts", "error", "purging", "purged_ms", "restoring", "restored_ms")
@@ -269,3 +275,30 @@ class RecordMeta(_message.Message):
     finishes: bool
     next_refused: str
     def __init__(self, turn: _Optional[int] = ..., attempt: _Optional[int] = ..., fence: _Optional[int] = ..., outcome: _Optional[int] = ..., head_version: _Optional[int] = ..., create_ms: _Optional[int] = ..., nonce: _Optional[bytes] = ..., begin_request: _Optional[_Union[RequestMark, _Mapping]] = ..., end_request: _Optional[_Union[RequestMark, _Mapping]] = ..., content_type: _Optional[str] = ..., finish_reason: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., token_offset: _Optional[int] = ..., token_count: _Optional[int] = ..., new_segment: bool = ..., weight_versions: _Optional[_Iterable[int]] = ..., prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., has_usage: bool = ..., owner: _Optional[str] = ..., tokens_digest: _Optional[bytes] = ..., content_digest: _Optional[bytes] = ..., arrays_digest: _Optional[bytes] = ..., logprobs_bytes: _Optional[int] = ..., state_digest: _Optional[bytes] = ..., has_tokens: bool = ..., then: _Optional[int] = ..., next_fence: _Optional[int] = ..., ended_by: _Optional[_Union[EndedBy, str]] = ..., base_turn: _Optional[int] = ..., attachments: _Optional[_Iterable[_Union[Attachment, _Mapping]]] = ..., trajectory: _Optional[int] = ..., trajectory_base: _Optional[int] = ..., finishes: bool = ..., next_refused: _Optional[str] = ...) -> None: ...
+
+class MessageMeta(_message.Message):
+    __slots__ = ("sender_session_id", "sender_path", "content_type", "labels", "trigger", "turn", "close_reason", "request")
+    class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    SENDER_SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    SENDER_PATH_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_TYPE_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    TRIGGER_FIELD_NUMBER: _ClassVar[int]
+    TURN_FIELD_NUMBER: _ClassVar[int]
+    CLOSE_REASON_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    sender_session_id: str
+    sender_path: str
+    content_type: str
+    labels: _containers.ScalarMap[str, str]
+    trigger: bool
+    turn: int
+    close_reason: int
+    request: RequestMark
+    def __init__(self, sender_session_id: _Optional[str] = ..., sender_path: _Optional[str] = ..., content_type: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., trigger: bool = ..., turn: _Optional[int] = ..., close_reason: _Optional[int] = ..., request: _Optional[_Union[RequestMark, _Mapping]] = ...) -> None: ...

@@ -45,6 +45,7 @@ impl Rule {
         ("/roost.v1.SessionService/CloseSession", Rule::Inside),
         ("/roost.v1.SessionService/ReopenSession", Rule::Inside),
         ("/roost.v1.SessionService/InterruptSession", Rule::Inside),
+        ("/roost.v1.SessionService/WatchSessions", Rule::Inside),
         ("/roost.v1.TurnService/BeginTurn", Rule::Make),
         ("/roost.v1.TurnService/RenewTurns", Rule::Each),
         ("/roost.v1.TurnService/CommitTurn", Rule::Inside),
@@ -60,8 +61,13 @@ impl Rule {
         ("/roost.v1.ResourceService/DetachResource", Rule::Inside),
         ("/roost.v1.ResourceService/ListResources", Rule::Inside),
         ("/roost.v1.ResourceService/ReconcileInventory", Rule::Tenant),
+        ("/roost.v1.MailService/SendMessage", Rule::Outline),
+        ("/roost.v1.MailService/WaitMail", Rule::Inside),
+        ("/roost.v1.MailService/ListMail", Rule::Inside),
+        ("/roost.v1.TurnService/PollTurn", Rule::Each),
         ("/roost.v1.AdminService/GetStats", Rule::Admin),
         ("/roost.v1.AdminService/Sweep", Rule::Admin),
+        ("/roost.v1.AdminService/SetLimits", Rule::Admin),
         ("/roost.v1.AdminService/CreateApiKey", Rule::Admin),
         ("/roost.v1.AdminService/RevokeApiKey", Rule::Admin),
         ("/roost.v1.AdminService/ListApiKeys", Rule::Admin),
@@ -147,7 +153,7 @@ impl TreeState {
     }
 
     /// The line of an open session by its uid.
-    fn of_uid(&self, uid: Uid) -> Option<u32> {
+    pub(crate) fn of_uid(&self, uid: Uid) -> Option<u32> {
         self.iter().find(|(_, line)| line.uid == uid && line.is_open()).map(|(index, _)| index)
     }
 }
@@ -211,7 +217,7 @@ impl Engine {
             }
         }
         // Of these each thing is looked at by itself.
-        if matches!(call.call, Call::Renew(_) | Call::Ack(_)) || target == own.session_id {
+        if matches!(call.call, Call::Renew(_) | Call::Ack(_) | Call::Poll(_)) || target == own.session_id {
             return Some(call);
         }
         let parent = call.call.makes().map(|options| options.parent.clone());
@@ -223,6 +229,8 @@ impl Engine {
                 call.outline = true;
                 return Some(call);
             }
+            // To whom it may write is all that it sees.
+            (Standing::Outline, None) if matches!(call.call, Call::Send(_)) => return Some(call),
             (_, None) => not_found(&target),
             // A new tree is no descendant: so it is whether the id is taken or not.
             (_, Some(parent)) if parent.is_empty() => beyond(Kind::Session, "make a new tree"),
@@ -230,7 +238,7 @@ impl Engine {
                 let (back, above) = self.standing(call, &parent, own, tree, work)?;
                 call = back;
                 match (above, standing) {
-                    (Standing::Inside, Standing::Absent) => return Some(call),
+                    (Standing::Inside, Standing::Absent) => return self.within_source(call, own, tree, work),
                     // Ids are one for a tenant: this is all that shows of a session elsewhere, and not what became of it.
                     (Standing::Inside, _) => super::open::exists(&target),
                     _ => super::open::parent_not_found(&parent),
@@ -239,6 +247,17 @@ impl Engine {
         };
         // It tells what stands where by now, in whatever tree: not before that is durable (I6).
         self.refuse_whole(call, refusal, self.journal.last_seq(), work);
+        None
+    }
+
+    /// A call that may make its session: so may it what that is to be a copy of, if of anything.
+    fn within_source(&self, call: Pending, own: &SessionRef, tree: &Arc<Tree>, work: &mut Work) -> Option<Pending> {
+        let Some(source) = call.call.copies().map(ToOwned::to_owned) else { return Some(call) };
+        let (call, standing) = self.standing(call, &source, own, tree, work)?;
+        if matches!(standing, Standing::Inside) {
+            return Some(call);
+        }
+        self.refuse_whole(call, not_found(&source), self.journal.last_seq(), work);
         None
     }
 
@@ -329,6 +348,14 @@ impl Call {
         match self {
             Call::Open(open) => Some(&open.options),
             Call::Begin(begin) => begin.open.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// The session whose history the one that it makes is to begin with.
+    fn copies(&self) -> Option<&str> {
+        match self {
+            Call::Open(open) => open.fork.as_ref().map(|fork| &*fork.session_id),
             _ => None,
         }
     }

@@ -2,17 +2,20 @@
 
 use super::end::{Left, leave};
 use super::events::{Ended, Times, outcome_name};
-use super::reload::{Located, Wanted, Why};
+use super::full::Met;
+use super::mail::returned;
+use super::mailbox::Returned;
+use super::reload::{Located, Need, Wanted, Why};
 use super::requests::{Begin, Payload};
-use super::tree::{Lease, Line, Resident, Tree, TreeState, gate_refusal};
+use super::tree::{Lease, Line, Place, Resident, Tree, TreeState};
 use super::{
-    Answer, Call, Engine, Found, Moment, Pending, TicketState, Timer, Work, closed, count, duration, not_found,
-    timestamp,
+    Answer, Call, Engine, Found, MailFound, Moment, Pending, TicketState, Timer, Work, closed, count, duration,
+    not_found, timestamp,
 };
 use crate::error::{Reason, Refusal};
 use crate::gen_store::EndedBy;
 use crate::gen_v1 as v1;
-use crate::ids::{Asked, LeaseToken, check_session_id, repeats};
+use crate::ids::{Asked, LeaseToken, Uid, check_session_id, repeats};
 use parking_lot::MutexGuard;
 use prost::Message;
 use std::sync::Arc;
@@ -121,6 +124,11 @@ impl Engine {
                 let wanted = Wanted::of(begin, line);
                 return self.load(call, tree, state, index, wanted);
             }
+            if !begin.validate_only
+                && let Some(seqs) = self.mail_to_read(&call, line, takes_over, now)
+            {
+                return self.ask_mail(call, uid, seqs, after);
+            }
         } else if begin.open.is_none() {
             return self.refuse(call.ticket, not_found(&begin.session_id), work);
         } else if let Err(refusal) = check_expected(begin, line) {
@@ -150,8 +158,8 @@ impl Engine {
                 let refusal = Refusal::new(Reason::TurnInProgress, "the same request waits for a slot in another call");
                 return self.reply(call.ticket, Err(refusal), tree, state, work);
             }
+            arrival = same.then_some(waiter.place.arrival);
             if !begin.validate_only {
-                arrival = same.then_some(waiter.place.arrival);
                 if let Some(old) = self.take_waiter(tree, state, index, work, now).and_then(|w| w.call) {
                     let refusal = Refusal::new(Reason::TurnInProgress, "the same request waits in another call");
                     self.reply(old.ticket, Err(refusal), tree, state, work);
@@ -165,7 +173,7 @@ impl Engine {
             }
         }
         if matches!(&call.call, Call::Begin(b) if b.validate_only) {
-            return self.preview_begin(&call, tree, state, index, work, now);
+            return self.preview_begin(&call, tree, state, index, arrival, work, now);
         }
         if takes_over {
             return self.take_over(call, tree, state, index, work, now);
@@ -178,7 +186,12 @@ impl Engine {
                 if waits {
                     return self.enqueue(call, gate, arrival, tree, state, index, work, now);
                 }
-                let refusal = gate_refusal(tree, state, gate, self.limits.max_turns_per_tree, now.wall_ms);
+                let Call::Begin(begin) = &call.call else { return };
+                let place = Place::of(begin.priority, arrival);
+                let waited_ms = now.mono_ms.saturating_sub(call.since_ms);
+                let waited = begin.wait_ms > 0;
+                let met = if waited { Met::Waiting(place, waited_ms) } else { Met::AtOnce(place) };
+                let refusal = self.gate_refusal(&call.who, gate, met, tree, state, now);
                 self.reply(call.ticket, Err(refusal), tree, state, work);
                 // It may have taken over the place of a call for which the line was kept.
                 self.drop_unborn(tree, state, index, now);
@@ -216,14 +229,18 @@ impl Engine {
         // While it waited it may have been unloaded: nobody holds an idle session for a waiter. It keeps its slots while
         // it is loaded again, so that residency does not decide who goes first (I11).
         let ready = unborn || line.resident.as_ref().is_some_and(|r| call.holds_answer(begin, line, r));
-        match checked {
-            Ok(Standing::New) if ready => {}
-            other => {
-                if let Ok(Standing::New) = other {
-                    let wanted = Wanted::of(begin, line);
-                    (call.arrival, call.ran_ms) = (arrival, now.mono_ms);
-                    return self.load_granted(call, tree, state, index, wanted);
-                }
+        let need = if ready {
+            self.mail_to_read(&call, line, false, now).map(Need::Mail)
+        } else {
+            Some(Need::Session(Wanted::of(begin, line)))
+        };
+        match (checked, need) {
+            (Ok(Standing::New), None) => {}
+            (Ok(Standing::New), Some(need)) => {
+                (call.arrival, call.ran_ms) = (arrival, now.mono_ms);
+                return self.load_granted(call, tree, state, index, need);
+            }
+            (other, _) => {
                 call.arrival = arrival;
                 self.return_slots(tree, state, index, work);
                 return match other {
@@ -231,7 +248,7 @@ impl Engine {
                         if let (Call::Begin(begin), Some(line)) = (&call.call, state.line(index)) {
                             self.log_begin_conflict(tree.root, line, &call, begin, &refusal, now);
                         }
-                        self.reply(call.ticket, Err(refusal), tree, state, work);
+                        self.refuse_begin(call, refusal, tree, state, work);
                         self.drop_unborn(tree, state, index, now);
                     }
                     Ok(_) => work.calls.push_back(call),
@@ -240,7 +257,7 @@ impl Engine {
         }
         let waited = now.mono_ms.saturating_sub(call.since_ms);
         let times = call.times(now);
-        let Pending { ticket, call: Call::Begin(mut begin), found, .. } = call else { return };
+        let Pending { ticket, call: Call::Begin(mut begin), found, mail, .. } = call else { return };
         if unborn {
             let Some(options) = begin.open.take() else { return };
             // The session has no request of its own: the grant bears it.
@@ -254,18 +271,18 @@ impl Engine {
             // While it waited its trajectory may have come due.
             self.finish_if_due(tree, state, index, now);
         }
-        let fence = self.grant(&begin, times, tree, state, index, now);
-        let (Some(line), true) = (state.line(index), fence > 0) else { return };
+        let granted = self.grant(&begin, times, mail.as_deref(), tree, state, index, now);
+        let (Some(line), Some((fence, taken))) = (state.line(index), granted) else { return };
         let Some(mut grant) =
             line.resident.as_ref().and_then(|r| self.grant_message(line, r, begin.known_head_version, waited, now))
         else {
             return;
         };
         grant.provisional = live_provisional(line, found.as_ref());
-        let reply =
-            v1::BeginTurnResponse { grant: Some(grant), uid: line.uid.to_string(), created: unborn, receipt: None };
+        (grant.mail, grant.more_mail) = taken;
+        let reply = begun(&begin, line, grant, unborn);
         self.granted(ticket, tree, index, fence, work);
-        self.reply(ticket, Ok(reply.encode_to_vec()), tree, state, work);
+        self.reply(ticket, Ok(reply), tree, state, work);
         work.evict = true;
     }
 
@@ -278,24 +295,39 @@ impl Engine {
         }
     }
 
-    /// Makes the grant and journals it. The slots are the caller's and pass to it.
+    /// Refuses a BeginTurn; a PollTurn waits for another session instead.
+    pub(crate) fn refuse_begin(
+        &self,
+        call: Pending,
+        refusal: Refusal,
+        tree: &Tree,
+        state: &TreeState,
+        work: &mut Work,
+    ) {
+        if matches!(&call.call, Call::Begin(Begin { polled: Some(_), .. })) {
+            return self.poll_again(call, work);
+        }
+        self.reply(call.ticket, Err(refusal), tree, state, work);
+    }
+
+    /// Makes the grant and journals it, with the mail that was read for it. The slots are the caller's and pass to it.
+    #[allow(clippy::too_many_arguments)]
     fn grant(
         &self,
         begin: &Begin,
         times: Times,
+        mail: Option<&(Uid, Vec<MailFound>)>,
         tree: &Arc<Tree>,
         state: &mut TreeState,
         index: u32,
         now: &mut Moment,
-    ) -> u64 {
+    ) -> Option<(u64, Taken)> {
         let nonce = now.draw().to_le_bytes();
         // A running session stays in memory (I9): this pin goes when the turn ends.
-        if self.pin(tree, state, index, now).is_none() {
-            return 0;
-        }
+        self.pin(tree, state, index, now)?;
         self.hold_header(state);
-        let Some(line) = state.line_mut(index) else { return 0 };
-        let Some(resident) = line.resident.as_mut() else { return 0 };
+        let line = state.line_mut(index)?;
+        let resident = line.resident.as_mut()?;
         resident.attempts += 1;
         line.fence += 1;
         let fence = line.fence;
@@ -309,23 +341,31 @@ impl Engine {
             times,
             ..Lease::begun(begin, now)
         };
+        line.owner = super::tree::owner_of(&begin.owner);
         line.lease = Some(Box::new(lease));
         state.touch(now);
-        self.append(tree, state, index, now, |_, _, _| ());
+        let mut taken = Taken::default();
+        self.append(tree, state, index, now, |_, line, ops| taken = self.take_mail(line, mail, fence, ops, now));
+        self.charge_mail(tree, state, index, now);
         self.running.fetch_add(1, Ordering::Relaxed);
         if let Some(line) = state.line(index) {
             self.resources.turn(line.uid, true, now);
+            if let (Some(_), Some(mark)) = (&begin.polled, &begin.mark) {
+                tree.tenant.polls.began(&mark.request_id, line.uid, &line.session_id);
+            }
         }
         count(&self.counters.turns_begun);
-        self.log_granted(tree, state, index, now);
-        fence
+        self.turn_began(tree, state, index, now);
+        Some((fence, taken))
     }
 
-    /// The log's word of the grant that was just journaled.
-    pub(crate) fn log_granted(&self, tree: &Tree, state: &TreeState, index: u32, now: &Moment) {
+    /// A grant was just journaled: the tenant's turns, the log and those who watch are told.
+    pub(crate) fn turn_began(&self, tree: &Tree, state: &TreeState, index: u32, now: &Moment) {
         if let Some((line, lease)) = state.line(index).and_then(|l| Some((l, l.lease.as_ref()?))) {
+            tree.tenant.turns.began(line.uid, &line.session_id, lease.begin_wall_ms);
             self.log_start(tree.root, line, lease, state.last_seq, now);
         }
+        self.tell_begun(tree, state, index, now);
     }
 
     /// The turn that runs ends as if its lease had run out; its slot passes to this call in the same entry, so there is
@@ -341,23 +381,26 @@ impl Engine {
     ) {
         let times = call.times(now);
         let nonce = now.draw().to_le_bytes();
-        let Pending { ticket, call: Call::Begin(begin), .. } = call else { return };
+        let Pending { ticket, call: Call::Begin(begin), mail, .. } = call else { return };
         let Some(old) = state.line(index).and_then(|l| l.running()).cloned() else { return };
         let outcome = old.expired_outcome();
         let fence = old.fence + 1;
         let timer = self.timer(now.mono_ms + begin.lease_ms, Timer::Lease(tree.clone(), index, fence));
-        let (mut trajectory, mut ready) = (0, None);
+        let (mut trajectory, mut ready, mut taken) = (0, None, Taken::default());
         state.touch(now);
         self.append(tree, state, index, now, |appending, line, ops| {
             let left = Left::new(outcome, EndedBy::Takeover);
             trajectory = line.resident.as_ref().map_or(0, |r| r.trajectories + 1);
             leave(appending.seq, line, ops, &old, Payload::default(), left, now);
+            self.return_mail(line, &old, returned(outcome), ops, now);
+            taken = self.take_mail(line, mail.as_deref(), fence, ops, now);
             if line.is_due(now) {
                 // As after an expiry: the turn that begins is of the next trajectory.
                 ready = Some(line.finish(appending.another(), tree, None, now, ops).ready_seq);
             }
             let Some(resident) = line.resident.as_mut() else { return };
             resident.attempts += 1;
+            line.owner = super::tree::owner_of(&begin.owner);
             line.fence = fence;
             line.lease = Some(Box::new(Lease {
                 fence,
@@ -372,6 +415,7 @@ impl Engine {
         if let Some(seq) = ready {
             self.told_ready(tree, seq);
         }
+        self.charge_mail(tree, state, index, now);
         // Pin, header and slots were the old turn's and are the new one's.
         self.untimer(old.timer);
         count(&self.counters.turns_taken_over);
@@ -379,12 +423,14 @@ impl Engine {
         let Some(line) = state.line(index) else { return };
         let (name, by) = (outcome_name(outcome), EndedBy::Takeover);
         self.log_done(tree.root, line, &old, name, by, Ended::default(), state.last_seq, now);
-        self.log_granted(tree, state, index, now);
+        self.tell_ended(tree, state, index, &old, outcome, by, now);
+        self.turn_began(tree, state, index, now);
         let grant = line.resident.as_ref().and_then(|r| self.grant_message(line, r, begin.known_head_version, 0, now));
         let Some(mut grant) = grant else { return };
         if begin.want_provisional && line.provisional != 0 {
             grant.provisional = Some(v1::Record { trajectory, ..old.left_empty(outcome, now) });
         }
+        (grant.mail, grant.more_mail) = taken;
         let reply =
             v1::BeginTurnResponse { grant: Some(grant), uid: line.uid.to_string(), created: false, receipt: None };
         self.granted(ticket, tree, index, fence, work);
@@ -413,6 +459,8 @@ impl Engine {
             checkpoint: Some(self.checkpoint_message(line, resident, known)),
             queue_wait: Some(duration(waited_ms)),
             provisional: None,
+            mail: Vec::new(),
+            more_mail: 0,
         })
     }
 
@@ -424,7 +472,7 @@ impl Engine {
         }
         let state = resident.state.as_deref().map(<[u8]>::to_vec).unwrap_or_default();
         let (offset, tokens) = resident.checkpoint.as_ref().map_or((0, &[][..]), |c| c.since(known, line.head_version));
-        let omitted = tokens.len() as u64 > self.limits.max_inline_checkpoint_bytes;
+        let omitted = tokens.len() as u64 > self.limits.max_inline_checkpoint_bytes();
         let token_ids = if omitted { Vec::new() } else { tokens.to_vec() };
         v1::Checkpoint { offset, token_ids, length, state, omitted }
     }
@@ -435,16 +483,22 @@ impl Engine {
         tree: &Arc<Tree>,
         state: &TreeState,
         index: u32,
+        arrival: Option<u64>,
         work: &mut Work,
         now: &Moment,
     ) {
         let (Call::Begin(begin), Some(line)) = (&call.call, state.line(index)) else { return };
         let (nodes, gates) = tree.gates(line);
+        let place = Place::of(begin.priority, arrival);
         // Who takes over passes no gate.
         let gates = if line.running().is_some() { &[] } else { gates };
         let full = nodes.iter().zip(gates).find(|((node, n), _)| !node.has_room(*n)).map(|(_, gate)| *gate);
         let result = match full {
-            Some(gate) => Err(gate_refusal(tree, state, gate, self.limits.max_turns_per_tree, now.wall_ms)),
+            // It would wait, if it may.
+            Some(gate) => Err(match self.may_wait(call.connection) {
+                Err(refusal) if begin.wait_ms > 0 && !line.waits() => refusal,
+                _ => self.gate_refusal(&call.who, gate, Met::AtOnce(place), tree, state, now),
+            }),
             None => {
                 let checkpoint =
                     line.resident.as_ref().map(|r| self.checkpoint_message(line, r, begin.known_head_version));
@@ -455,6 +509,7 @@ impl Engine {
                     lease_duration: Some(duration(begin.lease_ms)),
                     checkpoint,
                     provisional: live_provisional(line, call.found.as_ref()),
+                    more_mail: line.mail.as_ref().map_or(0, |m| m.queued(0, now.wall_ms).0),
                     ..v1::Grant::default()
                 };
                 let uid = if line.born { line.uid.to_string() } else { String::new() };
@@ -470,7 +525,8 @@ impl Engine {
             return Err(closed(&line.session_id));
         }
         if let Some(lease) = &line.lease {
-            if repeats(lease.request.as_ref(), begin.mark.as_ref())? {
+            // The request of a PollTurn is not that of a BeginTurn.
+            if repeats(lease.request.as_ref().filter(|_| !lease.polled), begin.mark.as_ref())? {
                 if lease.running {
                     return Ok(Standing::Repeat);
                 }
@@ -485,7 +541,7 @@ impl Engine {
     }
 
     /// The same request again while its turn runs: the same lease.
-    fn repeat_begin(
+    pub(crate) fn repeat_begin(
         &self,
         call: Pending,
         tree: &Arc<Tree>,
@@ -500,18 +556,27 @@ impl Engine {
             let wanted = Wanted::of(begin, line);
             return self.load(call, tree, state, index, wanted);
         };
-        let mut grant = self.grant_message(line, resident, begin.known_head_version, 0, now);
-        if let Some(grant) = &mut grant {
-            grant.provisional = live_provisional(line, call.found.as_ref());
+        let Some(mut grant) = self.grant_message(line, resident, begin.known_head_version, 0, now) else { return };
+        if let Some(seqs) = self.taken_to_read(&call, line, grant.fence) {
+            let (uid, after) = (line.uid, state.last_seq);
+            return self.ask_mail(call, uid, seqs, after);
         }
-        let reply = v1::BeginTurnResponse { grant, uid: line.uid.to_string(), created: false, receipt: None };
+        grant.provisional = live_provisional(line, call.found.as_ref());
+        (grant.mail, grant.more_mail) = self.taken_mail(&call, line, grant.fence, now);
+        if begin.validate_only {
+            // Who would only know is given nothing to hold.
+            (grant.lease, grant.fence) = Default::default();
+            let reply = begun(begin, line, grant, false);
+            return self.reply(call.ticket, Ok(reply), tree, state, work);
+        }
+        let reply = begun(begin, line, grant, false);
         if let Some(lease) = state.line_mut(index).and_then(|l| l.lease.as_mut()) {
             // Its first caller may be gone and not noticed yet: that one's end must not take it from this one.
             lease.answers += 1;
             let fence = lease.fence;
             self.granted(call.ticket, tree, index, fence, work);
         }
-        self.reply(call.ticket, Ok(reply.encode_to_vec()), tree, state, work);
+        self.reply(call.ticket, Ok(reply), tree, state, work);
     }
 
     /// A grant that its caller never got is released at once and leaves no record; a repeat begins anew.
@@ -541,15 +606,19 @@ impl Engine {
         if let Some(resident) = line.resident.as_mut() {
             resident.attempts = resident.attempts.saturating_sub(1);
         }
-        self.append(tree, &mut state, index, now, |_, _, _| ());
+        self.append(tree, &mut state, index, now, |_, line, ops| {
+            self.return_mail(line, &lease, Returned::Undelivered, ops, now);
+        });
         if let Some(line) = state.line(index) {
             let by = EndedBy::Unspecified;
             self.log_done(tree.root, line, &lease, "RELEASED", by, Ended::default(), state.last_seq, now);
+            self.tell_ended(tree, &state, index, &lease, v1::TurnOutcome::Unspecified, by, now);
         }
         self.unpin_line(&state, index, now);
         self.release_header(tree, &mut state, now);
         self.free_slots(tree, &state, index, work, now);
         count(&self.counters.turns_released);
+        self.mail_freed(tree, &mut state, index, work, now);
         self.finish_if_due(tree, &mut state, index, now);
         work.evict = true;
     }
@@ -658,6 +727,18 @@ fn renew_one(
     })
 }
 
+/// Mail that a grant has taken, and how many messages are left.
+pub(crate) type Taken = (Vec<v1::Message>, u32);
+
+/// The answer to a BeginTurn, or to the PollTurn that it was.
+fn begun(begin: &Begin, line: &Line, grant: v1::Grant, created: bool) -> Vec<u8> {
+    let (uid, grant) = (line.uid.to_string(), Some(grant));
+    if begin.polled.is_some() {
+        return v1::PollTurnResponse { session_id: line.session_id.to_string(), uid, grant }.encode_to_vec();
+    }
+    v1::BeginTurnResponse { grant, uid, created, receipt: None }.encode_to_vec()
+}
+
 enum Standing {
     New,
     /// The same request, and its turn runs.
@@ -672,7 +753,7 @@ impl Wanted {
         Wanted {
             tokens: begin.known_head_version != Some(line.head_version),
             provisional: begin.want_provisional && line.provisional != 0,
-            state_turn: None,
+            ..Wanted::default()
         }
     }
 }
@@ -704,12 +785,14 @@ impl Lease {
             nonce: [0; 16],
             turn: 0,
             attempt: 0,
-            owner: begin.owner.as_str().into(),
+            owner: super::tree::owner_of(&begin.owner),
             lease_ms: begin.lease_ms,
             begin_wall_ms: now.wall_ms,
             request: begin.mark.clone(),
             running: true,
             interrupted: false,
+            interrupted_seq: 0,
+            polled: begin.polled.is_some(),
             answers: 1,
             deadline_ms: now.mono_ms + begin.lease_ms,
             timer: (0, 0),

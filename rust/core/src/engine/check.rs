@@ -4,6 +4,7 @@
 
 use super::tree::{Gate, Tree, TreeState};
 use super::{Engine, TicketState};
+use crate::ids::Uid;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -21,12 +22,18 @@ macro_rules! ensure {
 struct Sums {
     running: u64,
     waiting: usize,
+    wait_for_mail: usize,
     residents: usize,
     resident_bytes: u64,
     headers: usize,
     headers_filed: usize,
     header_bytes: u64,
     lines: usize,
+    standing: usize,
+    /// Of one tenant: session and wall-clock time of its begin.
+    turns: Vec<(Uid, i64)>,
+    /// A cap may have been lowered below what is in use.
+    lowered: bool,
 }
 
 impl Engine {
@@ -43,25 +50,38 @@ impl Engine {
     }
 
     fn recount(&self) -> Result<(), String> {
-        let mut sums = Sums::default();
+        let mut sums = Sums { lowered: self.limits.ever_set(), ..Sums::default() };
+        let mut polling = 0;
         let tenants: Vec<_> = self.tenants.read().values().cloned().collect();
         for tenant in &tenants {
-            let (before, lines) = (sums.running, sums.lines);
+            let (before, lines, stood) = (sums.running, sums.lines, sums.standing);
             for tree in tenant.directory.trees() {
                 let state = tree.state.lock();
                 self.recount_tree(&tree, &state, &mut sums).map_err(|e| format!("tree {}: {e}", tree.root))?;
             }
             let (running, used) = (sums.running - before, u64::from(tenant.slots.used()));
             ensure!(running == used, "I1: tenant {} holds {used} slots, {running} turns run", tenant.name);
+            let mut listed = tenant.turns.list();
+            listed.sort_unstable();
+            sums.turns.sort_unstable();
+            ensure!(listed == sums.turns, "turns listed: {listed:?}, run: {:?}", sums.turns);
+            sums.turns.clear();
             let listed = tenant.directory.lines();
             ensure!(listed == sums.lines - lines, "{listed} directory entries for {} lines", sums.lines - lines);
             self.recount_queue(&tenant.queue, Gate::Tenant)?;
+            polling += tenant.polls.len();
+            let (standing, found) = (tenant.polls.standing(), sums.standing - stood);
+            ensure!(standing == found, "{standing} sessions stand for hosts of {}, {found} found", tenant.name);
         }
         let waiting = self.waiting.lock().total();
         let pooled = self.resources.check()?;
-        let found = sums.waiting + pooled;
+        let found = sums.waiting + sums.wait_for_mail + pooled + polling;
         ensure!(waiting == found, "{waiting} waiting calls counted, {found} found");
         let tickets = self.tickets.lock().values().filter(|t| matches!(t, TicketState::Pooled)).count();
+        let mail = self.tickets.lock().values().filter(|t| matches!(t, TicketState::Mailbox(..))).count();
+        ensure!(mail == sums.wait_for_mail, "{mail} tickets wait for mail for {} calls", sums.wait_for_mail);
+        let polls = self.tickets.lock().values().filter(|t| matches!(t, TicketState::Polling(_))).count();
+        ensure!(polls == polling, "{polls} tickets wait for sessions for {polling} calls");
         ensure!(tickets == pooled, "{tickets} tickets wait in pools for {pooled} calls");
         let (count, bytes) = (self.residents.len(), self.residents.bytes());
         ensure!(count == sums.residents, "I10: {count} residents in the index, {} in lines", sums.residents);
@@ -73,12 +93,15 @@ impl Engine {
         ensure!(bytes == sums.header_bytes, "{bytes} header bytes charged, {} held", sums.header_bytes);
         let waits = self.tickets.lock().values().filter(|t| matches!(t, TicketState::Waiting(..))).count();
         ensure!(waits == sums.waiting, "{waits} tickets wait for {} waiters", sums.waiting);
+        let claimed = self.claims.lock().len();
+        let busy = !self.flushed() || self.reads_open();
+        ensure!(busy || claimed == 0, "{claimed} trees are claimed by nobody");
         Ok(())
     }
 
     fn recount_tree(&self, tree: &Arc<Tree>, state: &TreeState, sums: &mut Sums) -> Result<(), String> {
         ensure!(!state.dropped, "it was dropped and is still listed");
-        let (mut uses, mut below, mut open) = (0, 0, 0);
+        let (mut uses, mut below, mut open, mut mail_bytes) = (0, 0, 0, 0);
         let mut names = HashSet::new();
         for (index, line) in state.iter() {
             let id = &line.session_id;
@@ -103,12 +126,25 @@ impl Engine {
                 uses += 1;
                 below += u32::from(line.depth > 0);
                 sums.running += 1;
+                sums.turns.extend(line.running().map(|lease| (line.uid, lease.begin_wall_ms)));
             }
             if let Some(waiter) = &line.waiter {
                 uses += 1;
                 sums.waiting += usize::from(waiter.call.is_some());
+                sums.standing += usize::from(waiter.stands);
                 let queued = tree.queue(waiter.gate).at(waiter.place);
                 ensure!(queued.is_some_and(|(t, i)| Arc::ptr_eq(&t, tree) && i == index), "{id} is not in its queue");
+            }
+            if let Some(mailbox) = &line.mail {
+                uses += mailbox.waits.len() as u32;
+                sums.wait_for_mail += mailbox.waits.len();
+                mail_bytes += mailbox.bytes();
+                ensure!(line.is_open() && !mailbox.is_idle(), "{id} keeps a mailbox for nothing");
+                let taken = line.lease.as_ref().map_or(0, |l| mailbox.taken(l.fence).len());
+                ensure!(
+                    taken == mailbox.all_taken() && (taken == 0 || line.running().is_some()),
+                    "I15: mail of {id} is with a turn that is none"
+                );
             }
             let runs = self.resources.runs(line.uid).filter(|_| line.is_open());
             ensure!(
@@ -140,9 +176,10 @@ impl Engine {
         ensure!(state.open == open, "{} open sessions counted, {open} found", state.open);
         let kept: u64 = state.iter().filter_map(|(_, l)| l.facts.as_ref()).map(|f| f.len() as u64).sum();
         ensure!(state.facts_bytes == kept, "{} bytes of facts counted, {kept} kept", state.facts_bytes);
+        ensure!(state.mail_bytes == mail_bytes, "{} bytes of mail charged, {mail_bytes} held", state.mail_bytes);
         let used = tree.children_slots.used();
         ensure!(used == below, "I1: {used} slots held below the root, {below} turns run");
-        ensure!(used <= tree.children_slots.cap(), "I2: {used} turns run below the root");
+        ensure!(sums.lowered || used <= tree.children_slots.cap(), "I2: {used} turns run below the root");
         ensure!(state.uses == uses, "{} uses counted, {uses} found", state.uses);
         sums.headers += usize::from(state.header_bytes > 0);
         sums.header_bytes += state.header_bytes;

@@ -6,7 +6,7 @@
 
 use super::events::Ended;
 use super::reload::Located;
-use super::requests::CloseCall;
+use super::requests::{CloseCall, Letter};
 use super::tree::{Lease, Tree, TreeState};
 use super::{Answer, Call, Engine, Moment, Pending, Work, closed, count, not_found};
 use crate::gen_store::{EndedBy, Receipt, RequestMark, SessionFacts};
@@ -29,6 +29,8 @@ pub(crate) struct Ending {
     turns: Vec<(u32, Box<Lease>)>,
     /// The events that finished trajectories with it.
     ready: Vec<Seq>,
+    /// The parent that was told, and whether that makes it runnable.
+    told: Option<(u32, bool)>,
 }
 
 #[derive(Default)]
@@ -123,7 +125,7 @@ impl Engine {
     #[allow(clippy::too_many_arguments)]
     pub(crate) fn seal(
         &self,
-        tree: &Tree,
+        tree: &Arc<Tree>,
         state: &mut TreeState,
         all: &[u32],
         to_finish: Vec<(u32, SessionFacts)>,
@@ -167,6 +169,7 @@ impl Engine {
                 dump_name: if dumps { dump_name(&tree.tenant.name, line.uid, line.closes + 1) } else { String::new() },
                 // The journal is locked: nothing is attached or released meanwhile.
                 resources: self.resources.left(line.uid),
+                unread_messages: line.mail.as_ref().map_or(0, |m| m.unread(now.wall_ms)),
             };
             lines.push((i, line.running().is_some(), receipt));
         }
@@ -177,7 +180,7 @@ impl Engine {
         let mut turns = Vec::new();
         let mut own_receipt = Receipt::default();
         let (sealed, closed) = (v1::SessionState::Sealed as i32, v1::SessionState::Closed as i32);
-        let retained = now.wall_ms.saturating_add(self.limits.retention_ms as i64);
+        let retained = now.wall_ms.saturating_add(self.limits.retention_ms() as i64);
         for (i, slot, mut receipt) in lines {
             receipt.close_seq = seq as i64;
             if i == index {
@@ -201,6 +204,12 @@ impl Engine {
                 if has_resources {
                     ops.push(Op::ResourcesDue { session: uid, due: if dumps { 0 } else { now.wall_ms.max(1) } });
                 }
+                if let Some(mailbox) = &mut line.mail {
+                    // What had expired by now has not ended with its session.
+                    let expired = mailbox.expire(now.wall_ms, ops);
+                    self.counters.messages_expired.fetch_add(expired, Ordering::Relaxed);
+                    ops.push(Op::MailEnd { session: uid });
+                }
                 line.provisional = 0;
                 line.finish_due_ms = 0;
                 if let Some(lease) = line.lease.take() {
@@ -217,12 +226,20 @@ impl Engine {
             }
             ended.push((i, slot));
         }
+        use v1::TurnOutcome::{Completed, Failed};
+        let silent = state.line(index).is_none_or(|l| !l.born || matches!(l.outcome, Completed | Failed));
+        let told = if silent {
+            None
+        } else {
+            let (kind, about) = (v1::MessageKind::Closed, (0, reason));
+            self.tell_parent(seq, tree, state, index, kind, Letter::default(), about, ops, now)
+        };
         if all[0] != 0 && state.stale_ms > 0 {
             // What those who leave have done counts after they are gone.
             ops.push(Op::Stale { root: tree.root, stale_ms: state.stale_ms, due: state.stale_due() });
         }
         let uid = state.line(index).map_or(Uid(0), |l| l.uid);
-        Ending { uid, receipt: own_receipt, lines: ended, turns, ready }
+        Ending { uid, receipt: own_receipt, lines: ended, turns, ready, told }
     }
 
     /// The close is journaled: frees slots, ends waits, forgets what was in memory. `last`: whether the last turn of the
@@ -244,15 +261,22 @@ impl Engine {
             if let Some(line) = state.line(index) {
                 let (by, ended) = (EndedBy::Unspecified, Ended::default());
                 self.log_done(tree.root, line, &lease, "CLOSED", by, ended, state.last_seq, now);
+                self.tell_ended(tree, state, index, &lease, v1::TurnOutcome::Unspecified, by, now);
             }
         }
-        for line in closed.iter().filter_map(|i| state.line(*i)).filter(|l| l.born) {
+        for &index in &closed {
+            let Some(line) = state.line(index).filter(|l| l.born) else { continue };
             if let Some(receipt) = &line.closed {
                 let last = last && line.uid == ending.uid;
                 self.log_closed(tree.root, line, receipt, last, state.last_seq, now);
+                self.tell_closed(tree, state, index, now);
             }
         }
+        if let Some((parent, wakes)) = ending.told {
+            self.mail_came(tree, state, parent, wakes, work, now);
+        }
         for (index, slot) in ending.lines {
+            self.end_mailbox(tree, state, index, work, now);
             self.end_wait(tree, state, index, work, now);
             if slot {
                 self.free_slots(tree, state, index, work, now);

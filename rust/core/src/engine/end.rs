@@ -1,15 +1,18 @@
 //! How turns end: commit, abort, expiry; and repeats of a commit or abort, answered from the record it made.
 
-use super::begin::{lease_lost, turn_ended};
+use super::begin::{Taken, lease_lost, turn_ended};
 use super::close::Ending;
 use super::events::{Ended, Times, outcome_name};
+use super::full::Met;
 use super::interrupt::interrupted;
+use super::keyring::Who;
+use super::mail::returned;
 use super::reload::{LoadedSession, Located, Wanted, Why};
-use super::requests::{Begin, CommitOptions, End, Payload, TurnEnd};
+use super::requests::{Begin, CommitOptions, End, Letter, Payload, TurnEnd};
 use super::rewind::Base;
 use super::trajectory::{found_turn, repeated_finish};
 use super::tree::{InterruptMark, Lease, Line, Tree, TreeState};
-use super::{Call, Engine, Found, Moment, Pending, Timer, Work, closed, count, not_found};
+use super::{Call, Engine, Found, MailFound, Moment, Pending, Timer, Work, closed, count, not_found};
 use crate::chain;
 use crate::error::{Reason, Refusal};
 use crate::gen_store::{EndedBy, RecordMeta, RequestMark, SessionFacts};
@@ -22,12 +25,15 @@ use std::sync::Arc;
 /// A commit that nothing stands against.
 struct Commit {
     ticket: u64,
+    who: Who,
     lease: Lease,
     payload: Payload,
     mark: Option<RequestMark>,
     options: CommitOptions,
     /// What it is built on, if that is not the head.
     base: Option<Arc<Base>>,
+    /// What was read for the turn that follows.
+    mail: Option<Box<(Uid, Vec<MailFound>)>>,
     ended: Ended,
 }
 
@@ -139,9 +145,14 @@ impl Engine {
                 }
                 Ok(base) => rewinds = base.is_some(),
             }
+            if options.then == v1::Then::Continue
+                && let Some(seqs) = self.mail_to_read(&call, line, false, now)
+            {
+                return self.ask_mail(call, uid, seqs, last_seq);
+            }
         }
         let reload = call.reload_ms;
-        let Pending { ticket, call, found, .. } = call;
+        let Pending { ticket, who, call, found, mail, .. } = call;
         let end = match call {
             Call::End(end) => *end,
             _ => return self.expire(&lease, reload, tree, state, index, work, now),
@@ -161,7 +172,7 @@ impl Engine {
         }
         match how {
             TurnEnd::Commit(options) => {
-                let commit = Commit { ticket, lease, payload, mark, options, base, ended };
+                let commit = Commit { ticket, who, lease, payload, mark, options, base, mail, ended };
                 self.commit(commit, tree, state, index, work, now);
             }
             TurnEnd::Abort { give_up } => {
@@ -216,12 +227,29 @@ impl Engine {
     ) {
         let (outcome, by) = (left.outcome, left.by);
         state.touch(now);
-        self.append(tree, state, index, now, |appending, line, ops| {
-            leave(appending.seq, line, ops, lease, payload, left, now);
-        });
+        let told = self.append_with(
+            tree,
+            state,
+            index,
+            now,
+            |appending, line, ops| {
+                leave(appending.seq, line, ops, lease, payload, left, now);
+                self.return_mail(line, lease, returned(outcome), ops, now);
+            },
+            |appending, state, ops| {
+                // An interrupt is silent.
+                let kind = Some(v1::MessageKind::Failed).filter(|_| outcome == v1::TurnOutcome::Failed)?;
+                let about = (lease.turn, v1::CloseReason::Unspecified);
+                self.tell_parent(appending.seq, tree, state, index, kind, Letter::default(), about, ops, now)
+            },
+        );
         if let Some(line) = state.line(index) {
             let name = outcome_name(outcome);
             self.log_done(tree.root, line, lease, name, by, ended, state.last_seq, now);
+            self.tell_ended(tree, state, index, lease, outcome, by, now);
+        }
+        if let Some((parent, wakes)) = told {
+            self.mail_came(tree, state, parent, wakes, work, now);
         }
         self.turn_over(lease, tree, state, index, work, now);
     }
@@ -235,10 +263,12 @@ impl Engine {
         work: &mut Work,
         now: &mut Moment,
     ) {
-        let Commit { ticket, lease, payload, mark, options, base, mut ended } = commit;
+        let Commit { ticket, who, lease, payload, mark, mut options, base, mail, mut ended } = commit;
+        let completion = options.completion.take().or_else(|| options.completed.then(Letter::default));
         let held_slot = lease.running;
         let outcome = if options.completed { v1::TurnOutcome::Completed } else { v1::TurnOutcome::Committed };
-        let keep = (options.then == v1::Then::Continue).then(|| self.may_continue(&lease, tree, state, index));
+        let keep =
+            (options.then == v1::Then::Continue).then(|| self.may_continue(&who, &lease, tree, state, index, now));
         let nonce = now.draw().to_le_bytes();
         let turn = base.as_ref().map_or(lease.turn, |b| b.turn + 1);
         let next = matches!(keep, Some(Ok(()))).then(|| Lease {
@@ -266,6 +296,7 @@ impl Engine {
         };
         ended.base_turn = base.as_ref().map(|b| b.turn);
         let (mut ending, mut ready): (Option<Ending>, _) = (None, None);
+        let (mut told, mut taken) = (None, Taken::default());
         state.touch(now);
         let committed = self.append_with(
             tree,
@@ -341,8 +372,16 @@ impl Engine {
                 }
                 line.lease = next.map(Box::new);
                 line.fence += u64::from(next_fence > 0);
+                self.consume_mail(line, lease.fence, ops);
+                if next_fence > 0 {
+                    taken = self.take_mail(line, mail.as_deref(), next_fence, ops, now);
+                }
             },
             |appending, state, ops| {
+                if let Some(letter) = completion {
+                    let (kind, about) = (v1::MessageKind::Completed, (turn, v1::CloseReason::Unspecified));
+                    told = self.tell_parent(appending.seq, tree, state, index, kind, letter, about, ops, now);
+                }
                 if then == v1::Then::Close {
                     let reason = v1::CloseReason::Quit;
                     ending = Some(self.seal(tree, state, &below, to_finish, reason, None, appending, ops, now));
@@ -361,6 +400,10 @@ impl Engine {
         if let Some(line) = state.line(index) {
             let name = outcome_name(outcome);
             self.log_done(tree.root, line, &lease, name, EndedBy::Commit, ended, state.last_seq, now);
+            self.tell_ended(tree, state, index, &lease, outcome, EndedBy::Commit, now);
+        }
+        if let Some((parent, wakes)) = told {
+            self.mail_came(tree, state, parent, wakes, work, now);
         }
         let mut reply = v1::CommitTurnResponse { turn, head_version, ..Default::default() };
         if let Some(ending) = ending {
@@ -382,8 +425,12 @@ impl Engine {
                 let known = Some(line.head_version);
                 reply.next = line.resident.as_ref().and_then(|r| self.grant_message(line, r, known, 0, now));
             }
+            if let Some(next) = &mut reply.next {
+                (next.mail, next.more_mail) = taken;
+            }
+            self.charge_mail(tree, state, index, now);
             count(&self.counters.turns_begun);
-            self.log_granted(tree, state, index, now);
+            self.turn_began(tree, state, index, now);
         } else {
             self.turn_over(&lease, tree, state, index, work, now);
             if let Some(Err(refusal)) = keep {
@@ -394,7 +441,15 @@ impl Engine {
     }
 
     /// Whether a turn that commits may keep its slot for the next one.
-    fn may_continue(&self, lease: &Lease, tree: &Tree, state: &TreeState, index: u32) -> Result<(), Refusal> {
+    fn may_continue(
+        &self,
+        who: &Who,
+        lease: &Lease,
+        tree: &Tree,
+        state: &TreeState,
+        index: u32,
+        now: &Moment,
+    ) -> Result<(), Refusal> {
         let Some(line) = state.line(index) else { return Ok(()) };
         if !lease.running {
             return Err(lease_lost(&line.session_id, "it ran out before the commit, which stands"));
@@ -407,7 +462,7 @@ impl Engine {
         for ((node, _), gate) in nodes.iter().zip(gates) {
             let (cap, used) = node.cap_used();
             if used > cap {
-                return Err(super::tree::gate_refusal(tree, state, *gate, self.limits.max_turns_per_tree, 0));
+                return Err(self.gate_refusal(who, *gate, Met::Above, tree, state, now));
             }
         }
         Ok(())
@@ -429,6 +484,7 @@ impl Engine {
             self.release_header(tree, state, now);
             self.free_slots(tree, state, index, work, now);
         }
+        self.mail_freed(tree, state, index, work, now);
         self.finish_if_due(tree, state, index, now);
         work.evict = true;
     }
@@ -499,6 +555,9 @@ impl Engine {
                 Some(refusal) => Err(refusal),
             },
             Call::End(end) => match self.repeated_end(end, &call, ended, &loaded, &metas, now) {
+                Ok(Repeated { unread: Some((uid, seqs)), after, .. }) => {
+                    return self.ask_mail(call, uid, seqs, after);
+                }
                 Ok(repeated) if repeated.outdated => {
                     return self.ask_records(call, loaded.row.uid, Why::Repeat { ended }, repeated.after);
                 }
@@ -604,7 +663,13 @@ impl Engine {
         repeated.outdated = line.uid == loaded.row.uid && line.last > loaded.row.last;
         let resident = line.resident.as_ref()?;
         line.lease.as_ref().filter(|l| l.running && l.fence == meta.next_fence)?;
-        let grant = self.grant_message(line, resident, Some(line.head_version), 0, now)?;
+        if let Some(seqs) = self.taken_to_read(call, line, meta.next_fence) {
+            repeated.unread = Some((line.uid, seqs));
+            return None;
+        }
+        let taken = self.taken_mail(call, line, meta.next_fence, now);
+        let mut grant = self.grant_message(line, resident, Some(line.head_version), 0, now)?;
+        (grant.mail, grant.more_mail) = taken;
         // One answer more: the end of one does not take the turn from the other.
         line.lease.as_mut()?.answers += 1;
         drop(state);
@@ -622,6 +687,8 @@ struct Repeated {
     after: Seq,
     /// A record has come since the records were read: how the next turn has ended may be in it.
     outdated: bool,
+    /// Mail of the grant in it is to be read first: whose, and which.
+    unread: Option<(Uid, Vec<Seq>)>,
     /// The grant in it: where, and its fence.
     grant: Option<(Arc<Tree>, u32, u64)>,
 }
@@ -733,7 +800,8 @@ fn meta(lease: &Lease, outcome: v1::TurnOutcome, by: EndedBy, mark: Option<Reque
         ended_by: by as i32,
         create_ms: now.wall_ms,
         nonce: lease.nonce.to_vec(),
-        begin_request: lease.request.clone(),
+        // A PollTurn is told from its repeat only while its turn runs: it does not say which session to look at.
+        begin_request: lease.request.clone().filter(|_| !lease.polled),
         end_request: mark,
         owner: lease.owner.to_string(),
         ..RecordMeta::default()
@@ -778,7 +846,7 @@ fn record(
     for (asked, request) in [(Asked::Begin, &meta.begin_request), (Asked::End, &meta.end_request)] {
         resident.requests.extend(request.as_ref().map(|r| fingerprint(asked, &r.request_id)));
     }
-    resident.last_outcome = v1::TurnOutcome::try_from(meta.outcome).unwrap_or(v1::TurnOutcome::None);
+    line.outcome = v1::TurnOutcome::try_from(meta.outcome).unwrap_or(v1::TurnOutcome::None);
     let turn = meta.turn;
     let meta = meta.encode_to_vec();
     resident.chain = chain::link(&resident.chain, &meta);

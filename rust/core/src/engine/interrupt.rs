@@ -59,6 +59,9 @@ impl Engine {
             None if self.end_waiting(tree, state, index, work, now) => (v1::Activity::Waiting, 0),
             None => (v1::Activity::Idle, 0),
         };
+        if activity == v1::Activity::Waiting {
+            self.disarm_mail(tree, state, index, now);
+        }
         let flag = running.as_ref().is_some_and(|l| !l.interrupted);
         let interrupt = mark.map(|mark| Box::new(InterruptMark { mark, activity, turn }));
         match running {
@@ -67,14 +70,19 @@ impl Engine {
                 self.stop(&lease, Payload::default(), left, Ended::default(), tree, state, index, work, now);
                 count(&self.counters.turns_interrupted);
             }
-            _ if flag || interrupt.is_some() => self.append(tree, state, index, now, |_, line, _| {
-                if let Some(lease) = line.lease.as_mut().filter(|l| l.running) {
-                    lease.interrupted = true;
+            _ if flag || interrupt.is_some() => {
+                self.append(tree, state, index, now, |appending, line, _| {
+                    if let Some(lease) = line.lease.as_mut().filter(|l| l.running && !l.interrupted) {
+                        (lease.interrupted, lease.interrupted_seq) = (true, appending.seq);
+                    }
+                    if let (Some(_), Some(resident)) = (&interrupt, line.resident.as_mut()) {
+                        resident.interrupt_request = interrupt;
+                    }
+                });
+                if flag {
+                    self.tell_interrupted(tree, state, index, now);
                 }
-                if let (Some(_), Some(resident)) = (&interrupt, line.resident.as_mut()) {
-                    resident.interrupt_request = interrupt;
-                }
-            }),
+            }
             _ => {}
         }
         (activity, turn)
@@ -91,7 +99,7 @@ impl Engine {
             }
             if let Some(call) = granted {
                 self.return_slots(tree, state, index, work);
-                self.reply(call.ticket, Err(refusal), tree, state, work);
+                self.refuse_begin(call, refusal, tree, state, work);
                 return true;
             }
         }

@@ -16,9 +16,14 @@ mod due;
 mod end;
 mod ended;
 mod events;
+mod fork;
+mod full;
 mod interrupt;
 mod keyring;
+mod mail;
+mod mailbox;
 mod open;
+mod poll;
 mod pool;
 mod read;
 mod recover;
@@ -28,16 +33,17 @@ mod resident;
 mod resource;
 mod restore;
 mod rewind;
+mod set_limits;
 mod stale;
 mod trajectory;
 mod tree;
 mod wait;
+mod watch;
 
 use crate::error::{Reason, Refusal};
 use crate::gen_v1 as v1;
 use crate::ids::Uid;
 use crate::journal::{Appending, Batch, Held, Journal, Op, Seq};
-use crate::limits::Limits;
 use crate::residency::{Handle, Index};
 use crate::slots::SlotNode;
 use crate::sync::Padded;
@@ -59,14 +65,19 @@ pub(crate) use keyring::{KEYS_ROOT, KeyChange};
 pub use read::{Dress, RecordRow, SessionView, verify_history};
 pub use recover::Appended;
 pub use reload::{
-    DueSession, Effect, FoundSession, FoundTrajectory, HeaderRow, LoadedSession, SessionRow, StaleTree, Wanted,
+    DueSession, Effect, FoundSession, FoundTrajectory, HeaderRow, LoadedSession, MailFound, MailHead, RunnableSession,
+    SessionRow, StaleTree, Wanted,
 };
 pub(crate) use requests::Call;
 pub use requests::Method;
 pub(crate) use resource::ResourceChange;
 pub use resource::{ReleaseStep, ResourceSetup, StoredResource};
-pub use restore::{DumpedRecord, DumpedSession, DumpedTrajectory, RestoreEnd, RestoreStep};
+pub use restore::{DumpedMail, DumpedRecord, DumpedSession, DumpedTrajectory, RestoreEnd, RestoreStep};
+pub(crate) use set_limits::LimitChange;
+pub use set_limits::{LimitInForce, LimitSetup};
 pub(crate) use tree::Tree;
+pub(crate) use watch::Telling;
+pub use watch::{Filter, Owned, Told, Watch, Watched};
 
 /// When a call happens, and what it may draw randomness from.
 #[derive(Clone, Debug)]
@@ -129,7 +140,10 @@ pub(crate) struct Pending {
     pub(crate) outline: bool,
     /// What was read for it alone.
     pub(crate) found: Option<Found>,
-    /// It is the one call that may change ended sessions of this tree; it runs to its end whoever waits for it.
+    /// Mail that was read for it, and whose.
+    pub(crate) mail: Option<Box<(Uid, Vec<MailFound>)>>,
+    /// It is the one call that may change ended sessions of this tree, and runs to its end whoever waits for it; or one of
+    /// those that copy from it.
     pub(crate) claimed: Option<Uid>,
     /// When it was last run, and for how long it has been parked for reads before that. Unit: milliseconds.
     pub(crate) ran_ms: u64,
@@ -139,7 +153,12 @@ pub(crate) struct Pending {
 impl Pending {
     /// Whether it runs to its end though nobody waits for its answer any more.
     fn outlives_its_caller(&self) -> bool {
-        self.claimed.is_some() || matches!(self.call, Call::Close(_))
+        match self.call {
+            Call::Close(_) => true,
+            // What is copied only had to stay for as long as it was to be.
+            Call::Open(_) => false,
+            _ => self.claimed.is_some(),
+        }
     }
 }
 
@@ -154,12 +173,16 @@ pub(crate) enum Found {
     Turn { head_version: u64, turn: u32, seq: Seq },
     /// A session that ended, and those below it that the same close took down.
     Family(Arc<Vec<SessionRow>>),
+    /// What a session begins with that is a fork.
+    Forked(Arc<fork::Forked>),
 }
 
 /// A session that is not open, as the store tells it to who looks its id up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Past {
     pub(crate) uid: Uid,
+    /// Of its tree.
+    pub(crate) root: Uid,
     /// Unless it is a root.
     pub(crate) parent: Option<Uid>,
     /// Its content is deleted, in part or whole.
@@ -215,6 +238,10 @@ enum TicketState {
     Waiting(Arc<Tree>, u32, Place),
     /// It waits for a place in a pool.
     Pooled,
+    /// It waits for mail.
+    Mailbox(Arc<Tree>, u32),
+    /// It waits for a session that is runnable.
+    Polling(Arc<Tenant>),
     /// A grant was made for it and the answer is not yet with the transport.
     Granted(Arc<Tree>, u32, u64),
 }
@@ -226,6 +253,8 @@ pub(crate) type TimerKey = (u64, u64);
 enum Timer {
     Lease(Arc<Tree>, u32, u64),
     Wait(Arc<Tree>, u32, Place),
+    /// The end of a WaitMail, by its ticket.
+    Mail(Arc<Tree>, u32, u64),
 }
 
 /// How much room the store has.
@@ -255,8 +284,9 @@ macro_rules! counters {
 counters! {
     turns_begun, turns_committed, turns_rewound, turns_aborted, turns_expired, turns_taken_over, turns_interrupted,
     turns_released, trajectories_finished, trajectories_acknowledged, sessions_opened, sessions_closed, sessions_reopened,
-    sessions_dumped, sessions_purged, sessions_restored, trees_swept, cleanup_failures,
+    sessions_dumped, sessions_purged, sessions_restored, sessions_forked, trees_swept, cleanup_failures,
     evictions, header_evictions, reloads, header_loads, load_failures, refusals, batches_stored, entries_stored, batches_refused,
+    messages_sent, messages_delivered, messages_consumed, messages_expired, messages_dead,
     resources_attached, resources_released, releases_failed, pool_evictions,
 }
 
@@ -266,7 +296,7 @@ pub(crate) fn count(counter: &AtomicU64) {
 
 /// The engine of one shard. All methods may be called from any thread.
 pub struct Engine {
-    limits: Limits,
+    limits: set_limits::InForce,
     hash_seed: u64,
     tenants: Tenants,
     journal: Journal,
@@ -298,6 +328,7 @@ pub struct Engine {
     running: AtomicI64,
     counters: Counters,
     events: Mutex<events::Events>,
+    watches: watch::Watches,
     logging: AtomicBool,
     due: Mutex<due::Due>,
     keys: Keyring,
@@ -320,16 +351,19 @@ impl fmt::Debug for Engine {
 
 impl Engine {
     /// An engine over a store whose highest journal sequence is `last_seq`. `hash_seed` keys hash tables.
-    pub fn new(limits: Limits, last_seq: Seq, hash_seed: u64) -> Self {
+    pub fn new(limits: impl Into<LimitSetup>, last_seq: Seq, hash_seed: u64) -> Self {
+        let limits: LimitSetup = limits.into();
         // Room for all that residency may hold above its cap: running, loading and not yet durable sessions are bounded
-        // by the tenant cap, the waiters and the journal (an entry is charged at least 256 bytes). Memory is committed
-        // as it is used. The ring's horizon (in ticks) is a week.
-        let slack = limits.max_turns_per_tenant + limits.max_waiters + limits.journal_queue_bytes / 256 + 65_536;
-        let capacity = (limits.max_resident_sessions + slack) as usize;
-        let header_capacity = (limits.max_resident_bytes / Tree::LINE_BYTES + slack).min(1 << 27) as usize;
+        // by the tenant cap, the waiters and the journal (an entry is charged at least 256 bytes), each as high as it
+        // can be set. Memory is committed as it is used. The ring's horizon (in ticks) is a week.
+        let most = |name| limits.most(name);
+        let slack = most("max_turns_per_tenant") + most("max_waiters") + most("journal_queue_bytes") / 256 + 65_536;
+        let capacity = (most("max_resident_sessions") + slack) as usize;
+        let header_capacity = (most("max_resident_bytes") / Tree::LINE_BYTES + slack).min(1 << 27) as usize;
         const WEEK_TICKS: u32 = 7 * 24 * 3600 * 10;
+        let limits = set_limits::InForce::new(limits);
         Engine {
-            journal: Journal::new(last_seq, limits.journal_queue_bytes),
+            journal: Journal::new(last_seq, limits.journal_queue_bytes()),
             residents: Index::by_handle(capacity, WEEK_TICKS),
             headers: Index::by_handle(header_capacity, WEEK_TICKS),
             header_count: AtomicU64::new(0),
@@ -353,6 +387,7 @@ impl Engine {
             running: AtomicI64::new(0),
             counters: Counters::default(),
             events: Mutex::default(),
+            watches: watch::Watches::default(),
             logging: AtomicBool::new(false),
             due: Mutex::default(),
             keys: Keyring::new(Keys::default()),
@@ -427,6 +462,10 @@ impl Engine {
             TicketState::Open => {}
             TicketState::Waiting(tree, index, place) => self.cancel_wait(&tree, index, place, &mut work, &now),
             TicketState::Pooled => self.leave_pool(ticket),
+            TicketState::Mailbox(tree, index) => {
+                self.end_wait_for_mail(&tree, index, ticket, false, &mut work, &now);
+            }
+            TicketState::Polling(tenant) => self.cancel_poll(&tenant, ticket),
             TicketState::Granted(tree, index, fence) => self.release_grant(&tree, index, fence, &mut work, &now),
         }
         self.finish(&mut work, &mut now);
@@ -438,12 +477,14 @@ impl Engine {
         let lease = match method {
             Method::BeginTurn => v1::BeginTurnResponse::decode(reply).ok().and_then(|r| r.grant),
             Method::CommitTurn => v1::CommitTurnResponse::decode(reply).ok().and_then(|r| r.next),
+            Method::PollTurn => v1::PollTurnResponse::decode(reply).ok().and_then(|r| r.grant),
             // (A repeated one counts as an answer of its own, see `Lease::answers`.)
             _ => None,
         };
         let lease = lease.and_then(|g| crate::ids::LeaseToken::decode(&g.lease).ok());
         let session_id = match method {
             Method::BeginTurn => v1::BeginTurnRequest::decode(request).ok().map(|r| r.session_id),
+            Method::PollTurn => v1::PollTurnResponse::decode(reply).ok().map(|r| r.session_id),
             _ => v1::CommitTurnRequest::decode(request).ok().map(|r| r.session_id),
         };
         let (Some(lease), Some(session_id)) = (lease, session_id) else { return };
@@ -478,12 +519,16 @@ impl Engine {
             match timer {
                 Timer::Lease(tree, index, fence) => self.lease_due(&tree, index, fence, &mut work, &now),
                 Timer::Wait(tree, index, place) => self.wait_due(&tree, index, place, &mut work, &now),
+                Timer::Mail(tree, index, ticket) => {
+                    self.end_wait_for_mail(&tree, index, ticket, true, &mut work, &now);
+                }
             }
         }
         self.resume_waits(&mut work);
         self.look_for_due(&now);
         self.look_for_stale(&now);
         self.look_at_pools(&mut work, &now);
+        self.look_at_polls(false, &mut work, &now);
         self.residents.maintain(256, now.tick());
         self.headers.maintain(256, now.tick());
         self.finish(&mut work, &mut now);
@@ -493,7 +538,7 @@ impl Engine {
 
     /// The next batch to store, if none is in flight.
     pub fn take_batch(&self) -> Option<Batch> {
-        self.journal.take(self.limits.max_batch_entries as usize)
+        self.journal.take(self.limits.max_batch_entries() as usize)
     }
 
     /// Whether entries wait to be taken.
@@ -541,6 +586,8 @@ impl Engine {
         let mut work = Work::default();
         self.end_all_waits(&mut work, &now);
         self.wake_pools(|_| true, &mut work);
+        self.end_waits_for_mail(&mut work, &now);
+        self.look_at_polls(true, &mut work, &now);
         self.finish(&mut work, &mut now);
     }
 
@@ -567,6 +614,7 @@ impl Engine {
             ("api_keys", self.keys.active() as i64),
             ("store_low", i64::from(self.space() != Space::Ok)),
             ("quarantined_trees", quarantined as i64),
+            ("watch_events", self.watches.events() as i64),
             ("calls_in_flight", self.tickets.lock().len() as i64),
         ]);
         stats.extend(self.resources.stats());
@@ -588,6 +636,7 @@ impl Engine {
             arrival: None,
             outline: false,
             found: None,
+            mail: None,
             claimed: None,
             ran_ms: now.mono_ms,
             reload_ms: 0,
@@ -603,8 +652,10 @@ impl Engine {
         let new = || {
             Arc::new(Tenant {
                 name: name.clone(),
-                slots: Padded::new(SlotNode::new(self.limits.max_turns_per_tenant as u32)),
+                slots: Padded::new(SlotNode::new(self.limits.max_turns_per_tenant() as u32)),
                 queue: Queue::default(),
+                turns: full::Turns::default(),
+                polls: poll::Polls::default(),
                 directory: Directory::new(self.hash_seed),
             })
         };
@@ -616,9 +667,11 @@ impl Engine {
         loop {
             if let Some(answer) = work.answers.pop() {
                 self.answer(answer, work);
-            } else if let Some(call) = work.calls.pop_front() {
+            } else if let Some(mut call) = work.calls.pop_front() {
                 if call.ticket == 0 || call.outlives_its_caller() || self.tickets.lock().contains_key(&call.ticket) {
                     self.run(call, work, now);
+                } else {
+                    self.unclaim_call(&mut call, work);
                 }
             } else if let Some((tree, gate)) = work.gates.pop() {
                 self.pump(&tree, gate, work, now);
@@ -647,16 +700,25 @@ impl Engine {
             Call::Renew(_) => return self.renew(call, work, now),
             Call::Checkpoint(_) => return self.get_checkpoint(call, work),
             Call::ListKeys(_) => return self.list_keys(call, work),
+            Call::WaitMail(_) => return self.wait_mail(call, work, now),
             _ => {}
         }
         if let Err(refusal) = self.admit(&call.call) {
+            if matches!(call.call, Call::Poke { .. }) {
+                return self.stop_poking(&call.tenant, now);
+            }
             return self.refuse_call(call, refusal, work);
         }
         match &call.call {
             Call::Open(_) => self.open_session(call, work, now),
             Call::Update(_) => self.update_session(call, work, now),
             Call::Close(_) => self.close_session(call, work, now),
+            // What it was to begin may have changed under it.
+            Call::Begin(begin) if begin.polled.is_some() => self.poll_turn(poll::polls(call), work, now),
             Call::Begin(_) => self.begin_turn(call, work, now),
+            Call::Poll(_) => self.poll_turn(call, work, now),
+            Call::Poke { .. } => self.poked(call, work, now),
+            Call::Send(_) => self.send_message(call, work, now),
             Call::End(_) | Call::Expire { .. } => self.end_turn(call, work, now),
             Call::Interrupt(_) => self.interrupt_session(call, work, now),
             Call::Reward(_) => self.set_reward(call, work, now),
@@ -665,6 +727,7 @@ impl Engine {
             Call::Ack(_) => self.ack_trajectories(call, work),
             Call::CreateKey(_) => self.create_key(call, work, now),
             Call::RevokeKey(_) => self.revoke_key(call, work, now),
+            Call::SetLimits(_) => self.set_limits(call, work, now),
             Call::Reopen(_) => self.reopen_session(call, work, now),
             Call::Step(_) => self.cleanup(call),
             Call::Restore(_) => self.restore(call, work, now),
@@ -672,14 +735,20 @@ impl Engine {
             Call::Attach(_) => self.attach_resource(call, work, now),
             Call::Detach(_) => self.detach_resource(call, work, now),
             Call::Release(_) => self.release_step(call, work, now),
-            Call::Get(_) | Call::Renew(_) | Call::Checkpoint(_) | Call::ListKeys(_) => {}
+            Call::Get(_) | Call::Renew(_) | Call::Checkpoint(_) | Call::ListKeys(_) | Call::WaitMail(_) => {}
         }
     }
 
     /// Whether a call may go on at all.
     fn admit(&self, call: &Call) -> Result<(), Refusal> {
         match call {
-            Call::Open(_) | Call::Begin(_) | Call::Reopen(_) | Call::Restore(_) => self.admit_begin(),
+            Call::Open(_)
+            | Call::Begin(_)
+            | Call::Reopen(_)
+            | Call::Restore(_)
+            | Call::Send(_)
+            | Call::Poll(_)
+            | Call::Poke { .. } => self.admit_begin(),
             Call::Step(step) if step.grows() => self.admit_begin(),
             Call::Attach(attach) if attach.name.is_none() => self.admit_begin(),
             _ => self.admit_change(),
@@ -709,7 +778,7 @@ impl Engine {
     /// Whether new work may begin.
     fn admit_new(&self) -> Result<(), Refusal> {
         if self.draining.load(Ordering::Acquire) {
-            return Err(Refusal::new(Reason::ShuttingDown, "the server is stopping").retry_after(1_000));
+            return Err(shutting_down());
         }
         if self.space() != Space::Ok {
             let message = "the disk is almost full; new work is refused";
@@ -768,10 +837,11 @@ impl Engine {
     ) -> T {
         let pinned = self.pin(tree, state, index, now);
         let mut appending = self.journal.append();
-        let mut ops = Vec::with_capacity(3);
+        let (mut ops, mut opened) = (Vec::with_capacity(3), false);
         if let Some(line) = state.line_mut(index) {
             change(&mut appending, line, &mut ops);
             let prev = std::mem::replace(&mut line.seq, appending.seq);
+            opened = prev == 0;
             if let Some(row) = state.row(tree, index, prev) {
                 ops.push(Op::Upsert(Box::new(row)));
             }
@@ -780,6 +850,9 @@ impl Engine {
         state.last_seq = appending.seq;
         appending.push(tree, ops, pinned.into_iter().collect(), now.mono_ms);
         self.charge(state, index);
+        if opened {
+            self.tell_opened(tree, state, index, now);
+        }
         out
     }
 
@@ -821,6 +894,8 @@ impl Engine {
         self.running.fetch_sub(1, Ordering::Relaxed);
         let Some(line) = state.line(index) else { return };
         self.resources.turn(line.uid, false, now);
+        tree.tenant.turns.ended(line.uid);
+        tree.tenant.polls.ended(line.uid);
         if line.depth > 0 {
             tree.children_slots.release(1);
             work.gates.push((tree.clone(), Gate::Tree));
@@ -835,6 +910,11 @@ impl Engine {
             self.residents.unpin(handle, now.tick());
         }
     }
+}
+
+/// The refusal of what a server that stops does not take.
+pub(crate) fn shutting_down() -> Refusal {
+    Refusal::new(Reason::ShuttingDown, "the server is stopping").retry_after(1_000)
 }
 
 /// The refusal of an id that nobody knows.

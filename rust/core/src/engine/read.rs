@@ -40,6 +40,8 @@ pub struct SessionView {
     trajectory_turns: u32,
     finish_due_ms: i64,
     cleanup: Option<v1::Cleanup>,
+    wakes: bool,
+    owner: String,
 }
 
 impl SessionView {
@@ -91,6 +93,8 @@ impl SessionView {
             trajectory_first_turn: self.trajectory_turns + 1,
             finish_time: (self.finish_due_ms != 0).then(|| timestamp(self.finish_due_ms)),
             cleanup: self.cleanup.clone(),
+            wake_on_completion: self.wakes,
+            owner: self.owner.clone(),
         }
     }
 }
@@ -111,6 +115,7 @@ pub(crate) fn receipt(r: &Receipt) -> v1::CloseReceipt {
         provisionals_aborted: r.provisionals_aborted,
         dump_name: r.dump_name.clone(),
         resources: r.resources,
+        unread_messages: r.unread_messages,
     }
 }
 
@@ -204,7 +209,7 @@ impl Engine {
             path: state.path(index),
             state: v1::SessionState::Open as i32,
             activity: activity(running, line.waits()),
-            last_outcome: resident.last_outcome as i32,
+            last_outcome: line.outcome as i32,
             residency: v1::Residency::Resident,
             turn_count: line.head,
             head_version: line.head_version,
@@ -219,6 +224,8 @@ impl Engine {
             trajectory_turns: resident.trajectory_turns,
             finish_due_ms: line.finish_due_ms,
             cleanup: None,
+            wakes: line.wakes,
+            owner: line.owner.to_string(),
         }
     }
 
@@ -268,6 +275,8 @@ impl Engine {
             trajectory_turns: facts.trajectory_turns,
             finish_due_ms: row.finish_due_ms,
             cleanup: super::ended::view(row),
+            wakes: facts.wake_on_completion,
+            owner: row.owner.clone(),
         })
     }
 

@@ -86,6 +86,8 @@ impl Engine {
     fn settle(&self, released: Released, reread: bool, work: &mut Work, now: &mut Moment) {
         self.counters.entries_stored.fetch_add(released.stored, Ordering::Relaxed);
         self.unpin(released.unpin, now);
+        // Before any answer goes out: who has one finds what it did among the events.
+        self.spread(now);
         let (mut seen, mut ask) = (HashSet::new(), Vec::new());
         // By pointer: an acknowledgement's tree may bear the root of one that is in memory, and both are lost.
         for tree in released.lost_trees.into_iter().filter(|t| seen.insert(Arc::as_ptr(t))) {
@@ -101,10 +103,11 @@ impl Engine {
             match held {
                 Held::Answer(answer) => self.deliver(answer.ticket, Err(not_stored()), work),
                 Held::Effect(id, _) => self.lost_effect(id, work),
-                Held::Claim(tree) => self.unclaim(tree.root, work),
+                Held::Claim(root) => self.unclaim(root, work),
                 Held::Key(change) => self.keys.lost(change),
+                Held::Limits(_) => self.limits_lost(),
                 Held::Resource(_, change) => self.resource_lost(change, work, now),
-                Held::Cleanup(..) | Held::Event(_) | Held::Ready(..) => {}
+                Held::Cleanup(..) | Held::Event(_) | Held::Told(_) | Held::Ready(..) => {}
             }
         }
         for held in released.held {
@@ -112,10 +115,13 @@ impl Engine {
                 Held::Answer(answer) => self.deliver(answer.ticket, answer.result, work),
                 Held::Effect(id, _) => self.start_effect(id),
                 Held::Cleanup(tree, closed) => self.clean_up(&tree, closed, now),
-                Held::Claim(tree) => self.unclaim(tree.root, work),
+                Held::Claim(root) => self.unclaim(root, work),
                 Held::Event(event) => self.emit(*event, now),
+                // (These go another way.)
+                Held::Told(_) => {}
                 Held::Ready(_, seq) => self.ready(seq),
                 Held::Key(change) => self.keys.happened(change),
+                Held::Limits(change) => self.limits_set(&change, work),
                 Held::Resource(_, change) => self.resource_changed(change, work),
             }
         }
@@ -146,6 +152,7 @@ impl Engine {
             return;
         }
         for index in 0..state.lines.len() as u32 {
+            self.wake_waits(tree, &mut state, index, work, now);
             let waiter = self.take_waiter(tree, &mut state, index, work, now);
             let Some(line) = state.line_mut(index) else { continue };
             if let Some(call) = waiter.and_then(|w| w.call) {

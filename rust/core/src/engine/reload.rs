@@ -14,7 +14,6 @@ use crate::gen_store::{EndedBy, RecordMeta, SessionFacts};
 use crate::gen_v1 as v1;
 use crate::ids::{Asked, TrajectoryId, Uid, fingerprint};
 use crate::journal::{Held, Seq};
-use crate::slots::SlotNode;
 use parking_lot::{Mutex, MutexGuard};
 use prost::Message;
 use std::collections::{HashMap, VecDeque};
@@ -40,6 +39,13 @@ pub enum Effect {
     Stale { id: u64, until_ms: u64, after: Option<StaleTree>, limit: usize },
     /// Read a session, whatever its state, and those below it that are not open, parents before children.
     Family { id: u64, uid: Uid },
+    /// Read messages in full.
+    Mail { id: u64, seqs: Vec<Seq> },
+    /// Look for the message to this session that bears this request.
+    Sent { id: u64, recipient: Uid, request: String },
+    /// At most `limit` queued messages of a tenant that make their sessions runnable by then, in order of (time,
+    /// sequence), behind `after`.
+    Runnable { id: u64, tenant: Arc<str>, until_ms: i64, after: Option<RunnableSession>, limit: usize },
 }
 
 impl Effect {
@@ -53,7 +59,10 @@ impl Effect {
             | Effect::Trajectories { id, .. }
             | Effect::Due { id, .. }
             | Effect::Stale { id, .. }
-            | Effect::Family { id, .. } => *id,
+            | Effect::Family { id, .. }
+            | Effect::Mail { id, .. }
+            | Effect::Sent { id, .. }
+            | Effect::Runnable { id, .. } => *id,
         }
     }
 }
@@ -67,6 +76,8 @@ pub struct Wanted {
     pub provisional: bool,
     /// The client's state after this turn, instead of the newest.
     pub state_turn: Option<u32>,
+    /// How much the COMMITTED records up to that turn take.
+    pub size: bool,
 }
 
 /// A session whose trajectory is due.
@@ -85,6 +96,42 @@ pub struct StaleTree {
     pub root: Uid,
     pub tenant: String,
     pub session_id: String,
+}
+
+/// A message that makes its session runnable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunnableSession {
+    pub due_ms: i64,
+    pub seq: Seq,
+    pub session_id: String,
+}
+
+/// A message in a mailbox, as its tree's header in the store holds it: QUEUED or DELIVERED.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MailHead {
+    pub seq: Seq,
+    pub state: i32,
+    pub due: i64,
+    pub expire: i64,
+    pub deliveries: u32,
+    pub fence: u64,
+    /// Bytes of its content.
+    pub size: u64,
+    /// Whether a child's end told it, for which the mailbox's bounds do not hold.
+    pub outcome: bool,
+}
+
+/// A message in full.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MailFound {
+    pub seq: Seq,
+    pub id: Uid,
+    pub kind: i32,
+    pub deliveries: u32,
+    pub create_ms: i64,
+    pub expire: i64,
+    pub meta: Vec<u8>,
+    pub content: Option<Vec<u8>>,
 }
 
 /// A finished trajectory as the store holds it.
@@ -119,6 +166,11 @@ pub struct HeaderRow {
     /// If `finish_due_ms` is not 0.
     pub facts: Option<Vec<u8>>,
     pub seq: Seq,
+    pub outcome: i32,
+    pub wakes: bool,
+    pub owner: String,
+    /// In order of sequence.
+    pub mail: Vec<MailHead>,
 }
 
 /// Where a session id leads in the store.
@@ -160,6 +212,7 @@ pub struct SessionRow {
     pub cleanup_due: i64,
     pub cleanup: Option<Vec<u8>>,
     pub seq: Seq,
+    pub owner: String,
 }
 
 /// What a reload reads: records newest first; the client's state with the record that set it; the live provisional, if
@@ -170,6 +223,8 @@ pub struct LoadedSession {
     pub lines: Vec<chain::Line>,
     pub state: Option<(Seq, Vec<u8>)>,
     pub provisional: Option<RecordRow>,
+    /// Bytes of payloads and metas, if that was asked for.
+    pub size: u64,
 }
 
 /// What an answer of the store is for.
@@ -195,16 +250,39 @@ pub(crate) enum Purpose {
     Recover {
         root: Uid,
     },
+    /// The session that a call forks from.
+    Fork {
+        call: Box<Pending>,
+    },
     /// The trajectories that a call acknowledges.
     Ack {
         call: Box<Pending>,
     },
     Due,
     Stale,
+    /// Mail for one call, of the session with this uid.
+    Mail {
+        call: Box<Pending>,
+        uid: Uid,
+    },
+    /// The message that the request of a SendMessage made before.
+    Sent {
+        call: Box<Pending>,
+    },
+    /// What hosts of a tenant wait for.
+    Runnable {
+        tenant: Arc<Tenant>,
+    },
     /// An ended session with its descendants, for the one call that may change it.
     Family {
         call: Box<Pending>,
     },
+}
+
+/// What a call that has its slots waits for.
+pub(crate) enum Need {
+    Session(Wanted),
+    Mail(Vec<Seq>),
 }
 
 /// What a call wants of a session's records.
@@ -249,7 +327,7 @@ impl Engine {
                 Known::Ended(past) => Located::Ended(call, past),
                 // Its own tree it would have met first.
                 Known::Quarantined if call.who.is_beyond(id) => {
-                    Located::Ended(call, Past { uid: Uid(0), parent: None, purging: false })
+                    Located::Ended(call, Past { uid: Uid(0), root: Uid(0), parent: None, purging: false })
                 }
                 Known::Quarantined => {
                     self.refuse_part(call, super::quarantined(id), work);
@@ -284,6 +362,11 @@ impl Engine {
     /// itself, only the lease that it stands at.
     pub(crate) fn refuse_part(&self, mut call: Pending, refusal: Refusal, work: &mut Work) {
         self.unclaim_call(&mut call, work);
+        if let super::Call::Poke { session_id, listed: true } = &mut call.call {
+            // The next one of its list is tried.
+            session_id.clear();
+            return work.calls.push_back(call);
+        }
         if let super::Call::Renew(renew) = &mut call.call {
             let refusal = Some(refusal.to_proto());
             renew.results.push(v1::RenewalResult { refusal, ..Default::default() });
@@ -334,9 +417,18 @@ impl Engine {
                 _,
                 Purpose::Records { call, .. }
                 | Purpose::Read { call }
+                | Purpose::Fork { call }
                 | Purpose::Ack { call }
+                | Purpose::Mail { call, .. }
                 | Purpose::Family { call },
             )) => work.calls.push_back(*call),
+            Some((_, Purpose::Sent { mut call })) => {
+                // The store was not looked through after all.
+                if let super::Call::Send(send) = &mut call.call {
+                    send.looked = None;
+                }
+                work.calls.push_back(*call);
+            }
             Some((_, Purpose::Due)) => self.look_again(),
             Some((_, Purpose::Stale)) => self.look_for_stale_again(),
             Some(other) => {
@@ -381,19 +473,78 @@ impl Engine {
     }
 
     /// As [`Self::load`], for a call that has its slots.
-    pub(crate) fn load_granted(
-        &self,
-        call: Pending,
-        tree: &Arc<Tree>,
-        state: &mut TreeState,
-        index: u32,
-        wanted: Wanted,
-    ) {
+    pub(crate) fn load_granted(&self, call: Pending, tree: &Arc<Tree>, state: &mut TreeState, index: u32, need: Need) {
         self.running.fetch_add(1, Ordering::Relaxed);
-        self.load(call, tree, state, index, wanted);
+        match need {
+            Need::Session(wanted) => self.load(call, tree, state, index, wanted),
+            Need::Mail(seqs) => self.load_mail(call, tree, state, index, seqs),
+        }
         if let Some(loading) = state.line_mut(index).and_then(|l| l.loading.as_mut()) {
             loading.granted = loading.calls.pop().map(Box::new);
             loading.granted_after = self.losses.load(Ordering::Acquire);
+        }
+    }
+
+    /// As [`Self::load`], of mail alone. A load that is under way comes first.
+    fn load_mail(&self, call: Pending, tree: &Arc<Tree>, state: &mut TreeState, index: u32, seqs: Vec<Seq>) {
+        let after = state.last_seq;
+        let Some(line) = state.line_mut(index) else { return };
+        let uid = line.uid;
+        match &mut line.loading {
+            Some(loading) => loading.calls.push(call),
+            None => {
+                line.loading = Some(Box::new(Loading { calls: vec![call], ..Loading::default() }));
+                self.hold_header(state);
+                let purpose = Purpose::Load { tree: tree.clone(), index, uid };
+                self.ask(after, purpose, |id| Effect::Mail { id, seqs });
+            }
+        }
+    }
+
+    /// The mail was read for which a call waits with its slots.
+    pub(crate) fn mail_loaded(
+        &self,
+        tree: &Arc<Tree>,
+        index: u32,
+        uid: Uid,
+        found: Vec<MailFound>,
+        work: &mut Work,
+        now: &mut Moment,
+    ) {
+        let mut state = tree.state.lock();
+        if state.dropped {
+            return;
+        }
+        let line = state.line_mut(index).filter(|l| l.uid == uid);
+        let Some(mut loading) = line.and_then(|l| l.loading.take()) else { return };
+        if let Some(mut call) = self.take_granted(&mut loading) {
+            call.mail = Some(Box::new((uid, found)));
+            self.resume_granted(call, loading.granted_after, tree, &mut state, index, work, now);
+        }
+        work.calls.extend(loading.calls);
+        self.release_header(tree, &mut state, now);
+    }
+
+    /// What a call needed that has its slots was read: its turn begins, if nothing stands against it.
+    #[allow(clippy::too_many_arguments)]
+    fn resume_granted(
+        &self,
+        mut call: Pending,
+        granted_after: u64,
+        tree: &Arc<Tree>,
+        state: &mut TreeState,
+        index: u32,
+        work: &mut Work,
+        now: &mut Moment,
+    ) {
+        call.reload_ms += now.mono_ms.saturating_sub(call.ran_ms);
+        let sound = granted_after == self.losses.load(Ordering::Acquire);
+        if sound && self.admit_begin().is_ok() && self.tickets.lock().contains_key(&call.ticket) {
+            let arrival = call.arrival;
+            self.begin_with_slots(call, tree, state, index, arrival, work, now);
+        } else {
+            self.return_slots(tree, state, index, work);
+            work.calls.push_back(call);
         }
     }
 
@@ -452,6 +603,11 @@ impl Engine {
         self.effects.lock().queue.drain(..).collect()
     }
 
+    /// Whether a read has not been answered yet.
+    pub(crate) fn reads_open(&self) -> bool {
+        !self.effects.lock().open.is_empty()
+    }
+
     /// Whether [`Engine::effects`] has something.
     pub fn has_effects(&self) -> bool {
         !self.effects.lock().queue.is_empty()
@@ -474,7 +630,8 @@ impl Engine {
         let known = match found {
             None => Some(Known::Absent),
             Some(f) if f.state != v1::SessionState::Open as i32 => {
-                Some(Known::Ended(Past { uid: f.uid, parent: f.parent, purging: is_purging(f.cleanup.as_deref()) }))
+                let purging = is_purging(f.cleanup.as_deref());
+                Some(Known::Ended(Past { uid: f.uid, root: f.root, parent: f.parent, purging }))
             }
             Some(f) if self.recovery.lock().quarantined.contains(&f.root) => Some(Known::Quarantined),
             Some(f) => {
@@ -556,6 +713,11 @@ impl Engine {
             line.last = row.last;
             line.finish_due_ms = row.finish_due_ms;
             line.closes = row.closes;
+            line.outcome = v1::TurnOutcome::try_from(row.outcome).unwrap_or(v1::TurnOutcome::None);
+            line.wakes = row.wakes;
+            line.owner = super::tree::owner_of(&row.owner);
+            line.mail = super::mailbox::Mailbox::of(&row.mail);
+            line.mail_from = self.journal.durable().max(1);
             line.seq = row.seq;
             state.active_ms = state.active_ms.max(row.active_ms);
             if row.parent.is_none() {
@@ -585,12 +747,20 @@ impl Engine {
                 Err(()) => {}
             }
         }
+        self.set_tree_cap(&tree);
+        for index in 0..state.lines.len() as u32 {
+            self.charge_mail(&tree, &mut state, index, now);
+        }
         self.charge_header(&tree, &mut state, now);
         for index in 0..state.lines.len() as u32 {
             let Some(line) = state.line_mut(index) else { continue };
-            let (depth, uid) = (line.depth, line.uid);
+            let (depth, uid, session_id) = (line.depth, line.uid, line.session_id.clone());
             let Some(lease) = line.lease.as_mut().filter(|l| l.running) else { continue };
+            if let (true, Some(mark)) = (lease.polled, &lease.request) {
+                tenant.polls.began(&mark.request_id, uid, &session_id);
+            }
             lease.timer = self.timer(lease.deadline_ms, Timer::Lease(tree.clone(), index, lease.fence));
+            tenant.turns.began(uid, &session_id, lease.begin_wall_ms);
             tree.tenant.slots.force_add(1).expect("fewer than 2^32 turns run");
             if depth > 0 {
                 tree.children_slots.force_add(1).expect("fewer than 2^32 turns run");
@@ -606,19 +776,20 @@ impl Engine {
         Tree {
             root,
             tenant,
-            children_slots: SlotNode::new(self.limits.max_turns_per_tree as u32 - 1),
+            children_slots: self.children_slots(),
             queue: super::Queue::default(),
             state: Mutex::default(),
         }
     }
 
-    /// The answer to a Session: a reload, or the records that a repeat is answered from.
+    /// The answer to a Session: a reload, the records that a repeat is answered from, or what is copied.
     pub fn session_loaded(&self, id: u64, loaded: Option<LoadedSession>, mut now: Moment) {
         let _going = self.world.read();
         let mut work = Work::default();
         match self.purpose(id) {
             Some(Purpose::Load { tree, index, uid }) => self.loaded(&tree, index, uid, loaded, &mut work, &mut now),
             Some(Purpose::Records { call, why }) => self.records_loaded(*call, why, loaded, &mut work, &now),
+            Some(Purpose::Fork { call }) => self.fork_loaded(*call, loaded, &mut work),
             _ => {}
         }
         work.evict = true;
@@ -652,7 +823,7 @@ impl Engine {
                 let id = line.session_id.clone();
                 let refusal = refusal.with("session_id", &id);
                 for call in self.give_up_load(&mut loading, tree, &state, index, work) {
-                    self.reply(call.ticket, Err(refusal.clone()), tree, &state, work);
+                    self.refuse_begin(call, refusal.clone(), tree, &state, work);
                 }
             }
             Ok((loaded, mut made)) if !closed && loaded.row.seq == seq => {
@@ -664,16 +835,8 @@ impl Engine {
                     }
                 }
                 self.make_resident(tree, &mut state, index, loaded, made, now);
-                if let Some(mut call) = self.take_granted(&mut loading) {
-                    call.reload_ms += now.mono_ms.saturating_sub(call.ran_ms);
-                    let sound = loading.granted_after == self.losses.load(Ordering::Acquire);
-                    if sound && self.admit_begin().is_ok() && self.tickets.lock().contains_key(&call.ticket) {
-                        let arrival = call.arrival;
-                        self.begin_with_slots(call, tree, &mut state, index, arrival, work, now);
-                    } else {
-                        self.return_slots(tree, &state, index, work);
-                        work.calls.push_back(call);
-                    }
+                if let Some(call) = self.take_granted(&mut loading) {
+                    self.resume_granted(call, loading.granted_after, tree, &mut state, index, work, now);
                 }
                 work.calls.extend(loading.calls);
             }
@@ -699,6 +862,10 @@ impl Engine {
             return self.charge(state, index);
         }
         count(&self.counters.reloads);
+        if let Some(line) = state.line_mut(index) {
+            // Rows of before 0.2 have it in their facts alone.
+            line.outcome = v1::TurnOutcome::try_from(facts.last_outcome).unwrap_or(v1::TurnOutcome::None);
+        }
         let marks = metas.iter().flat_map(|m| {
             let ended = if m.ended_by() == EndedBy::Finish { Asked::Finish } else { Asked::End };
             [(Asked::Begin, m.begin_request.as_ref()), (ended, m.end_request.as_ref())]
@@ -736,7 +903,7 @@ impl Engine {
                 let line = state.line_mut(index).filter(|l| l.uid == uid);
                 if let Some(mut loading) = line.and_then(|l| l.loading.take()) {
                     for call in self.give_up_load(&mut loading, &tree, &state, index, &mut work) {
-                        self.refuse(call.ticket, refusal.clone(), &mut work);
+                        self.refuse_begin(call, refusal.clone(), &tree, &state, &mut work);
                     }
                     self.release_header(&tree, &mut state, &now);
                 }
@@ -744,13 +911,17 @@ impl Engine {
             Some(
                 Purpose::Records { call, .. }
                 | Purpose::Read { call }
+                | Purpose::Fork { call }
                 | Purpose::Ack { call }
+                | Purpose::Mail { call, .. }
+                | Purpose::Sent { call }
                 | Purpose::Family { call },
             ) => {
                 self.refuse_part(*call, refusal, &mut work);
             }
             Some(Purpose::Due) => self.due_failed(&now),
             Some(Purpose::Stale) => self.stale_failed(&now),
+            Some(Purpose::Runnable { tenant }) => self.runnable_failed(&tenant, &now),
             // Until it is re-read nothing is admitted: it is asked for again.
             Some(Purpose::Recover { root }) => {
                 let again = self.recovery.lock().failed(root);
@@ -760,6 +931,21 @@ impl Engine {
         }
         self.finish(&mut work, &mut now);
     }
+}
+
+/// Verifies the records of a session and that its live line is what they make it; its facts, and the decoded metas.
+pub(crate) fn verify_line(loaded: &LoadedSession) -> Result<(SessionFacts, Vec<RecordMeta>), Refusal> {
+    let corrupt = |what: &str| Refusal::new(Reason::SessionCorrupt, what.to_owned());
+    let facts = SessionFacts::decode(&loaded.row.facts[..]).map_err(|_| corrupt("its facts do not decode"))?;
+    let metas = chain::verify(&loaded.lines, loaded.row.last, &facts.chain)?;
+    let statuses = chain::statuses(&loaded.lines, &metas)?;
+    let committed = v1::RecordStatus::Committed as i32;
+    if statuses.iter().zip(&loaded.lines).any(|(status, line)| *status != line.status)
+        || statuses.iter().filter(|s| **s == committed).count() != loaded.row.head as usize
+    {
+        return Err(corrupt("its records' statuses or its turn count are not what its records make them"));
+    }
+    Ok((facts, metas))
 }
 
 /// What a reload read, verified.
@@ -776,15 +962,7 @@ struct Reloaded {
 impl Reloaded {
     fn verify(loaded: &LoadedSession) -> Result<Self, Refusal> {
         let corrupt = |what: &str| Refusal::new(Reason::SessionCorrupt, what.to_owned());
-        let facts = SessionFacts::decode(&loaded.row.facts[..]).map_err(|_| corrupt("its facts do not decode"))?;
-        let metas = chain::verify(&loaded.lines, loaded.row.last, &facts.chain)?;
-        let statuses = chain::statuses(&loaded.lines, &metas)?;
-        let committed = v1::RecordStatus::Committed as i32;
-        if statuses.iter().zip(&loaded.lines).any(|(status, line)| *status != line.status)
-            || statuses.iter().filter(|s| **s == committed).count() != loaded.row.head as usize
-        {
-            return Err(corrupt("its records' statuses or its turn count are not what its records make them"));
-        }
+        let (facts, metas) = verify_line(loaded)?;
         if facts.state_seq != 0 {
             let setter = loaded.lines.iter().position(|l| l.seq == facts.state_seq as u64);
             let digest = chain::digest(&[loaded.state.as_ref().map_or(&[][..], |(_, state)| state)]);

@@ -4,8 +4,11 @@
 
 use super::access::Rule;
 use super::keyring::{CreateKey, ListKeys, parse_key_id};
+use super::mail::{SendCall, WaitCall};
+use super::poll::PollCall;
 use super::pool::Caps;
 use super::resource::{AttachCall, DetachCall, PoolWish};
+use super::set_limits::{self, LimitChange};
 use crate::chain::digest;
 use crate::checkpoint::TOKEN;
 use crate::error::{Reason, Refusal};
@@ -13,7 +16,7 @@ use crate::gen_store::{self as store, RequestMark};
 use crate::gen_v1 as v1;
 use crate::ids::{self, LeaseToken, TrajectoryId, Uid};
 use crate::keys::SessionRef;
-use crate::limits::{LEASE_MS, Limits, MAX_FINISH_AFTER_MS};
+use crate::limits::{LEASE_MS, LiveLimits, MAX_FINISH_AFTER_MS};
 use prost::Message;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
@@ -41,6 +44,10 @@ pub enum Method {
     ListApiKeys,
     AttachResource,
     DetachResource,
+    SendMessage,
+    WaitMail,
+    PollTurn,
+    SetLimits,
 }
 
 impl Method {
@@ -66,6 +73,10 @@ impl Method {
         ("/roost.v1.AdminService/ListApiKeys", Method::ListApiKeys),
         ("/roost.v1.ResourceService/AttachResource", Method::AttachResource),
         ("/roost.v1.ResourceService/DetachResource", Method::DetachResource),
+        ("/roost.v1.MailService/SendMessage", Method::SendMessage),
+        ("/roost.v1.MailService/WaitMail", Method::WaitMail),
+        ("/roost.v1.TurnService/PollTurn", Method::PollTurn),
+        ("/roost.v1.AdminService/SetLimits", Method::SetLimits),
     ];
 
     /// What may be done with it. `None`: nothing, by nobody.
@@ -82,6 +93,24 @@ pub(crate) struct OpenOptions {
     pub(crate) name: String,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) stale_timeout_ms: i64,
+    pub(crate) wakes: bool,
+}
+
+/// A message that is to be sent, checked.
+#[derive(Debug, Default)]
+pub(crate) struct Letter {
+    pub(crate) content: Vec<u8>,
+    pub(crate) content_type: String,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) trigger: bool,
+    pub(crate) ttl_ms: Option<u64>,
+}
+
+/// The session whose history another begins with, and the last turn of it that is copied; 0: all of them.
+#[derive(Debug)]
+pub(crate) struct Fork {
+    pub(crate) session_id: String,
+    pub(crate) turn: u32,
 }
 
 #[derive(Debug)]
@@ -92,6 +121,8 @@ pub(crate) struct Open {
     pub(crate) return_existing: bool,
     pub(crate) validate_only: bool,
     pub(crate) mint_key: bool,
+    pub(crate) first_message: Option<Letter>,
+    pub(crate) fork: Option<Fork>,
 }
 
 #[derive(Debug)]
@@ -134,6 +165,8 @@ pub(crate) struct Begin {
     pub(crate) validate_only: bool,
     pub(crate) takeover: bool,
     pub(crate) want_provisional: bool,
+    /// It was a PollTurn before its session was found.
+    pub(crate) polled: Option<Box<PollCall>>,
 }
 
 /// A turn's payload, checked and digested.
@@ -189,6 +222,8 @@ pub(crate) struct CommitOptions {
     pub(crate) new_segment: bool,
     pub(crate) then: v1::Then,
     pub(crate) completed: bool,
+    /// What the parent is told, if the task is complete.
+    pub(crate) completion: Option<Letter>,
     pub(crate) base_turn: Option<u32>,
 }
 
@@ -266,8 +301,18 @@ pub(crate) enum Call {
     CreateKey(CreateKey),
     RevokeKey(Uid),
     ListKeys(ListKeys),
+    SetLimits(LimitChange),
     Attach(Box<AttachCall>),
     Detach(DetachCall),
+    Send(Box<SendCall>),
+    WaitMail(WaitCall),
+    Poll(PollCall),
+    /// The engine's own: begin a turn of this session for who waits in PollTurn, if it is runnable.
+    Poke {
+        session_id: String,
+        /// It is of a list: the next of it follows.
+        listed: bool,
+    },
     /// What came of an attempt to release a resource.
     Release(Box<super::resource::ReleaseCall>),
     /// The engine's own: finish the active trajectory of this session if it is due.
@@ -383,7 +428,7 @@ fn unknown_enum(field: &str, value: i32) -> Refusal {
     Refusal::field(field, format!("{value} is not a value of this enum")).with("value", value)
 }
 
-fn options(o: v1::OpenOptions, limits: &Limits) -> Result<OpenOptions, Refusal> {
+fn options(o: v1::OpenOptions, limits: &LiveLimits) -> Result<OpenOptions, Refusal> {
     if !o.parent_session_id.is_empty() {
         ids::check_session_id("options.parent_session_id", &o.parent_session_id)?;
     }
@@ -396,14 +441,34 @@ fn options(o: v1::OpenOptions, limits: &Limits) -> Result<OpenOptions, Refusal> 
     check_labels("options.labels", &o.labels)?;
     let stale_timeout_ms = match &o.stale_timeout {
         Some(d) => millis("options.stale_timeout", d)?,
-        None => limits.default_stale_ms,
+        None => limits.default_stale_ms(),
     };
     Ok(OpenOptions {
         parent: o.parent_session_id,
         name: o.name,
         labels: o.labels,
         stale_timeout_ms: stale_timeout_ms as i64,
+        wakes: o.wake_on_completion,
     })
+}
+
+/// A message; one in `field` that may be without content (`sent`: not this one) tells that something has happened.
+fn letter(field: &str, m: v1::MessageInput, sent: bool, limits: &LiveLimits) -> Result<Letter, Refusal> {
+    if sent && m.content.is_empty() {
+        return Err(Refusal::field(&format!("{field}.content"), "must not be empty"));
+    }
+    check_len(&format!("{field}.content"), m.content.len(), limits.max_message_bytes() as usize)?;
+    check_len(&format!("{field}.content_type"), m.content_type.len(), 128)?;
+    check_labels(&format!("{field}.labels"), &m.labels)?;
+    let ttl_ms = m.ttl.as_ref().map(|d| millis(&format!("{field}.ttl"), d)).transpose()?;
+    if ttl_ms == Some(0) {
+        return Err(Refusal::field(&format!("{field}.ttl"), "must be at least 1 ms"));
+    }
+    if !sent && (m.trigger || ttl_ms.is_some()) {
+        return Err(Refusal::field(field, "takes no trigger and no ttl: the parent's wake_on_completion says it"));
+    }
+    let (content_type, labels) = (m.content_type, m.labels);
+    Ok(Letter { content: m.content, content_type, labels, trigger: m.trigger, ttl_ms })
 }
 
 fn check_parent(session_id: &str, options: &OpenOptions) -> Result<(), Refusal> {
@@ -413,6 +478,14 @@ fn check_parent(session_id: &str, options: &OpenOptions) -> Result<(), Refusal> 
     Ok(())
 }
 
+fn fork(session_id: &str, from: v1::ForkFrom) -> Result<Fork, Refusal> {
+    ids::check_session_id("fork_from.session_id", &from.session_id)?;
+    if from.session_id == session_id {
+        return Err(Refusal::field("fork_from.session_id", "a session is not forked from itself"));
+    }
+    Ok(Fork { session_id: from.session_id, turn: from.turn })
+}
+
 /// The mark of a request: its id, and the hash of the rest of it.
 fn mark<M: Message>(request: &mut M, id: impl Fn(&mut M) -> &mut String) -> Result<Option<RequestMark>, Refusal> {
     let request_id = std::mem::take(id(request));
@@ -420,7 +493,7 @@ fn mark<M: Message>(request: &mut M, id: impl Fn(&mut M) -> &mut String) -> Resu
     Ok(ids::mark(&request_id, || request.encode_to_vec()))
 }
 
-fn payload(record: v1::RecordInput, limits: &Limits) -> Result<Payload, Refusal> {
+fn payload(record: v1::RecordInput, limits: &LiveLimits) -> Result<Payload, Refusal> {
     check_len("record.content_type", record.content_type.len(), 128)?;
     check_len("record.finish_reason", record.finish_reason.len(), 64)?;
     check_labels("record.labels", &record.labels)?;
@@ -428,7 +501,7 @@ fn payload(record: v1::RecordInput, limits: &Limits) -> Result<Payload, Refusal>
     if let Some(t) = &record.tokens {
         size += t.token_ids.len() + t.logprobs.len() + t.loss_mask.len();
     }
-    check_len("record", size, limits.max_turn_bytes as usize)?;
+    check_len("record", size, limits.max_turn_bytes() as usize)?;
     let span = record.tokens.map(span).transpose()?;
     let attachments = attachments(record.attachments)?;
     let content_digest = digest(&[&record.content]);
@@ -495,7 +568,7 @@ fn span(t: v1::TokenSpan) -> Result<Span, Refusal> {
 }
 
 impl Call {
-    /// The session it addresses; empty for RenewTurns and AckTrajectories, which address many, and for what is about keys.
+    /// The session it addresses; empty for RenewTurns and AckTrajectories, which address many, for PollTurn, and for what is about keys.
     pub(crate) fn session_id(&self) -> &str {
         match self {
             Call::Open(c) => &c.session_id,
@@ -511,15 +584,28 @@ impl Call {
             Call::Reward(c) => &c.session_id,
             Call::Finish(c) => &c.session_id,
             Call::Checkpoint(c) => &c.session_id,
-            Call::Expire { session_id, .. } => session_id,
+            Call::Expire { session_id, .. } | Call::Poke { session_id, .. } => session_id,
             Call::Attach(c) => &c.session_id,
             Call::Detach(c) => &c.session_id,
+            Call::Send(c) => &c.session_id,
+            Call::WaitMail(c) => &c.session_id,
             Call::Renew(_)
             | Call::Ack(_)
             | Call::CreateKey(_)
             | Call::RevokeKey(_)
             | Call::ListKeys(_)
+            | Call::Poll(_)
+            | Call::SetLimits(_)
             | Call::Release(_) => "",
+        }
+    }
+
+    /// Whether it is to say what would happen, and have nothing happen.
+    pub(crate) fn only_asks(&self) -> bool {
+        match self {
+            Call::Open(open) => open.validate_only,
+            Call::Begin(begin) => begin.validate_only,
+            _ => false,
         }
     }
 
@@ -534,13 +620,14 @@ impl Call {
         bytes: &[u8],
         tenant: &str,
         own: Option<&SessionRef>,
-        limits: &Limits,
+        limits: &LiveLimits,
     ) -> Result<Call, Refusal> {
         Ok(match method {
             Method::OpenSession => {
                 let mut r: v1::OpenSessionRequest = message(bytes)?;
                 let if_exists =
                     v1::IfExists::try_from(r.if_exists).map_err(|_| unknown_enum("if_exists", r.if_exists))?;
+                let validate_only = std::mem::take(&mut r.validate_only);
                 let mark = mark(&mut r, |r| &mut r.request_id)?;
                 if r.session_id.is_empty() {
                     let id = mark
@@ -553,13 +640,17 @@ impl Call {
                 ids::check_session_id("session_id", &r.session_id)?;
                 let options = options(r.options.unwrap_or_default(), limits)?;
                 check_parent(&r.session_id, &options)?;
+                let first_message = r.first_message.map(|m| letter("first_message", m, true, limits)).transpose()?;
+                let fork = r.fork_from.map(|f| fork(&r.session_id, f)).transpose()?;
                 Call::Open(Open {
                     session_id: r.session_id,
                     mark,
                     options,
                     return_existing: if_exists == v1::IfExists::Return,
-                    validate_only: r.validate_only,
+                    validate_only,
                     mint_key: r.mint_key,
+                    first_message,
+                    fork,
                 })
             }
             Method::GetSession => {
@@ -615,15 +706,17 @@ impl Call {
                 check_timings(&timings)?;
                 let mark = mark(&mut r, |r| &mut r.request_id)?;
                 if let Some(state) = &r.state {
-                    check_len("state", state.len(), limits.max_state_bytes as usize)?;
+                    check_len("state", state.len(), limits.max_state_bytes() as usize)?;
                 }
+                let completion = r.completion.take().map(|m| letter("completion", m, false, limits)).transpose()?;
                 let commit = CommitOptions {
                     state_digest: r.state.as_deref().map(|s| digest(&[s])).unwrap_or_default(),
                     state: r.state,
                     max_trim: r.max_trim,
                     new_segment: r.new_segment,
                     then,
-                    completed: r.completed,
+                    completed: r.completed || completion.is_some(),
+                    completion,
                     base_turn: r.base_turn,
                 };
                 Call::End(Box::new(End {
@@ -689,6 +782,7 @@ impl Call {
                 Call::RevokeKey(parse_key_id(&r.key_id)?)
             }
             Method::ListApiKeys => Call::ListKeys(ListKeys::of(message(bytes)?)?),
+            Method::SetLimits => Call::SetLimits(set_limits::wanted(message(bytes)?)?),
             Method::AttachResource => Call::Attach(Box::new(attach(message(bytes)?, limits)?)),
             Method::DetachResource => {
                 let r: v1::DetachResourceRequest = message(bytes)?;
@@ -699,6 +793,31 @@ impl Call {
                 check_len("name", r.name.len(), 63)?;
                 Call::Detach(DetachCall { session_id: r.session_id, name: r.name })
             }
+            Method::SendMessage => {
+                let mut r: v1::SendMessageRequest = message(bytes)?;
+                ids::check_session_id("session_id", &r.session_id)?;
+                if !r.sender_session_id.is_empty() {
+                    ids::check_session_id("sender_session_id", &r.sender_session_id)?;
+                }
+                let mark = mark(&mut r, |r| &mut r.request_id)?;
+                Call::Send(Box::new(SendCall {
+                    session_id: r.session_id,
+                    sender_id: r.sender_session_id,
+                    mark,
+                    letter: letter("message", r.message.unwrap_or_default(), true, limits)?,
+                    sender: None,
+                    looked: None,
+                    sent: None,
+                }))
+            }
+            Method::WaitMail => {
+                let r: v1::WaitMailRequest = message(bytes)?;
+                ids::check_session_id("session_id", &r.session_id)?;
+                let wait_ms = r.wait.as_ref().map(|d| millis("wait", d)).transpose()?.unwrap_or(0);
+                let wait_ms = wait_ms.min(limits.max_wait_ms());
+                Call::WaitMail(WaitCall { session_id: r.session_id, wait_ms, after: r.after })
+            }
+            Method::PollTurn => Call::Poll(poll(message(bytes)?, limits)?),
         })
     }
 }
@@ -713,20 +832,44 @@ fn last_turn(mut r: v1::BeginTurnRequest) -> Result<Call, Refusal> {
     Ok(Call::Close(CloseCall { session_id: r.session_id, mark, reason: v1::CloseReason::Quit, last_turn: true }))
 }
 
-fn begin(mut r: v1::BeginTurnRequest, limits: &Limits) -> Result<Begin, Refusal> {
+fn lease_ms(asked: Option<&prost_types::Duration>, limits: &LiveLimits) -> Result<u64, Refusal> {
+    let lease_ms = asked.map(|d| millis("lease_duration", d)).transpose()?.unwrap_or(limits.default_lease_ms());
+    if !LEASE_MS.contains(&lease_ms) {
+        return Err(Refusal::field("lease_duration", "must be from 5 s to 1 h").with("milliseconds", lease_ms));
+    }
+    Ok(lease_ms)
+}
+
+fn poll(mut r: v1::PollTurnRequest, limits: &LiveLimits) -> Result<PollCall, Refusal> {
+    check_len("owner", r.owner.len(), 128)?;
+    if !r.root_session_id.is_empty() {
+        ids::check_session_id("root_session_id", &r.root_session_id)?;
+    }
+    let lease_ms = lease_ms(r.lease_duration.as_ref(), limits)?;
+    let wait_ms = r.wait.take().map(|d| millis("wait", &d)).transpose()?.unwrap_or(0);
+    let mark = mark(&mut r, |r| &mut r.request_id)?;
+    Ok(PollCall {
+        mark,
+        owner: r.owner,
+        // Whether anything is runnable is for the store to say.
+        wait_ms: wait_ms.clamp(1_000, limits.max_wait_ms().max(1_000)),
+        lease_ms,
+        root: r.root_session_id,
+        want_provisional: r.want_provisional,
+    })
+}
+
+fn begin(mut r: v1::BeginTurnRequest, limits: &LiveLimits) -> Result<Begin, Refusal> {
     ids::check_session_id("session_id", &r.session_id)?;
     check_len("owner", r.owner.len(), 128)?;
     if !(-1_000..=1_000).contains(&r.priority) {
         return Err(Refusal::field("priority", "must be from -1000 to 1000").with("priority", r.priority));
     }
-    let lease_ms = r.lease_duration.as_ref().map(|d| millis("lease_duration", d)).transpose()?;
-    let lease_ms = lease_ms.unwrap_or(limits.default_lease_ms);
-    if !LEASE_MS.contains(&lease_ms) {
-        return Err(Refusal::field("lease_duration", "must be from 5 s to 1 h").with("milliseconds", lease_ms));
-    }
+    let lease_ms = lease_ms(r.lease_duration.as_ref(), limits)?;
     let wait_ms = r.wait.as_ref().map(|d| millis("wait", d)).transpose()?.unwrap_or(0);
-    // How long a repeat waits is not part of what was asked for.
+    // How long a repeat waits is not part of what was asked for, nor whether it would only know.
     r.wait = None;
+    let validate_only = std::mem::take(&mut r.validate_only);
     let mark = mark(&mut r, |r| &mut r.request_id)?;
     let if_running = v1::IfRunning::try_from(r.if_running).map_err(|_| unknown_enum("if_running", r.if_running))?;
     if r.expected_turn == Some(0) {
@@ -738,25 +881,26 @@ fn begin(mut r: v1::BeginTurnRequest, limits: &Limits) -> Result<Begin, Refusal>
         session_id: r.session_id,
         mark,
         open,
-        wait_ms: wait_ms.min(limits.max_wait_ms),
+        wait_ms: wait_ms.min(limits.max_wait_ms()),
         expected_turn: r.expected_turn,
         expected_head_version: r.expected_head_version,
         known_head_version: r.known_head_version,
         lease_ms,
         owner: r.owner,
         priority: r.priority,
-        validate_only: r.validate_only,
+        validate_only,
         takeover: if_running == v1::IfRunning::Takeover,
         want_provisional: r.want_provisional,
+        polled: None,
     })
 }
 
-fn reward(mut r: v1::SetRewardRequest, limits: &Limits) -> Result<Reward, Refusal> {
+fn reward(mut r: v1::SetRewardRequest, limits: &LiveLimits) -> Result<Reward, Refusal> {
     ids::check_session_id("session_id", &r.session_id)?;
     check_reward("reward", r.reward)?;
     let finish_after_ms = match &r.finish_after {
         Some(d) => Some(millis("finish_after", d)?),
-        None => Some(limits.reward_finish_delay_ms).filter(|ms| *ms > 0),
+        None => Some(limits.reward_finish_delay_ms()).filter(|ms| *ms > 0),
     };
     if let Some(ms) = finish_after_ms.filter(|ms| *ms > MAX_FINISH_AFTER_MS) {
         return Err(Refusal::field("finish_after", "must be at most 30 days").with("milliseconds", ms));
@@ -765,15 +909,15 @@ fn reward(mut r: v1::SetRewardRequest, limits: &Limits) -> Result<Reward, Refusa
     Ok(Reward { session_id: r.session_id, mark, turn: r.turn, value: r.reward, finish_after_ms })
 }
 
-fn attach(mut r: v1::AttachResourceRequest, limits: &Limits) -> Result<AttachCall, Refusal> {
+fn attach(mut r: v1::AttachResourceRequest, limits: &LiveLimits) -> Result<AttachCall, Refusal> {
     ids::check_session_id("session_id", &r.session_id)?;
     check_len("owner", r.owner.len(), 128)?;
     check_len("handle", r.handle.len(), 1_024)?;
     if r.handle.chars().any(char::is_control) {
         return Err(Refusal::field("handle", "must not hold control characters"));
     }
-    let wait_ms = r.wait.take().map(|d| millis("wait", &d)).transpose()?.unwrap_or(limits.max_wait_ms);
-    let wait_ms = wait_ms.min(limits.max_wait_ms);
+    let wait_ms = r.wait.take().map(|d| millis("wait", &d)).transpose()?.unwrap_or(limits.max_wait_ms());
+    let wait_ms = wait_ms.min(limits.max_wait_ms());
     let mark = mark(&mut r, |r| &mut r.request_id)?;
     let kind = v1::ResourceKind::try_from(r.kind).map_err(|_| unknown_enum("kind", r.kind))?;
     let name = Some(r.name).filter(|name| !name.is_empty());

@@ -99,7 +99,8 @@ impl Engine {
         let bytes = size_of::<Tree>() as u64
             + state.lines.capacity() as u64 * 8
             + (state.lines.len() - state.free.len()) as u64 * Tree::LINE_BYTES
-            + state.facts_bytes;
+            + state.facts_bytes
+            + state.mail_bytes;
         let before = std::mem::replace(&mut state.header_bytes, bytes);
         if before == 0 {
             self.header_count.fetch_add(1, Ordering::Relaxed);
@@ -171,9 +172,9 @@ impl Engine {
     pub(crate) fn evict(&self, now: &Moment) -> bool {
         const STEPS: usize = 64;
         const AT_ONCE: usize = 32;
-        let over = |bytes: u64| bytes > self.limits.max_resident_bytes;
+        let over = |bytes: u64| bytes > self.limits.max_resident_bytes();
         for _ in 0..AT_ONCE {
-            let crowded = self.residents.len() as u64 > self.limits.max_resident_sessions;
+            let crowded = self.residents.len() as u64 > self.limits.max_resident_sessions();
             let heavy = over(self.memory());
             // A header that may go has no session in memory: all of them were colder than any that is resident.
             if !crowded
@@ -201,7 +202,8 @@ impl Engine {
         let Some(line) = state.line_mut(index) else { return };
         let Some(resident) = line.resident.take_if(|r| r.handle == handle) else { return };
         if line.finish_due_ms != 0 {
-            state.keep_facts(index, Some(resident.facts().encode_to_vec().into()));
+            let facts = resident.facts(line).encode_to_vec();
+            state.keep_facts(index, Some(facts.into()));
             self.charge_header(&tree, &mut state, now);
         }
         count(&self.counters.evictions);

@@ -50,14 +50,19 @@ impl Base {
         let furthest = tries.last_key_value().map_or(turn + 1, |(t, _)| *t);
         let attempts_ahead = (turn + 2..=furthest).map(|t| tries.get(&t).copied().unwrap_or(0)).collect();
         let checkpoint = Checkpoint::fold(&loaded.lines, metas, turn);
-        if let Some((seq, state)) = &loaded.state {
-            let setter = lines.clone().find(|(l, _)| l.seq == *seq).map(|(_, m)| &m.state_digest);
-            if setter != Some(&chain::digest(&[state])) {
-                return Err(Refusal::new(Reason::SessionCorrupt, "its state does not match its digest"));
-            }
-        }
+        verify_state(&loaded, metas)?;
         Ok(Base { turn, last: loaded.row.last, checkpoint, state: loaded.state, later, attempts, attempts_ahead })
     }
+}
+
+/// Whether the client's state that was read is what the record says that set it.
+pub(crate) fn verify_state(loaded: &LoadedSession, metas: &[RecordMeta]) -> Result<(), Refusal> {
+    let Some((seq, state)) = &loaded.state else { return Ok(()) };
+    let setter = loaded.lines.iter().position(|l| l.seq == *seq).map(|at| &metas[at].state_digest);
+    if setter != Some(&chain::digest(&[state])) {
+        return Err(Refusal::new(Reason::SessionCorrupt, "its state does not match its digest"));
+    }
+    Ok(())
 }
 
 impl Engine {
@@ -71,12 +76,13 @@ impl Engine {
         let Some(base) = base.filter(|b| *b != line.head) else { return Ok(None) };
         let first = resident.trajectory_turns;
         let back = u64::from(line.head.saturating_sub(base));
+        let max_rewind = self.limits.max_rewind();
         let message = if base > line.head {
             format!("base_turn {base} is above the turn count {}", line.head)
         } else if base < first {
             format!("base_turn {base} is before the active trajectory, which starts after turn {first}")
-        } else if back > self.limits.max_rewind {
-            format!("base_turn {base} goes back by {back} turns; max_rewind is {}", self.limits.max_rewind)
+        } else if back > max_rewind {
+            format!("base_turn {base} goes back by {back} turns; max_rewind is {max_rewind}")
         } else {
             return Ok(Some(base));
         };
@@ -86,13 +92,13 @@ impl Engine {
             .with("turn_count", line.head)
             .with("trajectory_turns", first)
             .with("back", back)
-            .with("max_rewind", self.limits.max_rewind))
+            .with("max_rewind", max_rewind))
     }
 
     /// Has what lies below a rewind read; the call runs again with it.
     pub(crate) fn ask_base(&self, call: Pending, uid: Uid, turn: u32, after: Seq) {
         let purpose = Purpose::Records { call: Box::new(call), why: Why::Base(turn) };
-        let wanted = Wanted { tokens: true, provisional: false, state_turn: Some(turn) };
+        let wanted = Wanted { tokens: true, state_turn: Some(turn), ..Wanted::default() };
         self.ask_session(after, purpose, uid, wanted);
     }
 }

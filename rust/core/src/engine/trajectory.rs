@@ -187,7 +187,7 @@ impl Engine {
     pub(crate) fn to_finish(state: &TreeState, all: &[u32]) -> Vec<(u32, SessionFacts)> {
         let due = all.iter().filter_map(|i| Some((*i, state.line(*i).filter(|l| l.finish_due_ms != 0)?)));
         let facts = |line: &Line| match (&line.resident, &line.facts) {
-            (Some(resident), _) => Some(resident.facts()),
+            (Some(resident), _) => Some(resident.facts(line)),
             (None, Some(kept)) => SessionFacts::decode(&kept[..]).ok(),
             (None, None) => None,
         };

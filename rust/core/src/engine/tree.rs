@@ -3,7 +3,6 @@
 //! One lock per tree orders its transitions. Nothing in here takes another tree's lock.
 
 use crate::checkpoint::Checkpoint;
-use crate::error::{Quota, Reason, Refusal};
 use crate::gen_store::{Receipt, RequestMark, RunningGrant, SessionFacts};
 use crate::gen_v1 as v1;
 use crate::ids::{LeaseToken, Uid};
@@ -27,6 +26,10 @@ pub(crate) struct Tenant {
     pub(crate) slots: crate::sync::Padded<SlotNode>,
     /// Who waits at that gate.
     pub(crate) queue: Queue,
+    /// Which they are.
+    pub(crate) turns: super::full::Turns,
+    /// Who waits for sessions that become runnable.
+    pub(crate) polls: super::poll::Polls,
     /// Where each session in memory is.
     pub(crate) directory: super::directory::Directory,
 }
@@ -63,6 +66,8 @@ pub(crate) struct TreeState {
     pub(crate) header_bytes: u64,
     /// Of that, the facts that lines keep.
     pub(crate) facts_bytes: u64,
+    /// And the mailboxes.
+    pub(crate) mail_bytes: u64,
     /// Service time of the last activity of any of its sessions. Unit: milliseconds.
     pub(crate) active_ms: u64,
     /// Idle time after which it is stale, as its root says; 0: never; -1: the root's facts tell.
@@ -93,12 +98,22 @@ pub(crate) struct Line {
     pub(crate) seq: Seq,
     /// How often it was closed before.
     pub(crate) closes: u32,
+    /// How its latest turn ended.
+    pub(crate) outcome: v1::TurnOutcome,
+    /// What its children's ends tell it makes it runnable.
+    pub(crate) wakes: bool,
+    /// Who began its latest turn; empty before the first.
+    pub(crate) owner: Arc<str>,
     pub(crate) lease: Option<Box<Lease>>,
     pub(crate) waiter: Option<Box<Waiter>>,
     pub(crate) resident: Option<Box<Resident>>,
     /// The encoded facts of a session that is not resident and whose trajectory is to finish by itself: a close finishes
     /// it, and loads no session for that. Their bytes are the header's.
     pub(crate) facts: Option<Box<[u8]>>,
+    /// What it has of mail; `None`: nothing, and nobody waits for any.
+    pub(crate) mail: Option<Box<super::mailbox::Mailbox>>,
+    /// Requests of messages up to this entry are told by the store alone; 0: there are none.
+    pub(crate) mail_from: Seq,
     /// Calls that wait for a load of it; an entry means a load is under way.
     pub(crate) loading: Option<Box<Loading>>,
 }
@@ -110,7 +125,7 @@ pub(crate) struct Lease {
     pub(crate) nonce: [u8; 16],
     pub(crate) turn: u32,
     pub(crate) attempt: u32,
-    pub(crate) owner: Box<str>,
+    pub(crate) owner: Arc<str>,
     pub(crate) lease_ms: u64,
     pub(crate) begin_wall_ms: i64,
     pub(crate) request: Option<RequestMark>,
@@ -118,6 +133,10 @@ pub(crate) struct Lease {
     pub(crate) running: bool,
     /// InterruptSession asked it to end.
     pub(crate) interrupted: bool,
+    /// The entry that says so; 0: one of an earlier time.
+    pub(crate) interrupted_seq: Seq,
+    /// A PollTurn began it.
+    pub(crate) polled: bool,
     /// Answers that bear it: it is released undelivered only when none of them was delivered. Never journaled.
     pub(crate) answers: u32,
     /// On the service clock; moved by renewals, never journaled.
@@ -145,6 +164,7 @@ impl Lease {
             request: self.request.clone(),
             expired: !self.running,
             interrupted: self.interrupted,
+            polled: self.polled,
         }
         .encode_to_vec()
     }
@@ -159,12 +179,14 @@ impl Lease {
             nonce: grant.nonce.try_into().ok()?,
             turn: grant.turn,
             attempt: grant.attempt,
-            owner: grant.owner.into(),
+            owner: owner_of(&grant.owner),
             lease_ms: grant.lease_ms as u64,
             begin_wall_ms: grant.begin_ms,
             request: grant.request,
             running,
             interrupted: grant.interrupted,
+            interrupted_seq: 0,
+            polled: grant.polled,
             answers: 1,
             deadline_ms: now.mono_ms + grant.lease_ms as u64,
             timer: (0, 0),
@@ -178,6 +200,8 @@ impl Lease {
 pub(crate) struct Waiter {
     /// Its call; a ghost (cancelled with a request_id) has none and is passed over.
     pub(crate) call: Option<Box<Pending>>,
+    /// It is no call: a runnable session that who waits in PollTurn may have.
+    pub(crate) stands: bool,
     pub(crate) request: Option<RequestMark>,
     pub(crate) gate: Gate,
     pub(crate) place: Place,
@@ -195,6 +219,11 @@ pub(crate) struct Place {
     pub(crate) arrival: u64,
 }
 
+impl Place {
+    /// In place of a priority: behind every call.
+    pub(crate) const BEHIND_ALL: i32 = i32::MAX;
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Gate {
     Tree,
@@ -207,12 +236,34 @@ pub(crate) enum Gate {
 /// again after that, both through this lock: one of them comes second and sees the other.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
-    places: Mutex<BTreeMap<Place, (Arc<Tree>, u32)>>,
+    places: Mutex<BTreeMap<Place, Queued>>,
+}
+
+#[derive(Debug)]
+struct Queued {
+    tree: Arc<Tree>,
+    index: u32,
+    /// A call waits here. Else the place is kept for its repeat, or a runnable session's.
+    called: bool,
 }
 
 impl Queue {
     pub(crate) fn put(&self, place: Place, tree: Arc<Tree>, index: u32) {
-        self.places.lock().insert(place, (tree, index));
+        let called = place.against_priority != Place::BEHIND_ALL;
+        self.places.lock().insert(place, Queued { tree, index, called });
+    }
+
+    /// Its call is gone, and the place is kept.
+    pub(crate) fn keep(&self, place: Place) {
+        if let Some(queued) = self.places.lock().get_mut(&place) {
+            queued.called = false;
+        }
+    }
+
+    /// Shows the places, at most so many, where calls wait.
+    pub(crate) fn look(&self, most: usize, see: impl FnMut(Place)) {
+        let places = self.places.lock();
+        places.iter().take(most).filter(|(_, queued)| queued.called).map(|(place, _)| *place).for_each(see);
     }
 
     pub(crate) fn remove(&self, place: Place) {
@@ -221,7 +272,7 @@ impl Queue {
 
     /// Who has this place.
     pub(crate) fn at(&self, place: Place) -> Option<(Arc<Tree>, u32)> {
-        self.places.lock().get(&place).cloned()
+        self.places.lock().get(&place).map(|queued| (queued.tree.clone(), queued.index))
     }
 
     /// The first waiter behind `after`.
@@ -229,7 +280,7 @@ impl Queue {
         use std::ops::Bound::{Excluded, Unbounded};
         let from = after.map_or(Unbounded, Excluded);
         let places = self.places.lock();
-        places.range((from, Unbounded)).next().map(|(place, (tree, index))| (*place, tree.clone(), *index))
+        places.range((from, Unbounded)).next().map(|(place, queued)| (*place, queued.tree.clone(), queued.index))
     }
 }
 
@@ -240,7 +291,6 @@ pub(crate) struct Resident {
     pub(crate) create_ms: i64,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) stale_timeout_ms: i64,
-    pub(crate) last_outcome: v1::TurnOutcome,
     pub(crate) chain: [u8; 32],
     pub(crate) checkpoint_tokens: u64,
     pub(crate) state_seq: Seq,
@@ -336,7 +386,8 @@ impl Resident {
         self.checkpoint_tokens == 0 || self.checkpoint.is_some()
     }
 
-    pub(crate) fn facts(&self) -> SessionFacts {
+    /// With what its line has of them.
+    pub(crate) fn facts(&self, line: &Line) -> SessionFacts {
         let reward = self.reward.as_deref();
         let reward_of = reward.map(|r| r.of).unwrap_or_default();
         let (reward_request, answered) = reward.and_then(|r| r.request.clone()).unzip();
@@ -345,7 +396,7 @@ impl Resident {
             create_ms: self.create_ms,
             labels: self.labels.clone(),
             stale_timeout_ms: self.stale_timeout_ms,
-            last_outcome: self.last_outcome as i32,
+            last_outcome: line.outcome as i32,
             chain: if self.chain == crate::chain::GENESIS { Vec::new() } else { self.chain.to_vec() },
             checkpoint_tokens: self.checkpoint_tokens,
             state_seq: self.state_seq as i64,
@@ -369,6 +420,7 @@ impl Resident {
             past_receipts: self.reopened.as_ref().map(|r| r.receipts.clone()).unwrap_or_default(),
             reopen_requests: self.reopened.as_ref().map(|r| r.requests.clone()).unwrap_or_default(),
             restore_request: self.reopened.as_ref().and_then(|r| r.restored.clone()),
+            wake_on_completion: line.wakes,
         }
     }
 
@@ -379,7 +431,6 @@ impl Resident {
             create_ms,
             labels: BTreeMap::new(),
             stale_timeout_ms: 0,
-            last_outcome: v1::TurnOutcome::None,
             chain: crate::chain::GENESIS,
             checkpoint_tokens: 0,
             state_seq: 0,
@@ -418,7 +469,6 @@ impl Resident {
         Resident {
             labels: facts.labels,
             stale_timeout_ms: facts.stale_timeout_ms,
-            last_outcome: v1::TurnOutcome::try_from(facts.last_outcome).unwrap_or(v1::TurnOutcome::None),
             chain: <[u8; 32]>::try_from(&facts.chain[..]).unwrap_or(crate::chain::GENESIS),
             checkpoint_tokens: facts.checkpoint_tokens,
             state_seq: facts.state_seq as u64,
@@ -468,10 +518,15 @@ impl Line {
             finish_due_ms: 0,
             seq: 0,
             closes: 0,
+            outcome: v1::TurnOutcome::None,
+            wakes: false,
+            owner: owner_of(""),
             lease: None,
             waiter: None,
             resident: None,
             facts: None,
+            mail: None,
+            mail_from: 0,
             loading: None,
         }
     }
@@ -595,7 +650,8 @@ impl TreeState {
 
     /// The row of a resident session as it is now.
     pub(crate) fn row(&self, tree: &Tree, index: u32, prev: Seq) -> Option<Row> {
-        let facts = self.line(index)?.resident.as_ref()?.facts();
+        let line = self.line(index)?;
+        let facts = line.resident.as_ref()?.facts(line);
         self.row_of(tree, index, prev, &facts)
     }
 
@@ -619,6 +675,9 @@ impl TreeState {
             running: line.running().is_some(),
             lease: line.lease.as_ref().map(|l| l.encode()),
             facts: facts.encode_to_vec(),
+            outcome: line.outcome as i32,
+            wakes: line.wakes,
+            owner: line.owner.clone(),
             finish_due_ms: line.finish_due_ms,
             stale_ms: if line.depth == 0 { self.stale_ms } else { 0 },
             active_ms: self.active_ms,
@@ -637,36 +696,12 @@ impl TreeState {
     pub(crate) fn stale_due(&self) -> u64 {
         if self.stale_ms > 0 { (self.active_ms + self.stale_ms as u64).max(1) } else { 0 }
     }
-
-    /// Who holds slots of this tree, longest first, at most eight.
-    pub(crate) fn holders(&self, wall_ms: i64) -> Vec<(String, u64)> {
-        let mut holders: Vec<(i64, &Line)> =
-            self.iter().filter_map(|(_, l)| Some((l.running()?.begin_wall_ms, l))).collect();
-        holders.sort_by_key(|(begin, line)| (*begin, line.uid));
-        holders
-            .into_iter()
-            .take(8)
-            .map(|(begin, line)| (line.session_id.to_string(), (wall_ms - begin).max(0) as u64))
-            .collect()
-    }
 }
 
-/// The refusal of a full gate.
-pub(crate) fn gate_refusal(tree: &Tree, state: &TreeState, gate: Gate, tree_cap: u64, wall_ms: i64) -> Refusal {
-    let (reason, limit_name, limit, used, holders) = match gate {
-        Gate::Tree => {
-            let running = state.iter().filter(|(_, l)| l.running().is_some()).count();
-            (Reason::TreeTurns, "max_turns_per_tree", tree_cap, running as u64, state.holders(wall_ms))
-        }
-        Gate::Tenant => {
-            let (cap, used) = tree.tenant.slots.cap_used();
-            (Reason::TenantTurns, "max_turns_per_tenant", u64::from(cap), u64::from(used), Vec::new())
-        }
-    };
-    // One place is always kept for the root: below it the cap binds one earlier.
-    Refusal::new(reason, format!("{used} turns run; {limit_name} is {limit}"))
-        .quota(Quota { limit_name, limit, used, holders })
-        .retry_after(1_000)
+/// The name of a host. Most name none: that is one for all.
+pub(crate) fn owner_of(name: &str) -> Arc<str> {
+    static NOBODY: std::sync::LazyLock<Arc<str>> = std::sync::LazyLock::new(|| "".into());
+    if name.is_empty() { NOBODY.clone() } else { name.into() }
 }
 
 /// The tenants by name.

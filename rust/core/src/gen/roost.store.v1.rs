@@ -86,6 +86,9 @@ pub struct SessionFacts {
     /// The RestoreSessions request that made it from a dump.
     #[prost(message, optional, tag = "27")]
     pub restore_request: ::core::option::Option<RequestMark>,
+    /// What its children's ends tell it makes it runnable.
+    #[prost(bool, tag = "28")]
+    pub wake_on_completion: bool,
 }
 /// A request_id and the hash of the request that bore it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -130,6 +133,9 @@ pub struct RunningGrant {
     /// True once InterruptSession asked it to end.
     #[prost(bool, tag = "10")]
     pub interrupted: bool,
+    /// True if a PollTurn began it.
+    #[prost(bool, tag = "11")]
+    pub polled: bool,
 }
 /// The column session.receipt.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -167,6 +173,9 @@ pub struct Receipt {
     /// Resources of the session that were to be released then.
     #[prost(uint32, tag = "11")]
     pub resources: u32,
+    /// Messages to the session that no turn had consumed.
+    #[prost(uint32, tag = "12")]
+    pub unread_messages: u32,
 }
 /// The column session.cleanup: what became of an ended session after its close. NULL while nothing has.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -340,6 +349,37 @@ pub struct RecordMeta {
     /// Where `then: CONTINUE` kept no slot: the reason that the answer gave.
     #[prost(string, tag = "36")]
     pub next_refused: ::prost::alloc::string::String,
+}
+/// The column message.meta: all of a message that no query needs in a column of its own.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct MessageMeta {
+    /// The sender's id; empty: a host.
+    #[prost(string, tag = "1")]
+    pub sender_session_id: ::prost::alloc::string::String,
+    /// Its path then.
+    #[prost(string, tag = "2")]
+    pub sender_path: ::prost::alloc::string::String,
+    /// Media type of the content.
+    #[prost(string, tag = "3")]
+    pub content_type: ::prost::alloc::string::String,
+    /// Label keys and values.
+    #[prost(btree_map = "string, string", tag = "4")]
+    pub labels: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// Whether it makes its session runnable.
+    #[prost(bool, tag = "5")]
+    pub trigger: bool,
+    /// Of COMPLETED and FAILED: the child's turn.
+    #[prost(uint32, tag = "6")]
+    pub turn: u32,
+    /// Of CLOSED: roost.v1.CloseReason.
+    #[prost(int32, tag = "7")]
+    pub close_reason: i32,
+    /// The SendMessage request.
+    #[prost(message, optional, tag = "8")]
+    pub request: ::core::option::Option<RequestMark>,
 }
 /// What ended the turn that a record is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

@@ -48,7 +48,7 @@ pub struct Limit {
     /// Its value.
     #[prost(int64, tag = "2")]
     pub value: i64,
-    /// Where the value came from: "default", "file", "environment", "flag".
+    /// Where the value came from: "default", "file", "environment", "flag"; "set": SetLimits.
     #[prost(string, tag = "3")]
     pub source: ::prost::alloc::string::String,
     /// How much of it is in use now, where that is one number; else -1.
@@ -61,7 +61,8 @@ pub struct GetStatsResponse {
     /// Counts that only grow while the server runs, by name: turns_begun, turns_committed, turns_rewound (of them),
     /// turns_aborted, turns_expired, turns_taken_over, turns_interrupted (by force), turns_released,
     /// trajectories_finished, trajectories_acknowledged, sessions_opened, sessions_closed, sessions_reopened,
-    /// sessions_dumped, sessions_purged, trees_swept, cleanup_failures (steps that are tried again), evictions,
+    /// sessions_dumped, sessions_purged, sessions_restored, sessions_forked, trees_swept, cleanup_failures (steps that are
+    /// tried again), messages_sent, messages_delivered, messages_consumed, messages_expired, messages_dead, evictions,
     /// header_evictions, reloads, header_loads, load_failures, refusals, batches_stored, entries_stored,
     /// batches_refused.
     #[prost(btree_map = "string, int64", tag = "1")]
@@ -173,280 +174,26 @@ pub struct ListApiKeysResponse {
     #[prost(string, tag = "2")]
     pub next_page_token: ::prost::alloc::string::String,
 }
-/// What a resource shares its places with: all resources of a tenant that name this pool.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Pool {
-    /// Name of the pool, 1 to 64 characters of \[A-Za-z0-9._:-\].
-    #[prost(string, tag = "1")]
-    pub name: ::prost::alloc::string::String,
-    /// What `max_resources_per_key` counts, for instance a user; at most 128 characters of \[A-Za-z0-9._:-\].
-    #[prost(string, tag = "2")]
-    pub key: ::prost::alloc::string::String,
-    /// Resources that the pool may have with this one; unset: as many as come, 0: none. The caps are those of each call: a
-    /// pool is nothing but what is in it.
-    #[prost(uint32, optional, tag = "3")]
-    pub max_resources: ::core::option::Option<u32>,
-    /// The same for the resources of this key.
-    #[prost(uint32, optional, tag = "4")]
-    pub max_resources_per_key: ::core::option::Option<u32>,
-    /// Once its session has run no turn for so long it is released; unset or 0: never. Milliseconds count.
-    #[prost(message, optional, tag = "5")]
-    pub idle_ttl: ::core::option::Option<::prost_types::Duration>,
-}
-/// Request of AttachResource.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct AttachResourceRequest {
-    /// The session that it belongs to.
-    #[prost(string, tag = "1")]
-    pub session_id: ::prost::alloc::string::String,
-    /// A repeat with the same one returns the same resource, as long as that is known.
-    #[prost(string, tag = "2")]
-    pub request_id: ::prost::alloc::string::String,
-    /// To confirm: the name that an earlier call gave. Only `handle` is looked at then.
-    #[prost(string, tag = "3")]
-    pub name: ::prost::alloc::string::String,
-    /// How it is ended. Required, except to confirm.
-    #[prost(enumeration = "ResourceKind", tag = "4")]
-    pub kind: i32,
-    /// The host that made it, at most 128 characters; WatchOwner of this owner tells when it is to end. Required for CLIENT.
-    #[prost(string, tag = "5")]
-    pub owner: ::prost::alloc::string::String,
-    /// What its driver, or its host, needs to find it beside its name, at most 1,024 bytes; for a process
-    /// "pid:start" as roost.drivers.process.identify gives it.
-    #[prost(string, tag = "6")]
-    pub handle: ::prost::alloc::string::String,
-    /// The pool whose place it takes; unset: none.
-    #[prost(message, optional, tag = "7")]
-    pub pool: ::core::option::Option<Pool>,
-    /// How long to wait for a place in the pool; unset: as long as the call may, at most max_wait. 0: not at all.
-    #[prost(message, optional, tag = "8")]
-    pub wait: ::core::option::Option<::prost_types::Duration>,
-}
-/// Response of AttachResource.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct AttachResourceResponse {
-    /// The name to make it with, `<prefix>-<store id>-<epoch>-<uid>-<n>`: \[a-z0-9-\], at most 63 characters.
-    #[prost(string, tag = "1")]
-    pub name: ::prost::alloc::string::String,
-    /// PLANNED, or LIVE once it was confirmed.
-    #[prost(enumeration = "ResourceState", tag = "2")]
-    pub state: i32,
-    /// False for a repeat and for a confirmation.
-    #[prost(bool, tag = "3")]
-    pub created: bool,
-}
-/// Request of DetachResource.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct DetachResourceRequest {
-    /// The session that it belongs to.
-    #[prost(string, tag = "1")]
-    pub session_id: ::prost::alloc::string::String,
-    /// Its name.
-    #[prost(string, tag = "2")]
-    pub name: ::prost::alloc::string::String,
-}
-/// Response of DetachResource.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct DetachResourceResponse {
-    /// It is known no more. False: the server is about to end it.
-    #[prost(bool, tag = "1")]
-    pub released: bool,
-}
-/// Request of ListResources. All filters hold at once.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ListResourcesRequest {
-    /// Those of this session only.
-    #[prost(string, tag = "1")]
-    pub session_id: ::prost::alloc::string::String,
-    /// Those of the sessions of this tree only, named by its root.
-    #[prost(string, tag = "2")]
-    pub root_session_id: ::prost::alloc::string::String,
-    /// Those of this owner only.
-    #[prost(string, tag = "3")]
-    pub owner: ::prost::alloc::string::String,
-    /// Those in this state only.
-    #[prost(enumeration = "ResourceState", tag = "4")]
-    pub state: i32,
-    /// Those of this pool only.
-    #[prost(string, tag = "5")]
-    pub pool: ::prost::alloc::string::String,
-    /// At most so many, 100 if unset, at most 1,000.
-    #[prost(int32, tag = "6")]
-    pub page_size: i32,
-    /// Where to go on, from the page before.
-    #[prost(string, tag = "7")]
-    pub page_token: ::prost::alloc::string::String,
-}
-/// A resource.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Resource {
-    /// Its name, unique for good.
-    #[prost(string, tag = "1")]
-    pub name: ::prost::alloc::string::String,
-    /// The session that it belongs to.
-    #[prost(string, tag = "2")]
-    pub session_id: ::prost::alloc::string::String,
-    /// How it is ended.
-    #[prost(enumeration = "ResourceKind", tag = "3")]
-    pub kind: i32,
-    /// Where it is in its life.
-    #[prost(enumeration = "ResourceState", tag = "4")]
-    pub state: i32,
-    /// The host that made it.
-    #[prost(string, tag = "5")]
-    pub owner: ::prost::alloc::string::String,
-    /// What its host said about it.
-    #[prost(string, tag = "6")]
-    pub handle: ::prost::alloc::string::String,
-    /// Name and key of its pool, and its idle TTL; unset if it has none. Caps are not kept.
-    #[prost(message, optional, tag = "7")]
-    pub pool: ::core::option::Option<Pool>,
-    /// When it was attached, by the server's wall clock.
-    #[prost(message, optional, tag = "8")]
-    pub create_time: ::core::option::Option<::prost_types::Timestamp>,
-    /// Tries to end it that failed.
-    #[prost(uint32, tag = "9")]
-    pub attempts: u32,
-    /// Why the last of them did.
-    #[prost(string, tag = "10")]
-    pub error: ::prost::alloc::string::String,
-    /// When it is tried next; unset unless it is RELEASING by the server. Of an ended session not before its dump is made.
-    #[prost(message, optional, tag = "11")]
-    pub retry_time: ::core::option::Option<::prost_types::Timestamp>,
-}
-/// Response of ListResources.
+/// Request of SetLimits. All of it is done, or nothing.
 #[derive(Clone, PartialEq, ::prost::Message)]
-pub struct ListResourcesResponse {
-    /// The page.
+pub struct SetLimitsRequest {
+    /// New values by the limit's name, as in the configuration. GetStats lists the names; not all can be changed while the
+    /// server runs.
+    #[prost(btree_map = "string, int64", tag = "1")]
+    pub limits: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        i64,
+    >,
+    /// Names of limits that the configuration is to say again.
+    #[prost(string, repeated, tag = "2")]
+    pub reset: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// Response of SetLimits.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SetLimitsResponse {
+    /// All limits in force now.
     #[prost(message, repeated, tag = "1")]
-    pub resources: ::prost::alloc::vec::Vec<Resource>,
-    /// Where the next one begins; empty after the last.
-    #[prost(string, tag = "2")]
-    pub next_page_token: ::prost::alloc::string::String,
-}
-/// Something that a node agent has found.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct InventoryItem {
-    /// The name that it bears.
-    #[prost(string, tag = "1")]
-    pub name: ::prost::alloc::string::String,
-    /// What tells it from everything else that ever bore the name (number and start of a process, say), at most 256 bytes.
-    #[prost(string, tag = "2")]
-    pub instance: ::prost::alloc::string::String,
-}
-/// Request of ReconcileInventory: all that one node has now. A list that may not be whole must not be sent.
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct ReconcileInventoryRequest {
-    /// Which node, or which part of it; each is judged by its own inventories. 1 to 256 characters.
-    #[prost(string, tag = "1")]
-    pub node: ::prost::alloc::string::String,
-    /// What was found, at most 10,000.
-    #[prost(message, repeated, tag = "2")]
-    pub items: ::prost::alloc::vec::Vec<InventoryItem>,
-    /// How long it took to list them.
-    #[prost(message, optional, tag = "3")]
-    pub listing_time: ::core::option::Option<::prost_types::Duration>,
-    /// Only tell: this inventory counts for nothing.
-    #[prost(bool, tag = "4")]
-    pub dry_run: bool,
-}
-/// Something that bears a name of this store and belongs to no session.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Orphan {
-    /// What was found.
-    #[prost(message, optional, tag = "1")]
-    pub item: ::core::option::Option<InventoryItem>,
-    /// It is to be ended now: exactly this instance.
-    #[prost(bool, tag = "2")]
-    pub end: bool,
-}
-/// Response of ReconcileInventory.
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct ReconcileInventoryResponse {
-    /// The orphans, in the order of the inventory.
-    #[prost(message, repeated, tag = "1")]
-    pub orphans: ::prost::alloc::vec::Vec<Orphan>,
-    /// When to come again: after this time those that are not to be ended yet may be.
-    #[prost(message, optional, tag = "2")]
-    pub next: ::core::option::Option<::prost_types::Duration>,
-}
-/// How a resource is ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
-#[repr(i32)]
-pub enum ResourceKind {
-    /// Not set: an error.
-    Unspecified = 0,
-    /// By its host, which learns it from WatchOwner and answers with DetachResource.
-    Client = 1,
-    /// By the server: a request to the URL of its configuration.
-    Http = 2,
-    /// By the server: signals to a process on its machine.
-    Process = 3,
-    /// By the server: a tmux session on its machine.
-    Tmux = 4,
-}
-impl ResourceKind {
-    /// String value of the enum field names used in the ProtoBuf definition.
-    ///
-    /// The values are not transformed in any way and thus are considered stable
-    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
-    pub fn as_str_name(&self) -> &'static str {
-        match self {
-            Self::Unspecified => "RESOURCE_KIND_UNSPECIFIED",
-            Self::Client => "RESOURCE_KIND_CLIENT",
-            Self::Http => "RESOURCE_KIND_HTTP",
-            Self::Process => "RESOURCE_KIND_PROCESS",
-            Self::Tmux => "RESOURCE_KIND_TMUX",
-        }
-    }
-    /// Creates an enum from field names used in the ProtoBuf definition.
-    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
-        match value {
-            "RESOURCE_KIND_UNSPECIFIED" => Some(Self::Unspecified),
-            "RESOURCE_KIND_CLIENT" => Some(Self::Client),
-            "RESOURCE_KIND_HTTP" => Some(Self::Http),
-            "RESOURCE_KIND_PROCESS" => Some(Self::Process),
-            "RESOURCE_KIND_TMUX" => Some(Self::Tmux),
-            _ => None,
-        }
-    }
-}
-/// Where a resource is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
-#[repr(i32)]
-pub enum ResourceState {
-    /// Not set.
-    Unspecified = 0,
-    /// Named, and perhaps made.
-    Planned = 1,
-    /// Its host has said that it is there.
-    Live = 2,
-    /// It is to end, and is known until it has.
-    Releasing = 3,
-}
-impl ResourceState {
-    /// String value of the enum field names used in the ProtoBuf definition.
-    ///
-    /// The values are not transformed in any way and thus are considered stable
-    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
-    pub fn as_str_name(&self) -> &'static str {
-        match self {
-            Self::Unspecified => "RESOURCE_STATE_UNSPECIFIED",
-            Self::Planned => "RESOURCE_STATE_PLANNED",
-            Self::Live => "RESOURCE_STATE_LIVE",
-            Self::Releasing => "RESOURCE_STATE_RELEASING",
-        }
-    }
-    /// Creates an enum from field names used in the ProtoBuf definition.
-    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
-        match value {
-            "RESOURCE_STATE_UNSPECIFIED" => Some(Self::Unspecified),
-            "RESOURCE_STATE_PLANNED" => Some(Self::Planned),
-            "RESOURCE_STATE_LIVE" => Some(Self::Live),
-            "RESOURCE_STATE_RELEASING" => Some(Self::Releasing),
-            _ => None,
-        }
-    }
+    pub limits: ::prost::alloc::vec::Vec<Limit>,
 }
 /// A run of tokens that one engine weight version sampled.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -641,6 +388,9 @@ pub struct CloseReceipt {
     /// Resources of this session, without its descendants', that were to be released then. ListResources shows what is left.
     #[prost(uint32, tag = "9")]
     pub resources: u32,
+    /// Messages in the mailbox of this session, without its descendants', that no turn had consumed.
+    #[prost(uint32, tag = "10")]
+    pub unread_messages: u32,
 }
 /// How far the clean-up of an ended session is.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -749,6 +499,87 @@ pub struct Session {
     /// Set once it is SEALED or CLOSED.
     #[prost(message, optional, tag = "22")]
     pub cleanup: ::core::option::Option<Cleanup>,
+    /// Whether what its children's ends tell it makes it runnable.
+    #[prost(bool, tag = "23")]
+    pub wake_on_completion: bool,
+    /// Who began its latest turn: the `owner` of that BeginTurn, which the session is of until another begins one.
+    #[prost(string, tag = "24")]
+    pub owner: ::prost::alloc::string::String,
+}
+/// What is sent.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct MessageInput {
+    /// Opaque bytes, at most `max_message_bytes` (256 KiB). Delivered byte for byte.
+    #[prost(bytes = "vec", tag = "1")]
+    pub content: ::prost::alloc::vec::Vec<u8>,
+    /// The media type of `content`, for example "application/json"; at most 128 bytes.
+    #[prost(string, tag = "2")]
+    pub content_type: ::prost::alloc::string::String,
+    /// The sender's own marks, within the limits of a session's labels.
+    #[prost(btree_map = "string, string", tag = "3")]
+    pub labels: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// The message makes its session runnable: PollTurn hands the session out, and its host is told by WatchOwner.
+    #[prost(bool, tag = "4")]
+    pub trigger: bool,
+    /// If it is still queued after so long, it is EXPIRED and never delivered; not set: it stays. At least 1 ms.
+    #[prost(message, optional, tag = "5")]
+    pub ttl: ::core::option::Option<::prost_types::Duration>,
+}
+/// One message.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Message {
+    /// A UUIDv7 in its 36-character form.
+    #[prost(string, tag = "1")]
+    pub message_id: ::prost::alloc::string::String,
+    /// What it is.
+    #[prost(enumeration = "MessageKind", tag = "2")]
+    pub kind: i32,
+    /// The session it is to.
+    #[prost(string, tag = "3")]
+    pub session_id: ::prost::alloc::string::String,
+    /// The session it is from; empty: from a host.
+    #[prost(string, tag = "4")]
+    pub sender_session_id: ::prost::alloc::string::String,
+    /// That session's path when it was sent.
+    #[prost(string, tag = "5")]
+    pub sender_path: ::prost::alloc::string::String,
+    /// As it was sent; of a COMPLETED what the commit's `completion` says.
+    #[prost(bytes = "vec", tag = "6")]
+    pub content: ::prost::alloc::vec::Vec<u8>,
+    /// Its media type.
+    #[prost(string, tag = "7")]
+    pub content_type: ::prost::alloc::string::String,
+    /// The sender's own marks.
+    #[prost(btree_map = "string, string", tag = "8")]
+    pub labels: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// Whether it makes its session runnable. Of what a child's end tells: whether the session was opened with
+    /// `wake_on_completion`.
+    #[prost(bool, tag = "9")]
+    pub trigger: bool,
+    /// What became of it. In a Grant: DELIVERED.
+    #[prost(enumeration = "MessageState", tag = "10")]
+    pub state: i32,
+    /// How often it was handed to a turn.
+    #[prost(uint32, tag = "11")]
+    pub deliveries: u32,
+    /// When it was sent, by the server's wall clock.
+    #[prost(message, optional, tag = "12")]
+    pub create_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// When it expires, by the server's wall clock; not set: never.
+    #[prost(message, optional, tag = "13")]
+    pub expire_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// Of COMPLETED and FAILED: the number of the child's turn.
+    #[prost(uint32, tag = "14")]
+    pub turn: u32,
+    /// Of CLOSED: why the child was closed.
+    #[prost(enumeration = "CloseReason", tag = "15")]
+    pub close_reason: i32,
 }
 /// How a new session is made, by OpenSession or by BeginTurn's `open`.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -769,6 +600,9 @@ pub struct OpenOptions {
     /// Idle time after which the tree is stale; not set: the server's default (1 h); 0: never. The root's governs.
     #[prost(message, optional, tag = "4")]
     pub stale_timeout: ::core::option::Option<::prost_types::Duration>,
+    /// What the ends of its children tell it makes it runnable, as a message with `trigger` does.
+    #[prost(bool, tag = "5")]
+    pub wake_on_completion: bool,
 }
 /// A refusal of one part of a call that answers each part by itself, and of `then: CONTINUE`.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1058,6 +892,457 @@ impl CloseReason {
         }
     }
 }
+/// What a message is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum MessageKind {
+    /// Not set.
+    Unspecified = 0,
+    /// Sent by SendMessage, or the first message of an OpenSession.
+    Message = 1,
+    /// A child committed a turn with a completion.
+    Completed = 2,
+    /// A child's turn was given up (AbortTurn with `final`) and no interrupt had asked for that.
+    Failed = 3,
+    /// A child was closed by itself, not with its parent, and had told neither of the two before as its last word.
+    Closed = 4,
+}
+impl MessageKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "MESSAGE_KIND_UNSPECIFIED",
+            Self::Message => "MESSAGE_KIND_MESSAGE",
+            Self::Completed => "MESSAGE_KIND_COMPLETED",
+            Self::Failed => "MESSAGE_KIND_FAILED",
+            Self::Closed => "MESSAGE_KIND_CLOSED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "MESSAGE_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "MESSAGE_KIND_MESSAGE" => Some(Self::Message),
+            "MESSAGE_KIND_COMPLETED" => Some(Self::Completed),
+            "MESSAGE_KIND_FAILED" => Some(Self::Failed),
+            "MESSAGE_KIND_CLOSED" => Some(Self::Closed),
+            _ => None,
+        }
+    }
+}
+/// What became of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum MessageState {
+    /// Not set.
+    Unspecified = 0,
+    /// In the mailbox.
+    Queued = 1,
+    /// A turn that runs has taken it.
+    Delivered = 2,
+    /// The turn that took it committed.
+    Consumed = 3,
+    /// Its `ttl` ended while it was queued.
+    Expired = 4,
+    /// It was handed out `max_deliveries` (5) times, and none of the turns committed.
+    Dead = 5,
+    /// Its session ended first.
+    Closed = 6,
+}
+impl MessageState {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "MESSAGE_STATE_UNSPECIFIED",
+            Self::Queued => "MESSAGE_STATE_QUEUED",
+            Self::Delivered => "MESSAGE_STATE_DELIVERED",
+            Self::Consumed => "MESSAGE_STATE_CONSUMED",
+            Self::Expired => "MESSAGE_STATE_EXPIRED",
+            Self::Dead => "MESSAGE_STATE_DEAD",
+            Self::Closed => "MESSAGE_STATE_CLOSED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "MESSAGE_STATE_UNSPECIFIED" => Some(Self::Unspecified),
+            "MESSAGE_STATE_QUEUED" => Some(Self::Queued),
+            "MESSAGE_STATE_DELIVERED" => Some(Self::Delivered),
+            "MESSAGE_STATE_CONSUMED" => Some(Self::Consumed),
+            "MESSAGE_STATE_EXPIRED" => Some(Self::Expired),
+            "MESSAGE_STATE_DEAD" => Some(Self::Dead),
+            "MESSAGE_STATE_CLOSED" => Some(Self::Closed),
+            _ => None,
+        }
+    }
+}
+/// Request of SendMessage.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SendMessageRequest {
+    /// The session to send to.
+    #[prost(string, tag = "1")]
+    pub session_id: ::prost::alloc::string::String,
+    /// Makes a repeat return the first answer; kept with the message, and apart for each sender.
+    #[prost(string, tag = "2")]
+    pub request_id: ::prost::alloc::string::String,
+    /// The message. One without content is refused.
+    #[prost(message, optional, tag = "3")]
+    pub message: ::core::option::Option<MessageInput>,
+    /// The session that it is from: of a session's key this session or a descendant, by default its own. Otherwise any
+    /// session of the tenant, in whatever state, or none.
+    #[prost(string, tag = "4")]
+    pub sender_session_id: ::prost::alloc::string::String,
+}
+/// Response of SendMessage.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SendMessageResponse {
+    /// The message's id, a UUIDv7.
+    #[prost(string, tag = "1")]
+    pub message_id: ::prost::alloc::string::String,
+    /// True if this is the answer to a repeat.
+    #[prost(bool, tag = "2")]
+    pub repeated: bool,
+}
+/// Request of WaitMail.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WaitMailRequest {
+    /// The session whose mail is waited for.
+    #[prost(string, tag = "1")]
+    pub session_id: ::prost::alloc::string::String,
+    /// How long; 0 or not set: answer at once; at most 300 s (more is taken as 300 s).
+    #[prost(message, optional, tag = "2")]
+    pub wait: ::core::option::Option<::prost_types::Duration>,
+    /// The `cursor` of an earlier answer: only mail that came after it counts. 0: all.
+    #[prost(uint64, tag = "3")]
+    pub after: u64,
+}
+/// Response of WaitMail.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WaitMailResponse {
+    /// Messages in the mailbox that no turn has taken and that came after `after`; 0 if the wait ended without any.
+    #[prost(uint32, tag = "1")]
+    pub queued: u32,
+    /// Where the newest of them stands, for the next call's `after`; with none the `after` of this one.
+    #[prost(uint64, tag = "2")]
+    pub cursor: u64,
+    /// True if the mailbox makes the session runnable now.
+    #[prost(bool, tag = "3")]
+    pub runnable: bool,
+}
+/// Request of ListMail. Exactly one of the two sessions is given.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListMailRequest {
+    /// At most this many; 0: 100; more than 1,000 is taken as 1,000; negative: INVALID_ARGUMENT. A page may be short while
+    /// next_page_token is set.
+    #[prost(int32, tag = "1")]
+    pub page_size: i32,
+    /// The next_page_token of the page before; its filters must be the same.
+    #[prost(string, tag = "2")]
+    pub page_token: ::prost::alloc::string::String,
+    /// Messages to this session.
+    #[prost(string, tag = "3")]
+    pub session_id: ::prost::alloc::string::String,
+    /// Messages from this session.
+    #[prost(string, tag = "4")]
+    pub sender_session_id: ::prost::alloc::string::String,
+    /// Only messages in these states; empty: all.
+    #[prost(enumeration = "MessageState", repeated, tag = "5")]
+    pub states: ::prost::alloc::vec::Vec<i32>,
+    /// Leave out content.
+    #[prost(bool, tag = "6")]
+    pub omit_content: bool,
+}
+/// Response of ListMail.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListMailResponse {
+    /// The messages.
+    #[prost(message, repeated, tag = "1")]
+    pub messages: ::prost::alloc::vec::Vec<Message>,
+    /// Empty on the last page.
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
+}
+/// What a resource shares its places with: all resources of a tenant that name this pool.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Pool {
+    /// Name of the pool, 1 to 64 characters of \[A-Za-z0-9._:-\].
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// What `max_resources_per_key` counts, for instance a user; at most 128 characters of \[A-Za-z0-9._:-\].
+    #[prost(string, tag = "2")]
+    pub key: ::prost::alloc::string::String,
+    /// Resources that the pool may have with this one; unset: as many as come, 0: none. The caps are those of each call: a
+    /// pool is nothing but what is in it.
+    #[prost(uint32, optional, tag = "3")]
+    pub max_resources: ::core::option::Option<u32>,
+    /// The same for the resources of this key.
+    #[prost(uint32, optional, tag = "4")]
+    pub max_resources_per_key: ::core::option::Option<u32>,
+    /// Once its session has run no turn for so long it is released; unset or 0: never. Milliseconds count.
+    #[prost(message, optional, tag = "5")]
+    pub idle_ttl: ::core::option::Option<::prost_types::Duration>,
+}
+/// Request of AttachResource.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AttachResourceRequest {
+    /// The session that it belongs to.
+    #[prost(string, tag = "1")]
+    pub session_id: ::prost::alloc::string::String,
+    /// A repeat with the same one returns the same resource, as long as that is known.
+    #[prost(string, tag = "2")]
+    pub request_id: ::prost::alloc::string::String,
+    /// To confirm: the name that an earlier call gave. Only `handle` is looked at then.
+    #[prost(string, tag = "3")]
+    pub name: ::prost::alloc::string::String,
+    /// How it is ended. Required, except to confirm.
+    #[prost(enumeration = "ResourceKind", tag = "4")]
+    pub kind: i32,
+    /// The host that made it, at most 128 characters; WatchOwner of this owner tells when it is to end. Required for CLIENT.
+    #[prost(string, tag = "5")]
+    pub owner: ::prost::alloc::string::String,
+    /// What its driver, or its host, needs to find it beside its name, at most 1,024 bytes; for a process
+    /// "pid:start" as roost.drivers.process.identify gives it.
+    #[prost(string, tag = "6")]
+    pub handle: ::prost::alloc::string::String,
+    /// The pool whose place it takes; unset: none.
+    #[prost(message, optional, tag = "7")]
+    pub pool: ::core::option::Option<Pool>,
+    /// How long to wait for a place in the pool; unset: as long as the call may, at most max_wait. 0: not at all.
+    #[prost(message, optional, tag = "8")]
+    pub wait: ::core::option::Option<::prost_types::Duration>,
+}
+/// Response of AttachResource.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AttachResourceResponse {
+    /// The name to make it with, `<prefix>-<store id>-<epoch>-<uid>-<n>`: \[a-z0-9-\], at most 63 characters.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// PLANNED, or LIVE once it was confirmed.
+    #[prost(enumeration = "ResourceState", tag = "2")]
+    pub state: i32,
+    /// False for a repeat and for a confirmation.
+    #[prost(bool, tag = "3")]
+    pub created: bool,
+}
+/// Request of DetachResource.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DetachResourceRequest {
+    /// The session that it belongs to.
+    #[prost(string, tag = "1")]
+    pub session_id: ::prost::alloc::string::String,
+    /// Its name.
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+}
+/// Response of DetachResource.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DetachResourceResponse {
+    /// It is known no more. False: the server is about to end it.
+    #[prost(bool, tag = "1")]
+    pub released: bool,
+}
+/// Request of ListResources. All filters hold at once.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListResourcesRequest {
+    /// Those of this session only.
+    #[prost(string, tag = "1")]
+    pub session_id: ::prost::alloc::string::String,
+    /// Those of the sessions of this tree only, named by its root.
+    #[prost(string, tag = "2")]
+    pub root_session_id: ::prost::alloc::string::String,
+    /// Those of this owner only.
+    #[prost(string, tag = "3")]
+    pub owner: ::prost::alloc::string::String,
+    /// Those in this state only.
+    #[prost(enumeration = "ResourceState", tag = "4")]
+    pub state: i32,
+    /// Those of this pool only.
+    #[prost(string, tag = "5")]
+    pub pool: ::prost::alloc::string::String,
+    /// At most so many, 100 if unset, at most 1,000.
+    #[prost(int32, tag = "6")]
+    pub page_size: i32,
+    /// Where to go on, from the page before.
+    #[prost(string, tag = "7")]
+    pub page_token: ::prost::alloc::string::String,
+}
+/// A resource.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Resource {
+    /// Its name, unique for good.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// The session that it belongs to.
+    #[prost(string, tag = "2")]
+    pub session_id: ::prost::alloc::string::String,
+    /// How it is ended.
+    #[prost(enumeration = "ResourceKind", tag = "3")]
+    pub kind: i32,
+    /// Where it is in its life.
+    #[prost(enumeration = "ResourceState", tag = "4")]
+    pub state: i32,
+    /// The host that made it.
+    #[prost(string, tag = "5")]
+    pub owner: ::prost::alloc::string::String,
+    /// What its host said about it.
+    #[prost(string, tag = "6")]
+    pub handle: ::prost::alloc::string::String,
+    /// Name and key of its pool, and its idle TTL; unset if it has none. Caps are not kept.
+    #[prost(message, optional, tag = "7")]
+    pub pool: ::core::option::Option<Pool>,
+    /// When it was attached, by the server's wall clock.
+    #[prost(message, optional, tag = "8")]
+    pub create_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// Tries to end it that failed.
+    #[prost(uint32, tag = "9")]
+    pub attempts: u32,
+    /// Why the last of them did.
+    #[prost(string, tag = "10")]
+    pub error: ::prost::alloc::string::String,
+    /// When it is tried next; unset unless it is RELEASING by the server. Of an ended session not before its dump is made.
+    #[prost(message, optional, tag = "11")]
+    pub retry_time: ::core::option::Option<::prost_types::Timestamp>,
+}
+/// Response of ListResources.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListResourcesResponse {
+    /// The page.
+    #[prost(message, repeated, tag = "1")]
+    pub resources: ::prost::alloc::vec::Vec<Resource>,
+    /// Where the next one begins; empty after the last.
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
+}
+/// Something that a node agent has found.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct InventoryItem {
+    /// The name that it bears.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// What tells it from everything else that ever bore the name (number and start of a process, say), at most 256 bytes.
+    #[prost(string, tag = "2")]
+    pub instance: ::prost::alloc::string::String,
+}
+/// Request of ReconcileInventory: all that one node has now. A list that may not be whole must not be sent.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ReconcileInventoryRequest {
+    /// Which node, or which part of it; each is judged by its own inventories. 1 to 256 characters.
+    #[prost(string, tag = "1")]
+    pub node: ::prost::alloc::string::String,
+    /// What was found, at most 10,000.
+    #[prost(message, repeated, tag = "2")]
+    pub items: ::prost::alloc::vec::Vec<InventoryItem>,
+    /// How long it took to list them.
+    #[prost(message, optional, tag = "3")]
+    pub listing_time: ::core::option::Option<::prost_types::Duration>,
+    /// Only tell: this inventory counts for nothing.
+    #[prost(bool, tag = "4")]
+    pub dry_run: bool,
+}
+/// Something that bears a name of this store and belongs to no session.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Orphan {
+    /// What was found.
+    #[prost(message, optional, tag = "1")]
+    pub item: ::core::option::Option<InventoryItem>,
+    /// It is to be ended now: exactly this instance.
+    #[prost(bool, tag = "2")]
+    pub end: bool,
+}
+/// Response of ReconcileInventory.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ReconcileInventoryResponse {
+    /// The orphans, in the order of the inventory.
+    #[prost(message, repeated, tag = "1")]
+    pub orphans: ::prost::alloc::vec::Vec<Orphan>,
+    /// When to come again: after this time those that are not to be ended yet may be.
+    #[prost(message, optional, tag = "2")]
+    pub next: ::core::option::Option<::prost_types::Duration>,
+}
+/// How a resource is ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ResourceKind {
+    /// Not set: an error.
+    Unspecified = 0,
+    /// By its host, which learns it from WatchOwner and answers with DetachResource.
+    Client = 1,
+    /// By the server: a request to the URL of its configuration.
+    Http = 2,
+    /// By the server: signals to a process on its machine.
+    Process = 3,
+    /// By the server: a tmux session on its machine.
+    Tmux = 4,
+}
+impl ResourceKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "RESOURCE_KIND_UNSPECIFIED",
+            Self::Client => "RESOURCE_KIND_CLIENT",
+            Self::Http => "RESOURCE_KIND_HTTP",
+            Self::Process => "RESOURCE_KIND_PROCESS",
+            Self::Tmux => "RESOURCE_KIND_TMUX",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "RESOURCE_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "RESOURCE_KIND_CLIENT" => Some(Self::Client),
+            "RESOURCE_KIND_HTTP" => Some(Self::Http),
+            "RESOURCE_KIND_PROCESS" => Some(Self::Process),
+            "RESOURCE_KIND_TMUX" => Some(Self::Tmux),
+            _ => None,
+        }
+    }
+}
+/// Where a resource is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ResourceState {
+    /// Not set.
+    Unspecified = 0,
+    /// Named, and perhaps made.
+    Planned = 1,
+    /// Its host has said that it is there.
+    Live = 2,
+    /// It is to end, and is known until it has.
+    Releasing = 3,
+}
+impl ResourceState {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "RESOURCE_STATE_UNSPECIFIED",
+            Self::Planned => "RESOURCE_STATE_PLANNED",
+            Self::Live => "RESOURCE_STATE_LIVE",
+            Self::Releasing => "RESOURCE_STATE_RELEASING",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "RESOURCE_STATE_UNSPECIFIED" => Some(Self::Unspecified),
+            "RESOURCE_STATE_PLANNED" => Some(Self::Planned),
+            "RESOURCE_STATE_LIVE" => Some(Self::Live),
+            "RESOURCE_STATE_RELEASING" => Some(Self::Releasing),
+            _ => None,
+        }
+    }
+}
 /// Request of OpenSession.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct OpenSessionRequest {
@@ -1080,6 +1365,27 @@ pub struct OpenSessionRequest {
     /// descendants and ends when the session does; a session that was reopened has another one.
     #[prost(bool, tag = "6")]
     pub mint_key: bool,
+    /// The first message of its mailbox, sent in the same transaction: from the session whose key the call bears, else from
+    /// the parent if there is one.
+    #[prost(message, optional, tag = "7")]
+    pub first_message: ::core::option::Option<MessageInput>,
+    /// Begin with a copy of another session's history. Not with BeginTurn's `open`.
+    #[prost(message, optional, tag = "8")]
+    pub fork_from: ::core::option::Option<ForkFrom>,
+}
+/// Where a session's history begins that is a copy. Only the live line is copied: COMMITTED records with their payloads,
+/// without rewards and request_ids; their attempt is 1, their fence and head_version are their turn. They are of the
+/// session's first trajectory. Nothing is shared afterwards.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ForkFrom {
+    /// The session whose history is copied, in any state but purged; not the new one itself. Of a session's key: its session
+    /// or a descendant, else SESSION_NOT_FOUND.
+    #[prost(string, tag = "1")]
+    pub session_id: ::prost::alloc::string::String,
+    /// The last turn to copy, at most its turn count (TURN_NOT_FOUND); 0: all of them. What is copied, payloads and what is
+    /// stored with them, is at most `max_fork_bytes` (64 MiB), else TOO_LARGE.
+    #[prost(uint32, tag = "2")]
+    pub turn: u32,
 }
 /// Response of OpenSession.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1271,6 +1577,83 @@ pub struct InterruptSessionResponse {
     #[prost(bool, tag = "3")]
     pub repeated: bool,
 }
+/// One event.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SessionEvent {
+    /// What happened.
+    #[prost(enumeration = "SessionEventKind", tag = "1")]
+    pub kind: i32,
+    /// To which session.
+    #[prost(string, tag = "2")]
+    pub session_id: ::prost::alloc::string::String,
+    /// This life of it: a UUIDv7 in its 36-character form.
+    #[prost(string, tag = "3")]
+    pub uid: ::prost::alloc::string::String,
+    /// The id of its tree's root.
+    #[prost(string, tag = "4")]
+    pub root_session_id: ::prost::alloc::string::String,
+    /// Its path then.
+    #[prost(string, tag = "5")]
+    pub path: ::prost::alloc::string::String,
+    /// When it was known to be durable, by the server's wall clock.
+    #[prost(message, optional, tag = "6")]
+    pub time: ::core::option::Option<::prost_types::Timestamp>,
+    /// Of TURN_BEGUN, TURN_ENDED and INTERRUPTED: the number of the turn.
+    #[prost(uint32, tag = "7")]
+    pub turn: u32,
+    /// The turn's attempt.
+    #[prost(uint32, tag = "8")]
+    pub attempt: u32,
+    /// Who began the turn.
+    #[prost(string, tag = "9")]
+    pub owner: ::prost::alloc::string::String,
+    /// Of TURN_ENDED: how; UNSPECIFIED: the grant was released before its caller had it, or the close ended it.
+    #[prost(enumeration = "TurnOutcome", tag = "10")]
+    pub outcome: i32,
+    /// Of CLOSED: why.
+    #[prost(enumeration = "CloseReason", tag = "11")]
+    pub close_reason: i32,
+    /// Of MAIL: messages in its mailbox that no turn has taken, this one included.
+    #[prost(uint32, tag = "12")]
+    pub queued: u32,
+    /// Of MAIL: whether the message makes the session runnable.
+    #[prost(bool, tag = "13")]
+    pub trigger: bool,
+}
+/// Request of WatchSessions. Filters are all required to match. Of a session's key: the session and what descended from
+/// it then; the stream ends with SESSION_CLOSED when the session does.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchSessionsRequest {
+    /// Go on after the answer that bore this, with the same filters and the same key, else BAD_PAGE_TOKEN; empty: from now
+    /// on.
+    #[prost(string, tag = "1")]
+    pub resume_token: ::prost::alloc::string::String,
+    /// Only the tree of this root session id.
+    #[prost(string, tag = "2")]
+    pub root_session_id: ::prost::alloc::string::String,
+    /// Only this path and what is below it, on the boundaries of names. Requires root_session_id, but of a session's key:
+    /// it sees one tree.
+    #[prost(string, tag = "3")]
+    pub path_prefix: ::prost::alloc::string::String,
+    /// Only these kinds; empty: all.
+    #[prost(enumeration = "SessionEventKind", repeated, tag = "4")]
+    pub kinds: ::prost::alloc::vec::Vec<i32>,
+}
+/// Response of WatchSessions. The first one comes at once and may be without events; so may one that comes after 30 s in
+/// which there were none, so that there is always a token that is young.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WatchSessionsResponse {
+    /// Those of one session in the order in which they happened; at most 500, of about 1 MiB.
+    #[prost(message, repeated, tag = "1")]
+    pub events: ::prost::alloc::vec::Vec<SessionEvent>,
+    /// Goes on after these. Opaque.
+    #[prost(string, tag = "2")]
+    pub resume_token: ::prost::alloc::string::String,
+    /// True where events are missing before these: the token was from before the ring, from another run of the server, or
+    /// this stream fell behind. What was missed shows in lists; the stream goes on from now.
+    #[prost(bool, tag = "3")]
+    pub resync: bool,
+}
 /// What to do when an OpenSession meets a session of the same id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -1300,6 +1683,63 @@ impl IfExists {
             "IF_EXISTS_UNSPECIFIED" => Some(Self::Unspecified),
             "IF_EXISTS_REFUSE" => Some(Self::Refuse),
             "IF_EXISTS_RETURN" => Some(Self::Return),
+            _ => None,
+        }
+    }
+}
+/// What has happened to a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum SessionEventKind {
+    /// Not set.
+    Unspecified = 0,
+    /// It was made, by OpenSession or BeginTurn.
+    Opened = 1,
+    /// A turn began.
+    TurnBegun = 2,
+    /// A turn ended; `outcome` says how.
+    TurnEnded = 3,
+    /// Its running turn was asked to end.
+    Interrupted = 4,
+    /// A message came into its mailbox.
+    Mail = 5,
+    /// It was closed; `close_reason` says why.
+    Closed = 6,
+    /// ReopenSession made it OPEN again.
+    Reopened = 7,
+    /// Its labels or its staleness changed.
+    Updated = 8,
+}
+impl SessionEventKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "SESSION_EVENT_KIND_UNSPECIFIED",
+            Self::Opened => "SESSION_EVENT_KIND_OPENED",
+            Self::TurnBegun => "SESSION_EVENT_KIND_TURN_BEGUN",
+            Self::TurnEnded => "SESSION_EVENT_KIND_TURN_ENDED",
+            Self::Interrupted => "SESSION_EVENT_KIND_INTERRUPTED",
+            Self::Mail => "SESSION_EVENT_KIND_MAIL",
+            Self::Closed => "SESSION_EVENT_KIND_CLOSED",
+            Self::Reopened => "SESSION_EVENT_KIND_REOPENED",
+            Self::Updated => "SESSION_EVENT_KIND_UPDATED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "SESSION_EVENT_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "SESSION_EVENT_KIND_OPENED" => Some(Self::Opened),
+            "SESSION_EVENT_KIND_TURN_BEGUN" => Some(Self::TurnBegun),
+            "SESSION_EVENT_KIND_TURN_ENDED" => Some(Self::TurnEnded),
+            "SESSION_EVENT_KIND_INTERRUPTED" => Some(Self::Interrupted),
+            "SESSION_EVENT_KIND_MAIL" => Some(Self::Mail),
+            "SESSION_EVENT_KIND_CLOSED" => Some(Self::Closed),
+            "SESSION_EVENT_KIND_REOPENED" => Some(Self::Reopened),
+            "SESSION_EVENT_KIND_UPDATED" => Some(Self::Updated),
             _ => None,
         }
     }
@@ -1710,6 +2150,12 @@ pub struct Grant {
     /// What the last attempt at this turn left, if `want_provisional` asked for it and there is a live one.
     #[prost(message, optional, tag = "10")]
     pub provisional: ::core::option::Option<Record>,
+    /// Mail that this turn has taken, in order: at most 100 messages and 1 MiB. Its commit consumes them.
+    #[prost(message, repeated, tag = "11")]
+    pub mail: ::prost::alloc::vec::Vec<Message>,
+    /// How many messages are left in the mailbox for the turns after this one.
+    #[prost(uint32, tag = "12")]
+    pub more_mail: u32,
 }
 /// Request of BeginTurn.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1744,7 +2190,8 @@ pub struct BeginTurnRequest {
     /// Higher goes first in the queue; -1,000 to 1,000.
     #[prost(int32, tag = "10")]
     pub priority: i32,
-    /// Check everything, take nothing.
+    /// Check everything, take nothing: the answer is that of the call itself if it came now. One that would have to queue is
+    /// refused with the place that it would have.
     #[prost(bool, tag = "11")]
     pub validate_only: bool,
     /// What to do when a turn of the session runs.
@@ -1858,6 +2305,10 @@ pub struct CommitTurnRequest {
         ::prost::alloc::string::String,
         f64,
     >,
+    /// As `completed`, and what the direct parent is told: one message COMPLETED in its mailbox with this content. `trigger`
+    /// and `ttl` are refused here. With `completed` alone that message has no content.
+    #[prost(message, optional, tag = "12")]
+    pub completion: ::core::option::Option<MessageInput>,
 }
 /// Response of CommitTurn.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1959,7 +2410,7 @@ pub struct GetCheckpointResponse {
 /// Request of WatchOwner.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WatchOwnerRequest {
-    /// The host, as it named itself in AttachResource. 1 to 128 characters.
+    /// The host, as it named itself in BeginTurn, PollTurn and AttachResource. 1 to 128 characters.
     #[prost(string, tag = "1")]
     pub owner: ::prost::alloc::string::String,
 }
@@ -1976,11 +2427,62 @@ pub struct Release {
     #[prost(string, tag = "3")]
     pub handle: ::prost::alloc::string::String,
 }
+/// A running turn of the host is asked to end: abort it soon, or commit what there is.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Interrupt {
+    /// The session.
+    #[prost(string, tag = "1")]
+    pub session_id: ::prost::alloc::string::String,
+    /// The turn.
+    #[prost(uint32, tag = "2")]
+    pub turn: u32,
+    /// The fence of its grant.
+    #[prost(uint64, tag = "3")]
+    pub fence: u64,
+}
+/// A session of the host has ended.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct OwnedSessionClosed {
+    /// The session.
+    #[prost(string, tag = "1")]
+    pub session_id: ::prost::alloc::string::String,
+    /// Why.
+    #[prost(enumeration = "CloseReason", tag = "2")]
+    pub reason: i32,
+}
+/// A turn of the host was ended by somebody else: its lease ran out, another owner took it over, or it was interrupted by
+/// force. What it does now cannot be committed, but after its lease ran out, until another turn begins.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LeaseLost {
+    /// The session.
+    #[prost(string, tag = "1")]
+    pub session_id: ::prost::alloc::string::String,
+    /// The turn.
+    #[prost(uint32, tag = "2")]
+    pub turn: u32,
+    /// The fence of its grant.
+    #[prost(uint64, tag = "3")]
+    pub fence: u64,
+    /// How it ended: EXPIRED (its lease ran out, or another took over) or INTERRUPTED.
+    #[prost(enumeration = "TurnOutcome", tag = "4")]
+    pub outcome: i32,
+}
+/// A session of the host that runs no turn is runnable: begin one, or leave that to PollTurn. Told again when more comes
+/// that makes it runnable, when a turn has left some of it, and when the pause is over after a turn that did not commit.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MailWaiting {
+    /// The session.
+    #[prost(string, tag = "1")]
+    pub session_id: ::prost::alloc::string::String,
+    /// Messages in its mailbox that no turn has taken.
+    #[prost(uint32, tag = "2")]
+    pub queued: u32,
+}
 /// Response of WatchOwner: one event.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WatchOwnerResponse {
     /// What has happened. A client passes over what it does not know.
-    #[prost(oneof = "watch_owner_response::Event", tags = "1")]
+    #[prost(oneof = "watch_owner_response::Event", tags = "1, 2, 3, 4, 5")]
     pub event: ::core::option::Option<watch_owner_response::Event>,
 }
 /// Nested message and enum types in `WatchOwnerResponse`.
@@ -1991,7 +2493,55 @@ pub mod watch_owner_response {
         /// End this resource and answer with DetachResource.
         #[prost(message, tag = "1")]
         Release(super::Release),
+        /// End this turn.
+        #[prost(message, tag = "2")]
+        Interrupt(super::Interrupt),
+        /// The session has ended.
+        #[prost(message, tag = "3")]
+        Closed(super::OwnedSessionClosed),
+        /// The turn is the host's no more.
+        #[prost(message, tag = "4")]
+        LeaseLost(super::LeaseLost),
+        /// The session is runnable.
+        #[prost(message, tag = "5")]
+        Mail(super::MailWaiting),
     }
+}
+/// Request of PollTurn.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PollTurnRequest {
+    /// Makes a repeat return the same lease while the turn runs; afterwards it is a new call.
+    #[prost(string, tag = "1")]
+    pub request_id: ::prost::alloc::string::String,
+    /// Who runs the turn: names the host program; at most 128 bytes.
+    #[prost(string, tag = "2")]
+    pub owner: ::prost::alloc::string::String,
+    /// How long to wait for a session that is runnable and may run: at least 1 s and at most 300 s (less or more is taken as
+    /// that).
+    #[prost(message, optional, tag = "3")]
+    pub wait: ::core::option::Option<::prost_types::Duration>,
+    /// How long the lease lives without renewal: 5 s to 1 h; not set: 60 s.
+    #[prost(message, optional, tag = "4")]
+    pub lease_duration: ::core::option::Option<::prost_types::Duration>,
+    /// Only sessions of the tree of this root session id.
+    #[prost(string, tag = "5")]
+    pub root_session_id: ::prost::alloc::string::String,
+    /// As in BeginTurnRequest.
+    #[prost(bool, tag = "6")]
+    pub want_provisional: bool,
+}
+/// Response of PollTurn.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PollTurnResponse {
+    /// The session whose turn has begun; empty: none became runnable in time.
+    #[prost(string, tag = "1")]
+    pub session_id: ::prost::alloc::string::String,
+    /// The uid of the session's life.
+    #[prost(string, tag = "2")]
+    pub uid: ::prost::alloc::string::String,
+    /// As of BeginTurn.
+    #[prost(message, optional, tag = "3")]
+    pub grant: ::core::option::Option<Grant>,
 }
 /// What BeginTurn does when a turn of the session runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

@@ -93,6 +93,7 @@ impl World {
 }
 
 fn grant(grant: &mut v1::Grant) {
+    grant.mail.iter_mut().for_each(|m| m.message_id.clear());
     if let Ok(token) = LeaseToken::decode(&grant.lease) {
         grant.lease = token.fence.to_be_bytes().to_vec();
     }
@@ -174,6 +175,20 @@ fn masked(req: &Req, result: &Result<Vec<u8>, Refusal>) -> String {
             format!("{reply:?}")
         }
         Req::Ack(_) => format!("{:?}", v1::AckTrajectoriesResponse::decode(reply)),
+        Req::Send(_) => {
+            format!("{}", v1::SendMessageResponse::decode(reply).expect("a reply decodes").repeated)
+        }
+        // The cursor is a sequence of the journal, of which a session that must be read again may take one more.
+        Req::WaitMail(_) => {
+            let reply = v1::WaitMailResponse::decode(reply).expect("a reply decodes");
+            format!("{} {} {}", reply.queued, reply.runnable, reply.cursor > 0)
+        }
+        Req::Poll(_) => {
+            let mut reply = v1::PollTurnResponse::decode(reply).expect("a reply decodes");
+            reply.uid.clear();
+            reply.grant.iter_mut().for_each(grant);
+            format!("{reply:?}")
+        }
         Req::Checkpoint(_) => format!("{:?}", v1::GetCheckpointResponse::decode(reply)),
     }
 }

@@ -25,6 +25,9 @@ pub(crate) enum Req {
     Reopen(v1::ReopenSessionRequest),
     Attach(v1::AttachResourceRequest),
     Detach(v1::DetachResourceRequest),
+    Send(v1::SendMessageRequest),
+    WaitMail(v1::WaitMailRequest),
+    Poll(v1::PollTurnRequest),
 }
 
 impl Req {
@@ -46,6 +49,9 @@ impl Req {
             Req::Reopen(r) => (Method::ReopenSession, r.encode_to_vec()),
             Req::Attach(r) => (Method::AttachResource, r.encode_to_vec()),
             Req::Detach(r) => (Method::DetachResource, r.encode_to_vec()),
+            Req::Send(r) => (Method::SendMessage, r.encode_to_vec()),
+            Req::WaitMail(r) => (Method::WaitMail, r.encode_to_vec()),
+            Req::Poll(r) => (Method::PollTurn, r.encode_to_vec()),
         }
     }
 
@@ -56,7 +62,7 @@ impl Req {
             Req::Update(r) => &r.session_id,
             Req::Close(r) => &r.session_id,
             Req::Begin(r) => &r.session_id,
-            Req::Renew(_) | Req::Ack(_) => "",
+            Req::Renew(_) | Req::Ack(_) | Req::Poll(_) => "",
             Req::Commit(r) => &r.session_id,
             Req::Abort(r) => &r.session_id,
             Req::Interrupt(r) => &r.session_id,
@@ -66,6 +72,8 @@ impl Req {
             Req::Reopen(r) => &r.session_id,
             Req::Attach(r) => &r.session_id,
             Req::Detach(r) => &r.session_id,
+            Req::Send(r) => &r.session_id,
+            Req::WaitMail(r) => &r.session_id,
         }
     }
 }
@@ -91,8 +99,12 @@ pub(crate) struct Clients {
     /// Sessions live long: ids go out of use slowly, and hardly one is closed.
     long_lives: bool,
     requests: u64,
+    /// Ids that were made up for forks.
+    forks: u64,
     /// Checkpoint length of each session as last seen.
     pub(crate) lengths: HashMap<(usize, String), u64>,
+    /// Of the latest WaitMail.
+    cursor: u64,
     /// Trajectories that were finished, with their tenants.
     pub(crate) finished: VecDeque<(usize, String)>,
     /// Resources that were attached: tenant, session, name.
@@ -122,6 +134,9 @@ impl Clients {
             let reply = v1::FinishTrajectoryResponse::decode(reply).expect("a reply decodes");
             self.finished.push_front((tenant, reply.trajectory.unwrap_or_default().trajectory_id));
             self.finished.truncate(20);
+        }
+        if let Req::WaitMail(_) = req {
+            self.cursor = v1::WaitMailResponse::decode(reply).expect("a reply decodes").cursor;
         }
         if let Req::Attach(r) = req {
             let reply = v1::AttachResourceResponse::decode(reply).expect("a reply decodes");
@@ -161,7 +176,8 @@ impl Clients {
         let labels = if rng.chance(20) { [("l".to_owned(), rng.below(3).to_string())].into() } else { [].into() };
         // Some are stale before long.
         let stale_timeout = rng.chance(30).then(|| seconds(rng.below(60)));
-        v1::OpenOptions { parent_session_id, name, labels, stale_timeout }
+        let wake_on_completion = rng.chance(40);
+        v1::OpenOptions { parent_session_id, name, labels, stale_timeout, wake_on_completion }
     }
 
     fn record(&mut self, rng: &mut Rng, length: u64) -> v1::RecordInput {
@@ -186,7 +202,7 @@ impl Clients {
         let mut tenant = usize::from(rng.chance(25));
         let mut id = self.id(rng);
         let request_id = self.request_id(rng);
-        let kind = rng.below(136);
+        let kind = rng.below(174);
         if kind >= 100
             && rng.chance(70)
             && let Some(held) = self.grants.get(rng.below(self.grants.len().clamp(1, 6)))
@@ -195,14 +211,24 @@ impl Clients {
             (tenant, id) = (held.tenant, held.session_id.clone());
         }
         let made = match kind {
-            0..12 => Req::Open(v1::OpenSessionRequest {
-                session_id: if request_id.is_empty() || rng.chance(95) { id } else { String::new() },
-                request_id,
-                options: Some(self.options(rng)),
-                if_exists: if rng.chance(40) { v1::IfExists::Return as i32 } else { 0 },
-                validate_only: rng.chance(6),
-                mint_key: false,
-            }),
+            0..12 | 166..174 => {
+                let fork_from = (kind >= 166).then(|| self.source(rng, &mut tenant));
+                if fork_from.is_some() && rng.chance(80) {
+                    // Of an id that nobody has, so that it is made.
+                    self.forks += 1;
+                    id = format!("f{}", self.forks);
+                }
+                Req::Open(v1::OpenSessionRequest {
+                    session_id: if request_id.is_empty() || rng.chance(95) { id } else { String::new() },
+                    request_id,
+                    options: Some(self.options(rng)),
+                    if_exists: if rng.chance(40) { v1::IfExists::Return as i32 } else { 0 },
+                    validate_only: rng.chance(6),
+                    mint_key: false,
+                    first_message: rng.chance(30).then(|| letter(rng)),
+                    fork_from,
+                })
+            }
             12..44 => {
                 let head = rng.below(4) as u32;
                 Req::Begin(v1::BeginTurnRequest {
@@ -258,6 +284,9 @@ impl Clients {
                         then
                     },
                     completed: rng.chance(10),
+                    completion: rng
+                        .chance(10)
+                        .then(|| v1::MessageInput { content: b"done".to_vec(), ..Default::default() }),
                     base_turn: rng
                         .chance(if self.long_lives { 40 } else { 20 })
                         .then(|| held.turn.saturating_sub(1 + rng.below(4) as u32)),
@@ -330,6 +359,23 @@ impl Clients {
                 );
             }
             118..122 => Req::Reopen(v1::ReopenSessionRequest { session_id: id, request_id }),
+            136..154 => {
+                let sender_session_id = if rng.chance(40) { self.id(rng) } else { String::new() };
+                let message = Some(letter(rng));
+                Req::Send(v1::SendMessageRequest { session_id: id, request_id, message, sender_session_id })
+            }
+            154..158 => {
+                let (wait, after) = (Some(seconds(rng.below(20))), if rng.chance(50) { 0 } else { self.cursor });
+                return (tenant, Req::WaitMail(v1::WaitMailRequest { session_id: id, wait, after }));
+            }
+            158..166 => Req::Poll(v1::PollTurnRequest {
+                request_id,
+                owner: "host".into(),
+                wait: rng.chance(70).then(|| seconds(rng.below(10))),
+                lease_duration: Some(seconds(5 + rng.below(15))),
+                root_session_id: if rng.chance(20) { id } else { String::new() },
+                want_provisional: rng.chance(30),
+            }),
             122..130 => Req::Attach(self.attach(rng, id, request_id)),
             130..136 => {
                 let known = self.attached.get(rng.below(self.attached.len().max(1))).cloned();
@@ -348,6 +394,15 @@ impl Clients {
             _ => Req::Get(v1::GetSessionRequest { session_id: id }),
         };
         self.keep(rng, tenant, made)
+    }
+
+    /// What a session is forked from: mostly one that has turns, also if it ended long ago.
+    fn source(&mut self, rng: &mut Rng, tenant: &mut usize) -> v1::ForkFrom {
+        let turn = if rng.chance(60) { 0 } else { 1 + rng.below(3) as u32 };
+        let held = self.grants.get(rng.below(self.grants.len().max(1))).filter(|_| rng.chance(85));
+        let Some(held) = held else { return v1::ForkFrom { session_id: self.id(rng), turn } };
+        *tenant = held.tenant;
+        v1::ForkFrom { session_id: held.session_id.clone(), turn }
     }
 
     fn attach(&mut self, rng: &mut Rng, session_id: String, request_id: String) -> v1::AttachResourceRequest {
@@ -392,5 +447,15 @@ impl Clients {
             _ => {}
         }
         Some(held)
+    }
+}
+
+/// Something to send.
+fn letter(rng: &mut Rng) -> v1::MessageInput {
+    v1::MessageInput {
+        content: rng.next().to_le_bytes()[..=rng.below(8)].to_vec(),
+        trigger: rng.chance(40),
+        ttl: rng.chance(15).then(|| seconds(1 + rng.below(60))),
+        ..Default::default()
     }
 }

@@ -23,6 +23,11 @@ pub(crate) struct Start {
     trajectories: usize,
     parent_exists: bool,
     reopens: u32,
+    /// Of a fork: what it is to be forked from, if that was there; its live line, and its head_version.
+    source: Option<Uid>,
+    line: Vec<u64>,
+    source_version: u64,
+    last_seq: u64,
 }
 
 /// What was acknowledged.
@@ -35,6 +40,9 @@ pub(crate) struct Ledger {
     given_up: HashSet<(usize, String, String)>,
     /// The trajectory that each FinishTrajectory with a request_id was answered with.
     finishes: HashMap<(usize, String, String), String>,
+    /// The message that each SendMessage was answered with, whom it is to and its content; and what tells a repeat.
+    letters: HashMap<String, (Uid, Vec<u8>)>,
+    sends: HashMap<(usize, String, String, String), String>,
     /// The grants that the log says have started, and have not ended, in this life of the server.
     started: HashSet<(String, i64)>,
 }
@@ -50,14 +58,27 @@ fn parent_of(req: &Req) -> &str {
     match req {
         Req::Open(r) => r.options.as_ref().map_or("", |o| &o.parent_session_id),
         Req::Begin(r) => r.open.as_ref().map_or("", |o| &o.parent_session_id),
+        Req::Send(r) => &r.sender_session_id,
         _ => "",
+    }
+}
+
+fn source_of(req: &Req) -> Option<&v1::ForkFrom> {
+    match req {
+        Req::Open(r) => r.fork_from.as_ref(),
+        _ => None,
     }
 }
 
 impl Start {
     pub(crate) fn of(store: &Store, tenant: usize, req: &Req) -> Self {
         let session = store.by_id(TENANTS[tenant], &id_of(tenant, req));
+        let source = source_of(req).and_then(|from| store.by_id(TENANTS[tenant], &from.session_id));
         Start {
+            source: source.map(|s| s.row.uid),
+            line: source.map(|s| s.turns.iter().map(|(seq, _)| *seq).collect()).unwrap_or_default(),
+            source_version: source.map_or(0, |s| s.row.head_version),
+            last_seq: store.last_seq,
             exists: session.is_some(),
             closed: session.is_some_and(|s| s.state != OPEN),
             head_version: session.map_or(0, |s| s.row.head_version),
@@ -124,6 +145,7 @@ impl Ledger {
 
     /// The client has its answer: what it says holds from now on.
     pub(crate) fn acknowledged(&mut self, store: &Store, call: &OpenCall, reply: &[u8]) -> Check<Option<Held>> {
+        let mut polled = String::new();
         let grant = match &call.req {
             Req::Begin(r) => {
                 let grant = v1::BeginTurnResponse::decode(reply).ok().and_then(|r| r.grant);
@@ -145,6 +167,24 @@ impl Ledger {
                 }
                 reply.next
             }
+            Req::Poll(_) => {
+                let reply = v1::PollTurnResponse::decode(reply).expect("a reply decodes");
+                polled = reply.session_id;
+                reply.grant
+            }
+            Req::Send(r) => {
+                let id = v1::SendMessageResponse::decode(reply).expect("a reply decodes").message_id;
+                if let Some(recipient) = store.by_id(TENANTS[call.tenant], &r.session_id) {
+                    let content = r.message.clone().unwrap_or_default().content;
+                    self.letters.insert(id.clone(), (recipient.row.uid, content));
+                }
+                let key = (call.tenant, r.session_id.clone(), r.sender_session_id.clone(), r.request_id.clone());
+                if !r.request_id.is_empty() {
+                    let before = self.sends.insert(key.clone(), id.clone());
+                    ensure!(before.is_none_or(|b| b == id), "I21: {key:?} sent two messages");
+                }
+                None
+            }
             Req::Finish(r) if !r.request_id.is_empty() => {
                 let reply = v1::FinishTrajectoryResponse::decode(reply).expect("a reply decodes");
                 let id = reply.trajectory.unwrap_or_default().trajectory_id;
@@ -155,7 +195,7 @@ impl Ledger {
             }
             _ => None,
         };
-        let session_id = id_of(call.tenant, &call.req);
+        let session_id = if polled.is_empty() { id_of(call.tenant, &call.req) } else { polled };
         let known = store.by_id(TENANTS[call.tenant], &session_id).is_some();
         Ok(grant.filter(|_| known).map(|g| Held {
             tenant: call.tenant,
@@ -171,6 +211,14 @@ impl Ledger {
         let mut found = HashMap::new();
         for record in store.records.values().filter(|r| Store::committed(&r.decoded)) {
             found.insert((record.session, record.decoded.fence), record);
+        }
+        for (id, (recipient, content)) in &self.letters {
+            if store.sessions.get(recipient).is_some_and(|s| s.purging) {
+                continue;
+            }
+            let letter = store.mail.values().find(|l| l.row.id.to_string() == *id);
+            let letter = letter.ok_or_else(|| format!("I5: the message {id} is lost"))?;
+            ensure!(letter.row.content.as_ref() == Some(content), "I5: another message {id}");
         }
         for (key, (turn, content)) in &self.commits {
             if store.sessions.get(&key.0).is_some_and(|s| s.purging) {
@@ -193,7 +241,12 @@ fn refused(store: &Store, call: &OpenCall, reason: Reason) -> Check {
         Reason::InternalError | Reason::SessionCorrupt | Reason::MalformedRequest | Reason::LeaseMalformed => {
             return Err(format!("{}: never right here", reason.name()));
         }
-        Reason::SessionNotFound => ensure!(!start.exists, "it was there before the call"),
+        Reason::SessionNotFound => {
+            let sender = !parent_of(&call.req).is_empty() && !start.parent_exists;
+            let other = sender || matches!(call.req, Req::Open(_));
+            ensure!(!start.exists || other, "it was there before the call");
+            ensure!(source_of(&call.req).is_none() || start.source.is_none(), "its source was there before the call");
+        }
         Reason::ParentNotFound => ensure!(!start.parent_exists, "the parent was there before the call"),
         Reason::SessionExists => ensure!(session.is_some(), "I6: no such session is durable"),
         Reason::SessionClosed => {
@@ -232,12 +285,47 @@ fn refused(store: &Store, call: &OpenCall, reason: Reason) -> Check {
             let Req::Commit(r) = &call.req else { return Err("REWIND_REFUSED of what is no commit".into()) };
             ensure!(r.base_turn.is_some(), "REWIND_REFUSED without base_turn");
         }
+        Reason::TurnNotFound if source_of(&call.req).is_some() => {
+            let (from, source) = (source_of(&call.req), source(store, call));
+            let later = source.map(|s| &s.folds[start.source_version as usize..]).unwrap_or_default();
+            let turn = from.map_or(0, |f| f.turn);
+            ensure!(turn > 0 && later.iter().any(|f| f.turns < turn), "its source has turn {turn}");
+        }
+        Reason::SessionPurged if source_of(&call.req).is_some() => {
+            ensure!(source(store, call).is_none_or(|s| s.purging), "I6: its source is not being purged");
+        }
+        Reason::TooLarge if matches!(call.req, Req::Open(_)) => {
+            ensure!(source_of(&call.req).is_some(), "too large, and nothing is copied");
+        }
         Reason::TreeQuarantined => {
             let broken = |s: Option<&Session>| s.is_some_and(|s| store.broken.contains(&s.row.root));
-            ensure!(broken(session) || broken(parent), "nothing of it is set aside");
+            ensure!(broken(session) || broken(parent) || broken(source(store, call)), "nothing of it is set aside");
         }
         _ => {}
     }
+    Ok(())
+}
+
+/// What a call forks from, if that is known.
+fn source<'a>(store: &'a Store, call: &OpenCall) -> Option<&'a Session> {
+    source_of(&call.req).and_then(|from| store.by_id(TENANTS[call.tenant], &from.session_id))
+}
+
+/// A session that a call made begins with the line of its source, as that was at some instant of the call.
+fn forked(call: &OpenCall, session: &Session) -> Check {
+    let (copied, start) = (&session.copied, &call.start);
+    let Some(from) = source_of(&call.req) else {
+        ensure!(copied.is_empty(), "I17: it begins with what nobody asked for");
+        return Ok(());
+    };
+    let turns = copied.len();
+    ensure!(from.turn == 0 || turns == from.turn as usize, "I4: it begins with {turns} turns");
+    let Some(last) = copied.last() else {
+        ensure!(start.line.is_empty(), "I4: it begins with no turn");
+        return Ok(());
+    };
+    let was_live = if from.turn == 0 { start.line.last() == Some(last) } else { start.line.contains(last) };
+    ensure!(was_live || *last > start.last_seq, "I6: it begins with turns from before the call");
     Ok(())
 }
 
@@ -270,6 +358,7 @@ fn replied(store: &Store, call: &OpenCall, reply: &[u8]) -> Check {
             ensure!(!reply.created || !start.exists, "it was there before the call");
             if reply.created {
                 ensure!(told.parent_session_id == parent_of(&call.req), "opened below {:?}", told.parent_session_id);
+                forked(call, known()?)?;
             }
             tells(store, known()?, &told, start)
         }
@@ -317,6 +406,29 @@ fn replied(store: &Store, call: &OpenCall, reply: &[u8]) -> Check {
             let reply = v1::DetachResourceResponse::decode(reply).expect("a reply decodes");
             ensure!(!reply.released || !store.resources.contains_key(&r.name), "I6: {} is not durably gone", r.name);
             Ok(())
+        }
+        Req::Send(_) => {
+            let reply = v1::SendMessageResponse::decode(reply).expect("a reply decodes");
+            let durable = store.mail.values().any(|l| l.row.id.to_string() == reply.message_id);
+            ensure!(durable, "I6: the message is not durable");
+            Ok(())
+        }
+        Req::WaitMail(r) => {
+            let reply = v1::WaitMailResponse::decode(reply).expect("a reply decodes");
+            ensure!(reply.queued == 0 || store.mail.contains_key(&reply.cursor), "I6: the mail is not durable");
+            ensure!(reply.queued > 0 || reply.cursor == r.after, "no mail, and the cursor moves");
+            Ok(())
+        }
+        Req::Poll(_) => {
+            let reply = v1::PollTurnResponse::decode(reply).expect("a reply decodes");
+            let Some(told) = reply.grant else {
+                ensure!(reply.session_id.is_empty(), "a session without a grant");
+                return Ok(());
+            };
+            let session = store.by_id(tenant, &reply.session_id).ok_or("I6: the session is not durable")?;
+            ensure!(reply.uid == session.row.uid.to_string(), "another uid");
+            ensure!(session.row.fence >= told.fence, "I6: the grant is not durable");
+            mail(store, session, &told)
         }
         Req::Begin(r) => {
             let reply = v1::BeginTurnResponse::decode(reply).expect("a reply decodes");
@@ -536,6 +648,7 @@ fn receipt(store: &Store, session: &Session, told: Option<&v1::CloseReceipt>) ->
 }
 
 fn grant(store: &Store, session: &Session, told: &v1::Grant, known: Option<u64>) -> Check {
+    mail(store, session, told)?;
     let token = LeaseToken::decode(&told.lease).expect("a lease decodes");
     let row = &session.row;
     ensure!(token.uid == row.uid && token.fence == told.fence, "a lease of something else");
@@ -569,5 +682,20 @@ fn checkpoint(session: &Session, told: &v1::Grant, known: Option<u64>) -> Check 
     whole.extend_from_slice(&given.token_ids);
     ensure!(whole == *tokens, "I7: the checkpoint is not the fold of the records");
     ensure!(known == Some(told.head_version) || given.state == *state, "I7: another state");
+    Ok(())
+}
+
+/// What a grant brings of mail is durably its own, in order, and was sent as it is told (I15).
+fn mail(store: &Store, session: &Session, grant: &v1::Grant) -> Check {
+    let mut last = 0;
+    for told in &grant.mail {
+        let letter = store.mail.values().find(|l| l.row.id.to_string() == told.message_id);
+        let letter = letter.ok_or_else(|| format!("I6: the message {} is not durable", told.message_id))?;
+        ensure!(letter.row.seq > last, "I15: mail out of order");
+        last = letter.row.seq;
+        let content = letter.row.content.clone().unwrap_or_default();
+        ensure!(letter.row.recipient == session.row.uid && told.content == content, "I15: another message");
+        ensure!(letter.now.fence >= grant.fence, "I15: {} was taken by {}", told.message_id, letter.now.fence);
+    }
     Ok(())
 }
