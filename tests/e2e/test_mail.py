@@ -11,9 +11,10 @@ from typing import Any
 
 import grpc
 import pytest
+from api_keys import keyed
 from conftest import Start
 from restored import dump_names, restored
-from roost_server import DEADLINE, Api, ClockedServer, fresh, refused, roost, until
+from roost_server import DEADLINE, Api, ClockedServer, Server, fresh, refused, roost, until
 
 from roost.client import AsyncClient
 from roost.errors import QueueFull
@@ -51,6 +52,20 @@ def clock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClockedServer]:
     server = ClockedServer(tmp_path_factory.mktemp("clocked") / "data")
     yield server.start()
     server.end()
+
+
+@pytest.fixture
+def alone(shared: Server) -> Iterator[Api]:
+    """A tenant of its own on the shared server: what is runnable there is this test's."""
+    with keyed(shared, None, fresh("t")) as stubs:
+        yield stubs
+
+
+@pytest.fixture
+def timed(clock: ClockedServer) -> Iterator[Api]:
+    """As `alone`, on the server whose time a test moves."""
+    with keyed(clock, None, fresh("t")) as stubs:
+        yield stubs
 
 
 def test_i15_a_turn_gets_its_mail_in_order_and_its_commit_consumes_it(api: Api) -> None:
@@ -311,17 +326,20 @@ def test_waiting_for_mail_of_a_session_that_closes_ends(api: Api) -> None:
 @pytest.mark.parametrize("method", ["WaitMail", "PollTurn"])
 async def test_a_connection_has_so_many_calls_that_wait(start: Start, method: str) -> None:
     server = start("--set", "max_waiters_per_connection=4")
-    async with AsyncClient(server.address) as client:
-        await client.open_session("s")
+    async with AsyncClient(server.address) as one, AsyncClient(server.address) as two:
+        await one.open_session("s")
 
-        def call() -> Any:
+        def call(client: AsyncClient) -> Any:
             return client.wait_mail("s", wait=60) if method == "WaitMail" else client.poll_turn(wait=60)
 
-        waiting = [asyncio.create_task(call()) for _ in range(4)]
-        while (await client.get_stats()).gauges["waiting"] < 4:
-            pass
-        with pytest.raises(QueueFull):
-            await call()
+        waiting = []
+        for count in range(1, 6):  # the fifth on the other connection
+            waiting.append(asyncio.create_task(call(one if count < 5 else two)))
+            while (await one.get_stats()).gauges["waiting"] < count:
+                assert not waiting[-1].done(), waiting[-1].exception()
+            if count == 4:
+                with pytest.raises(QueueFull):
+                    await call(one)
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
@@ -330,132 +348,119 @@ async def test_a_connection_has_so_many_calls_that_wait(start: Start, method: st
 # -- polling
 
 
-def test_a_message_with_trigger_makes_its_session_runnable(start: Start) -> None:
-    server = start()
-    with server.api() as api:
-        api.open("quiet")
-        api.open("loud")
-        api.send("quiet", b"no hurry")
-        assert not api.poll().session_id
-        api.send("loud", b"now", trigger=True)
-        polled = api.poll(owner="host-1")
-        assert (polled.session_id, polled.uid) == ("loud", api.get("loud").uid)
-        assert contents(polled.grant.mail) == [b"now"]
-        assert (polled.grant.turn, api.get("loud").owner) == (1, "host-1")
-        assert not api.poll().session_id  # nobody gets it twice
-        api.send("loud", b"and more", trigger=True)
-        assert not api.poll().session_id  # nor while it runs
-        api.commit("loud", polled.grant.lease)
-        again = api.poll()
-        assert (again.session_id, contents(again.grant.mail)) == ("loud", [b"and more"])
+def test_a_message_with_trigger_makes_its_session_runnable(alone: Api) -> None:
+    alone.open("quiet")
+    alone.open("loud")
+    alone.send("quiet", b"no hurry")
+    assert not alone.poll().session_id
+    alone.send("loud", b"now", trigger=True)
+    polled = alone.poll(owner="host-1")
+    assert (polled.session_id, polled.uid) == ("loud", alone.get("loud").uid)
+    assert contents(polled.grant.mail) == [b"now"]
+    assert (polled.grant.turn, alone.get("loud").owner) == (1, "host-1")
+    assert not alone.poll().session_id  # nobody gets it twice
+    alone.send("loud", b"and more", trigger=True)
+    assert not alone.poll().session_id  # nor while it runs
+    alone.commit("loud", polled.grant.lease)
+    again = alone.poll()
+    assert (again.session_id, contents(again.grant.mail)) == ("loud", [b"and more"])
 
 
-def test_i21_a_repeated_poll_gets_the_same_turn_while_it_runs(start: Start) -> None:
-    server = start()
-    with server.api() as api:
-        api.open("s")
-        api.send("s", b"one", trigger=True)
-        first = api.poll(request_id="r")
-        again = api.poll(request_id="r")
-        assert (again.session_id, again.grant.lease) == ("s", first.grant.lease)
-        assert contents(again.grant.mail) == [b"one"]
-        api.commit("s", first.grant.lease)
-        assert not api.poll(request_id="r").session_id
+def test_i21_a_repeated_poll_gets_the_same_turn_while_it_runs(alone: Api) -> None:
+    alone.open("s")
+    alone.send("s", b"one", trigger=True)
+    first = alone.poll(request_id="r")
+    again = alone.poll(request_id="r")
+    assert (again.session_id, again.grant.lease) == ("s", first.grant.lease)
+    assert contents(again.grant.mail) == [b"one"]
+    alone.commit("s", first.grant.lease)
+    assert not alone.poll(request_id="r").session_id
 
 
-def test_hosts_that_wait_get_what_becomes_runnable_each_another(start: Start) -> None:
-    server = start()
-    with server.api() as api, ThreadPoolExecutor() as pool:
+def test_hosts_that_wait_get_what_becomes_runnable_each_another(alone: Api) -> None:
+    with ThreadPoolExecutor() as pool:
         for n in range(3):
-            api.open(f"s{n}")
-        hosts = [pool.submit(api.poll, wait=DEADLINE, owner=f"host-{n}") for n in range(3)]
-        until(lambda: api.stats().gauges["waiting"] == 3)
+            alone.open(f"s{n}")
+        hosts = [pool.submit(alone.poll, wait=DEADLINE, owner=f"host-{n}") for n in range(3)]
+        until(lambda: alone.stats().gauges["waiting"] == 3)
         for n in range(3):
-            api.send(f"s{n}", b"go", trigger=True)
+            alone.send(f"s{n}", b"go", trigger=True)
         polled = [host.result(DEADLINE) for host in hosts]
         assert {one.session_id for one in polled} == {"s0", "s1", "s2"}
-        assert api.stats().gauges["turns_running"] == 3
+        assert len(alone.list_all(activity=types.ACTIVITY_RUNNING)) == 3
 
 
-def test_a_poll_may_be_of_one_tree(start: Start) -> None:
-    server = start()
-    with server.api() as api:
-        for root in ("one", "two"):
-            api.open(root)
-            api.open(f"{root}-child", parent_session_id=root)
-            api.send(f"{root}-child", b"go", trigger=True)
-        assert api.poll(root_session_id="two").session_id == "two-child"
-        assert not api.poll(root_session_id="two").session_id
-        assert api.poll(root_session_id="one").session_id == "one-child"
+def test_a_poll_may_be_of_one_tree(alone: Api) -> None:
+    for root in ("one", "two"):
+        alone.open(root)
+        alone.open(f"{root}-child", parent_session_id=root)
+        alone.send(f"{root}-child", b"go", trigger=True)
+    assert alone.poll(root_session_id="two").session_id == "two-child"
+    assert not alone.poll(root_session_id="two").session_id
+    assert alone.poll(root_session_id="one").session_id == "one-child"
 
 
-def test_a_turn_that_fails_is_polled_again_after_a_pause_that_grows(start: Start) -> None:
-    server = clocked(start)
-    with server.api() as api:
-        api.open("s", stale_timeout={"seconds": 0})
-        api.send("s", b"kills its host", trigger=True)
-        for pause in (0, 1, 2, 4, 8):
-            if pause > 1:
-                server.clock.skip(pause - 1.5)
-                assert not api.poll().session_id, pause  # in a second of its own wait it comes to half a second less
-                server.clock.skip(0.6)
-            polled = api.poll(wait=5)
-            assert polled.session_id == "s", pause
-            # Not renewed: its host is gone.
-            server.clock.skip(61)
-            until(lambda: api.get("s").activity == types.ACTIVITY_IDLE)
-        assert [m.state for m in api.list_mail("s")] == [DEAD]
-        server.clock.skip(120)
-        assert not api.poll().session_id
+def test_a_turn_that_fails_is_polled_again_after_a_pause_that_grows(timed: Api, clock: ClockedServer) -> None:
+    timed.open("s", stale_timeout={"seconds": 0})
+    timed.send("s", b"kills its host", trigger=True)
+    for pause in (0, 1, 2, 4, 8):
+        if pause == 8:
+            assert not timed.wait_mail("s").runnable
+        clock.clock.skip(pause)
+        assert timed.wait_mail("s").runnable
+        polled = timed.poll(wait=5)
+        assert polled.session_id == "s", pause
+        # Not renewed: its host is gone.
+        clock.clock.skip(61)
+        until(lambda: timed.get("s").activity == types.ACTIVITY_IDLE)
+    assert [m.state for m in timed.list_mail("s")] == [DEAD]
+    clock.clock.skip(120)
+    assert not timed.poll().session_id
 
 
-def test_an_interrupted_turn_is_not_restarted_by_its_own_mail(start: Start) -> None:
-    server = clocked(start)
-    with server.api() as api:
-        api.open("root", wake_on_completion=True)
-        api.open("s", parent_session_id="root")
-        api.send("s", b"go", trigger=True)
-        polled = api.poll()
-        api.interrupt("s")
-        api.abort("s", polled.grant.lease)
-        server.clock.skip(120)
-        assert not api.poll().session_id
-        assert api.list_mail("root") == []  # interrupts are silent
-        api.send("s", b"go on", trigger=True)
-        polled = api.poll()
-        assert (polled.session_id, contents(polled.grant.mail)) == ("s", [b"go", b"go on"])
+def test_an_interrupted_turn_is_not_restarted_by_its_own_mail(timed: Api, clock: ClockedServer) -> None:
+    timed.open("root", wake_on_completion=True)
+    timed.open("s", parent_session_id="root")
+    timed.send("s", b"go", trigger=True)
+    polled = timed.poll()
+    timed.interrupt("s")
+    timed.abort("s", polled.grant.lease)
+    clock.clock.skip(120)
+    assert not timed.poll().session_id
+    assert timed.list_mail("root") == []  # interrupts are silent
+    timed.send("s", b"go on", trigger=True)
+    polled = timed.poll()
+    assert (polled.session_id, contents(polled.grant.mail)) == ("s", [b"go", b"go on"])
 
 
 # -- what children tell
 
 
-def test_the_parent_hears_each_end_once(start: Start) -> None:
-    server = start()
-    with server.api() as api:
-        api.open("root")
-        api.open("worker", parent_session_id="root")
-        for n in range(2):
-            lease = api.begin("worker").grant.lease
-            api.commit("worker", lease, completion=types.MessageInput(content=b"done %d" % n, content_type="x/y"))
-        api.turn("worker", completed=True)
-        api.abort("worker", api.begin("worker").grant.lease, final=True)
-        api.close("worker")  # FAILED was its last word
-        api.open("quitter", parent_session_id="root")
-        api.turn("quitter")
-        api.close("quitter", reason=types.CLOSE_REASON_ERROR)
-        told = api.list_mail("root")
-        seen = [(m.kind, m.sender_session_id, m.content, m.turn, m.close_reason) for m in told]
-        assert seen == [
-            (COMPLETED, "worker", b"done 0", 1, 0),
-            (COMPLETED, "worker", b"done 1", 2, 0),
-            (COMPLETED, "worker", b"", 3, 0),
-            (FAILED, "worker", b"", 4, 0),
-            (TOLD_CLOSED, "quitter", b"", 0, types.CLOSE_REASON_ERROR),
-        ]
-        assert {m.state for m in told} == {QUEUED}
-        assert {m.trigger for m in told} == {False}
-        assert not api.poll().session_id
-        assert len(api.begin("root").grant.mail) == 5
+def test_the_parent_hears_each_end_once(alone: Api) -> None:
+    alone.open("root")
+    alone.open("worker", parent_session_id="root")
+    for n in range(2):
+        lease = alone.begin("worker").grant.lease
+        alone.commit("worker", lease, completion=types.MessageInput(content=b"done %d" % n, content_type="x/y"))
+    alone.turn("worker", completed=True)
+    alone.abort("worker", alone.begin("worker").grant.lease, final=True)
+    alone.close("worker")  # FAILED was its last word
+    alone.open("quitter", parent_session_id="root")
+    alone.turn("quitter")
+    alone.close("quitter", reason=types.CLOSE_REASON_ERROR)
+    told = alone.list_mail("root")
+    seen = [(m.kind, m.sender_session_id, m.content, m.turn, m.close_reason) for m in told]
+    assert seen == [
+        (COMPLETED, "worker", b"done 0", 1, 0),
+        (COMPLETED, "worker", b"done 1", 2, 0),
+        (COMPLETED, "worker", b"", 3, 0),
+        (FAILED, "worker", b"", 4, 0),
+        (TOLD_CLOSED, "quitter", b"", 0, types.CLOSE_REASON_ERROR),
+    ]
+    assert {m.state for m in told} == {QUEUED}
+    assert {m.trigger for m in told} == {False}
+    assert not alone.poll().session_id
+    assert len(alone.begin("root").grant.mail) == 5
 
 
 @pytest.mark.parametrize("killed", [False, True], ids=["", "after a kill"])
