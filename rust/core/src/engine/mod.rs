@@ -8,6 +8,7 @@
 //! were parked) is noted in [`Work`] and done when the tree's lock is free.
 
 mod access;
+mod address;
 mod begin;
 mod check;
 mod close;
@@ -134,6 +135,8 @@ pub(crate) struct Pending {
     /// The store holds no record of its request_id, though the fingerprint is known: so it was when this record was the
     /// session's last.
     pub(crate) new_since: Option<Seq>,
+    /// The sessions that it named by path: their ids, and the paths.
+    pub(crate) given: Vec<(String, String)>,
     /// The place in the queue that it had before it had to be run again.
     pub(crate) arrival: Option<u64>,
     /// It may see the outline of its session, no more.
@@ -489,7 +492,11 @@ impl Engine {
         };
         let (Some(lease), Some(session_id)) = (lease, session_id) else { return };
         let Some(tenant) = self.keys.tenant_of(caller) else { return };
-        let Some((tree, index)) = self.tenant(&tenant).directory.get(&session_id) else { return };
+        let own = self.keys.authenticate(caller).ok().and_then(|(_, who)| who.session);
+        let Some((tree, index)) = self.in_memory(&self.tenant(&tenant), own.as_deref(), &session_id) else { return };
+        if tree.state.lock().line(index).is_none_or(|line| line.uid != lease.uid) {
+            return;
+        }
         let mut work = Work::default();
         self.release_grant(&tree, index, lease.fence, &mut work, &now);
         self.finish(&mut work, &mut now);
@@ -633,6 +640,7 @@ impl Engine {
             call,
             known: Vec::new(),
             new_since: None,
+            given: Vec::new(),
             arrival: None,
             outline: false,
             found: None,
