@@ -41,7 +41,7 @@ impl<'a> Address<'a> {
 }
 
 /// A session id, or a path; `own`: the call bears the key of a session.
-pub(crate) fn check_address(field: &str, text: &str, own: bool) -> Result<(), Refusal> {
+pub fn check_address(field: &str, text: &str, own: bool) -> Result<(), Refusal> {
     let address = Address::of(text);
     if matches!(address, Address::Id) {
         return check_session_id(field, text);

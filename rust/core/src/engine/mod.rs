@@ -52,6 +52,7 @@ use directory::Directory;
 use keyring::{Keyring, Who};
 use parking_lot::{Mutex, RwLock};
 use prost::Message;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
@@ -59,6 +60,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
 use tree::{Gate, Line, Place, Queue, Tenant, Tenants, TreeState};
 
 pub use access::{Granted, Rule};
+pub use address::check_address;
 pub use ended::{CleanupStep, DumpMade};
 pub use events::{Event, Value};
 pub use keyring::{Caller, DEFAULT_TENANT, Keys, MAX_TENANT_KEYS, maker};
@@ -925,9 +927,18 @@ pub(crate) fn shutting_down() -> Refusal {
     Refusal::new(Reason::ShuttingDown, "the server is stopping").retry_after(1_000)
 }
 
-/// The refusal of an id that nobody knows.
+/// The refusal of an id that nobody knows, or of a path.
 pub(crate) fn not_found(session_id: &str) -> Refusal {
-    Refusal::new(Reason::SessionNotFound, format!("no session {session_id:?} is known")).with("session_id", session_id)
+    let message = format!("no session {:?} is known", short(session_id));
+    Refusal::new(Reason::SessionNotFound, message).with("session_id", session_id)
+}
+
+/// An id whole; a long path so that message and metadata together fit the details of an error.
+pub(crate) fn short(address: &str) -> Cow<'_, str> {
+    match address.get(..256) {
+        Some(start) if address.len() > 256 => format!("{start}...").into(),
+        _ => address.into(),
+    }
 }
 
 /// The refusal of a session that ended.
