@@ -57,7 +57,7 @@ reasons! {
     MalformedRequest "MALFORMED_REQUEST" InvalidArgument "The bytes are not a message of this method." "Fix the client; do not retry.";
     InvalidField "INVALID_FIELD" InvalidArgument "A field breaks its rule; `field` names it." "Fix the request; do not retry.";
     TooLarge "TOO_LARGE" InvalidArgument "A field is over its size limit; `field`, `size` and `limit` say by how much." "Send less, or put large arrays in your own object store.";
-    BadPageToken "BAD_PAGE_TOKEN" InvalidArgument "The page token is not one of this list with these filters." "Start the list again.";
+    BadPageToken "BAD_PAGE_TOKEN" InvalidArgument "The page or resume token is not one of this list, or watch, with these filters and this key." "Start again without it.";
     LeaseMalformed "LEASE_MALFORMED" InvalidArgument "The bytes are not a lease of this server." "Send the lease of BeginTurn as it came.";
     RequestMismatch "REQUEST_MISMATCH" InvalidArgument "This request_id was used with another payload." "Use a new request_id for a new request.";
     KeyInvalid "KEY_INVALID" Unauthenticated "The call bears no API key that is valid here: none, one that is not known, or one that was revoked." "Send a valid key as `authorization: Bearer <key>`.";

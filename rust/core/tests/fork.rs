@@ -45,7 +45,8 @@ fn turn(id: &str, grant: &v1::Grant, n: u32) -> v1::CommitTurnRequest {
         ..v1::RecordInput::default()
     };
     let state = (n % 2 == 1).then(|| format!("state {n}").into_bytes());
-    v1::CommitTurnRequest { record: Some(record), state, ..commit(id, &grant.lease) }
+    let request_id = format!("commit-{n}");
+    v1::CommitTurnRequest { record: Some(record), state, request_id, ..commit(id, &grant.lease) }
 }
 
 /// What a turn is, whatever its session's grants and requests were.
@@ -78,8 +79,11 @@ impl World {
     /// Turns `from..=to` of a session.
     fn play(&mut self, id: &str, from: u32, to: u32) {
         for n in from..=to {
-            let grant = self.begin(id);
-            self.commit(&turn(id, &grant, n));
+            let request_id = format!("begin-{n}");
+            let begun: v1::BeginTurnResponse = self
+                .call(Method::BeginTurn, &v1::BeginTurnRequest { request_id, ..begin(id, "") })
+                .expect("a slot is free");
+            self.commit(&turn(id, &begun.grant.expect("it was granted"), n));
         }
     }
 
@@ -262,6 +266,8 @@ fn a_source_may_be_in_any_state_but_purged() {
     let grant = world.begin("a");
     let committing = world.start(Method::CommitTurn, &turn("a", &grant, 3));
     let forking = world.start(Method::OpenSession, &fork("newest", "", "a", 0));
+    while world.read() {}
+    assert_eq!(world.engine.backlog(), 1, "I6: the commit is not durable yet");
     let closing = world.start(Method::CloseSession, &close("a"));
     let closed = world.start(Method::OpenSession, &fork("closing", "", "a", 0));
     world.settle();
@@ -419,6 +425,48 @@ fn a_vanished_caller_leaves_no_fork_and_no_claim() {
     assert!(world.done.remove(&purge).is_some_and(|told| told.is_ok()) && world.purging("a"));
 }
 
+// I22, I24: what came to stand against a fork while its source was read refuses it, and it holds nothing then.
+#[test]
+fn what_came_between_refuses_a_fork_and_leaves_no_claim() {
+    let named = |id: &str| {
+        let mut request = fork(id, "root", "a", 0);
+        request.options.as_mut().expect("it has some").name = "scout".into();
+        request
+    };
+    let rival = |id: &str| v1::OpenSessionRequest { fork_from: None, ..named(id) };
+    for reason in [Reason::PathCollision, Reason::SessionClosed, Reason::SessionExists] {
+        let mut world = World::new(Limits::default());
+        world.turn("root", "");
+        world.play("a", 1, 2);
+        world.close("a");
+        let ticket = world.start(Method::OpenSession, &named("b"));
+        // Whether there is a "b"; then where the source is; whether there is a "b"; then the source; again "b".
+        let reads = if reason == Reason::SessionExists { 3 } else { 4 };
+        for _ in 0..reads {
+            world.read_once();
+        }
+        let asked = world.engine.effects();
+        assert!(matches!(&asked[..], [Effect::Find { .. } | Effect::Session { .. }]), "{asked:?}");
+        let other = match reason {
+            Reason::PathCollision => world.start(Method::OpenSession, &rival("c")),
+            Reason::SessionExists => world.start(Method::OpenSession, &rival("b")),
+            _ => world.start(Method::CloseSession, &close("root")),
+        };
+        while world.read() {}
+        for effect in asked {
+            let now = world.now();
+            world.store.answer(effect)(&world.engine, now);
+        }
+        world.settle();
+        let refusal = world.done.remove(&ticket).expect("it has ended").expect_err("it is refused");
+        assert_eq!(refusal.reason, reason);
+        assert!(world.done.remove(&other).is_some_and(|told| told.is_ok()));
+        let purge = world.ask_purge("a");
+        world.settle();
+        assert!(world.done.remove(&purge).is_some_and(|told| told.is_ok()) && world.purging("a"));
+    }
+}
+
 // I21, I22: a repeat is answered from the session, whatever it was forked from; an id that is in use is not forked into.
 #[test]
 fn a_repeated_fork_is_the_session_that_it_made() {
@@ -451,11 +499,10 @@ fn a_repeated_fork_is_the_session_that_it_made() {
 // I22: validate_only refuses what would be refused, and makes nothing of what would not.
 #[test]
 fn validate_only_checks_a_fork_and_makes_nothing() {
-    let mut world = World::new(Limits::default());
+    let mut world = World::new(Limits { max_turns_per_tenant: 1, ..Limits::default() });
     world.play("a", 1, 3);
     world.limits.max_fork_bytes = world.size("a", 2);
     world.restart();
-    let seq = world.store.last_seq;
     let ask = |source: &str, turn| v1::OpenSessionRequest { validate_only: true, ..fork("b", "", source, turn) };
     let told: v1::OpenSessionResponse = world.call(Method::OpenSession, &ask("a", 2)).expect("it may be");
     let session = told.session.expect("it is told");
@@ -464,13 +511,23 @@ fn validate_only_checks_a_fork_and_makes_nothing() {
     let below = v1::OpenSessionRequest { validate_only: true, ..fork("b", "a", "a", 1) };
     let told: v1::OpenSessionResponse = world.call(Method::OpenSession, &below).expect("it may be");
     assert_eq!(told.session.map(|s| (s.path, s.turn_count)), Some(("/root/b".into(), 1)));
+    // Nor does it make what a BeginTurn waits to make.
+    let running = world.begin("else");
+    let wait = Some(prost_types::Duration { seconds: 60, nanos: 0 });
+    let waiting = world.start(Method::BeginTurn, &v1::BeginTurnRequest { wait, ..begin("b", "") });
+    world.settle();
+    let told: v1::OpenSessionResponse = world.call(Method::OpenSession, &ask("a", 2)).expect("it may be");
+    assert_eq!((told.created, told.session.map(|s| s.turn_count)), (false, Some(2)));
+    let now = world.now();
+    world.engine.cancel(waiting, now);
+    world.abort("else", &running.lease);
     assert_eq!(world.refused(&ask("a", 0)).reason, Reason::TooLarge);
     assert_eq!(world.refused(&ask("a", 4)).reason, Reason::TurnNotFound);
     assert_eq!(world.refused(&ask("nobody", 0)).reason, Reason::SessionNotFound);
     world.close("a");
-    let closed = world.store.last_seq;
+    let seq = world.store.last_seq;
     let _: v1::OpenSessionResponse = world.call(Method::OpenSession, &ask("a", 2)).expect("it may be");
-    assert_eq!((closed, world.store.last_seq), (seq + 1, closed));
+    assert_eq!(world.store.last_seq, seq, "nothing was written");
     let purge = world.ask_purge("a");
     world.settle();
     assert!(world.done.remove(&purge).is_some_and(|told| told.is_ok()));
@@ -520,7 +577,7 @@ fn a_key_forks_from_what_it_reaches() {
                         world.done.remove(&ticket).expect("it has ended").expect_err("it is refused")
                     }
                     Outcome::Refused(refusal) => refusal,
-                    told => panic!("{source}: {told:?}"),
+                    told @ Outcome::Reply(_) => panic!("{source}: {told:?}"),
                 };
                 assert_eq!(refusal.metadata.get("session_id").map(String::as_str), Some(source));
                 said.push((refusal.reason, refusal.message.replace(source, "it"), refusal.retry_ms));
@@ -566,7 +623,7 @@ fn a_fork_is_spawned_whole_or_not_at_all() {
     // The root's turn was completed, and not the fork's: its end is news to the parent.
     world.close("s");
     let grant = world.begin("root");
-    let told: Vec<_> = grant.mail.iter().map(|m| m.kind()).collect();
+    let told: Vec<_> = grant.mail.iter().map(roost_core::proto::v1::Message::kind).collect();
     assert_eq!(told, [v1::MessageKind::Closed]);
 }
 

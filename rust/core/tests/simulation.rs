@@ -77,7 +77,7 @@ fn simulate_all(seeds: impl Iterator<Item = u64>, ops: usize) -> BTreeMap<String
 
 #[test]
 fn random_worlds_keep_every_invariant() {
-    let seen = simulate_all(1..=100, 10_000);
+    let seen = simulate_all(1..=60, 10_000);
     for (what, n) in &seen {
         println!("{n:>9} {what}");
     }
@@ -144,7 +144,7 @@ fn replay() {
 /// I11: eviction and reload are invisible.
 #[test]
 fn residency_is_invisible() {
-    let (first, last) = (number("ROOST_SIM_SEED", 1), number("ROOST_SIM_SEED", 12));
+    let (first, last) = (number("ROOST_SIM_SEED", 1), number("ROOST_SIM_SEED", 8));
     let mut rewound = 0;
     for seed in first..=last {
         let worlds = [(1, 1), (1, 1 << 30), (7, 1 << 30), (1_000_000, 1 << 40)];
@@ -152,7 +152,10 @@ fn residency_is_invisible() {
             .into_iter()
             .map(|(max_resident_sessions, max_resident_bytes)| {
                 let mut config = config(seed, 0);
-                config.limits = Limits { max_resident_sessions, max_resident_bytes, ..config.limits };
+                // How full the journal is at an instant depends on what had to be read: here it is never full.
+                let journal_queue_bytes = 64 << 20;
+                config.limits =
+                    Limits { max_resident_sessions, max_resident_bytes, journal_queue_bytes, ..config.limits };
                 (World::new(config), BTreeMap::new())
             })
             .collect();

@@ -43,8 +43,10 @@ impl Engine {
             Located::Gone => {}
             Located::Ended(call, ..) => self.refuse_call(call, closed(&id), work),
             Located::At(mut call, tree, index) => {
-                // It is not to be made: what it would have begun with is of no use.
-                self.unclaim_call(&mut call, work);
+                if !call.call.only_asks() {
+                    // It is not to be made: what it would have begun with is of no use.
+                    self.unclaim_call(&mut call, work);
+                }
                 match Self::still_at(&tree, index, &id) {
                     // It came to be there since the gate was passed.
                     Some(state) if !call.who.reaches(&state, index) => work.calls.push_back(call),
