@@ -95,13 +95,40 @@ class Cold:
         """Whether the caller reaches this session of its tenant."""
         return self.reach is None or self.reach.reaches(row)
 
-    def session(self, session_id: str, field: str = "session_id") -> SessionRow:
-        """The row of a session id; Refused INVALID_FIELD or SESSION_NOT_FOUND."""
+    def session(self, address: str, field: str = "session_id") -> SessionRow:
+        """The row of the session that a field names, by id or by path; Refused INVALID_FIELD or SESSION_NOT_FOUND, which
+        tells of what the caller may not see what it tells of what is not there: the address as it came (I17)."""
+        if "/" not in address:
+            return self.by_id(address, field)
+        refusal = self.engine.check_address(field, address, self.reach is not None)
+        if refusal is not None:
+            raise Refused(refusal)
+        row = self._at_path(address)
+        if row is None or not self.reaches(row):
+            raise session_not_found(self.engine, address)
+        return row
+
+    def by_id(self, session_id: str, field: str) -> SessionRow:
+        """As `session`, for a field that takes ids alone."""
         check_id(self.engine, field, session_id)
         row = self.store.read_session(self.tenant, session_id)
         if row is None or not self.reaches(row):
             raise session_not_found(self.engine, session_id)
         return row
+
+    def _at_path(self, address: str) -> SessionRow | None:
+        """The row of an OPEN session by a path that is well formed."""
+        root_id, _, names = address.partition("/")
+        if self.reach is None:
+            root = self.store.read_session(self.tenant, root_id)
+            if root is None or root.root != root.uid:
+                return None
+            return self.store.read_path(root.uid, f"/{names}")
+        if root_id == ".":
+            return self.store.read_path(self.reach.root, f"{self.reach.path}/{names}")
+        if root_id not in ("", self.reach.root_session_id):
+            return None
+        return self.store.read_path(self.reach.root, f"/{names}")
 
     def check_content(self, row: SessionRow) -> None:
         """Refused SESSION_RESTORING or SESSION_PURGED where not all of a session's content is there."""

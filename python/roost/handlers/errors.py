@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
@@ -17,6 +17,9 @@ M = TypeVar("M", bound=Message)
 def failure(who: str, error: BaseException) -> str:
     """One sentence about what ends the process. Only the store's own words are repeated: others could quote content."""
     return f"the {who} failed: {error if isinstance(error, StoreFailed) else type(error).__name__}"
+
+
+_SHORT: Final = 256  # characters of a path in a message; an id has no more
 
 
 class Refused(Exception):
@@ -47,8 +50,9 @@ def invalid(engine: Engine, field: str, rule: str, **metadata: Any) -> Refused:
 
 
 def session_not_found(engine: Engine, session_id: str) -> Refused:
-    """The id leads nowhere (or nowhere that this caller may see)."""
-    return refused(engine, "SESSION_NOT_FOUND", f"there is no session {session_id!r}", session_id=session_id)
+    """The id or path leads nowhere (or nowhere that this caller may see)."""
+    short = session_id if len(session_id) <= _SHORT else f"{session_id[:_SHORT]}..."  # details have 4 KiB
+    return refused(engine, "SESSION_NOT_FOUND", f"there is no session {short!r}", session_id=session_id)
 
 
 def check_id(engine: Engine, field: str, session_id: str) -> str:

@@ -180,7 +180,7 @@ def _root(cold: Cold, request: Request) -> bytes | None:
     """The uid of the tree that the request names."""
     if not request.root_session_id:
         return None if cold.reach is None else cold.reach.root
-    row = cold.session(request.root_session_id, "root_session_id")
+    row = cold.by_id(request.root_session_id, "root_session_id")
     if row.root != row.uid:
         rule = f"{row.session_id!r} is not the root of its tree"
         raise invalid(cold.engine, "root_session_id", rule, session_id=row.session_id)

@@ -51,10 +51,11 @@ def _filter(cold: Cold, request: pb.ListMailRequest) -> MailFilter:
     if request.session_id:
         row = cold.session(request.session_id)
         cold.check_content(row)
-        recipient = row.uid
+        recipient, request.session_id = row.uid, row.session_id  # the list goes on with whom it began with
     else:
         # What it sent is its recipients': it is there when its own content is not any more.
-        sender = cold.session(request.sender_session_id, "sender_session_id").uid
+        row = cold.session(request.sender_session_id, "sender_session_id")
+        sender, request.sender_session_id = row.uid, row.session_id
     return MailFilter(recipient, sender, states, cold.engine.wall_ms(), not request.omit_content)
 
 

@@ -25,6 +25,8 @@ class Reach:
         self.uid = uid
         self.life = life
         self.root = b""
+        self.root_session_id = ""
+        self.path = ""
         self._inside: frozenset[bytes] = frozenset()
         self._open: frozenset[bytes] = frozenset()
 
@@ -36,12 +38,14 @@ class Reach:
             return "gone"
         if found.state != _OPEN:
             return "gone" if is_purging(found.cleanup) else "ended"
-        life = next(row.closes for row in found.rows if row.uid == self.uid) + 1
+        own = next(row for row in found.rows if row.uid == self.uid)
+        life = own.closes + 1
         if self.life != life:  # a later one is of a store that was set back
             return "ended" if self.life < life else "gone"
-        self.root = found.root
+        self.root, self.path = found.root, own.path
+        self.root_session_id = found.rows[0].session_id  # parents come before their children
         inside = {self.uid}
-        for row in found.rows:  # parents come before their children
+        for row in found.rows:
             if row.parent in inside:
                 inside.add(row.uid)
         self._inside = frozenset(inside)

@@ -57,9 +57,12 @@ def _filter(cold: Cold, request: pb.ListResourcesRequest) -> ResourceFilter:
     if request.state not in pb.ResourceState.values():
         rule = f"{request.state} is not accepted as a filter"
         raise invalid(cold.engine, "state", rule, value=request.state)
+    session = cold.session(request.session_id) if request.session_id else None
+    if session is not None:
+        request.session_id = session.session_id  # the list goes on with whom it began with
     return ResourceFilter(
         tenant=cold.tenant,
-        session=cold.session(request.session_id).uid if request.session_id else None,
+        session=None if session is None else session.uid,
         root=tree_of(cold, request.root_session_id),
         owner=request.owner or None,
         state=request.state or None,

@@ -63,7 +63,7 @@ def _tree(cold: Cold, root_session_id: str) -> bytes | None:
     SESSION_NOT_FOUND."""
     if not root_session_id:
         return None if cold.reach is None else cold.reach.root
-    row = cold.session(root_session_id, "root_session_id")
+    row = cold.by_id(root_session_id, "root_session_id")
     if row.root != row.uid:
         rule = f"{root_session_id!r} is not the root of its tree"
         raise invalid(cold.engine, "root_session_id", rule, session_id=root_session_id)

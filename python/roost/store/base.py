@@ -800,6 +800,9 @@ class Store(Protocol):
     def count_kept(self) -> int:
         """How many those are."""
 
+    def read_path(self, root: bytes, path: str) -> SessionRow | None:
+        """Read the row of the OPEN session that has this path in its tree."""
+
     def session_by_uid(self, uid: bytes) -> SessionRow | None:
         """Read one session row."""
 

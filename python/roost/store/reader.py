@@ -71,6 +71,10 @@ _SESSION = """
 """
 _SESSION_BY_UID = _SESSION.format(source="session AS s") + "WHERE s.uid = ?1"
 _SESSION_BY_ID = _SESSION.format(source="session AS s") + "WHERE s.tenant = ?1 AND s.session_id = ?2"
+_SESSION_BY_PATH = (
+    _SESSION.format(source="session AS s INDEXED BY session_open_path")
+    + "WHERE s.root = ?1 AND s.path = ?2 AND s.state = 1"
+)
 
 # One statement for a line, newest first. The condition on seq ends it on any data, a damaged cycle too; the one on
 # session keeps a damaged pointer from leading into another session. The limit -1 means all.
@@ -332,6 +336,12 @@ class Reader:
         """See base.Store."""
         with self._snapshot() as conn:
             row = conn.execute(_SESSION_BY_ID, (tenant, session_id)).fetchone()
+            return None if row is None else SessionRow._make(row)
+
+    def read_path(self, root: bytes, path: str) -> SessionRow | None:
+        """See base.Store."""
+        with self._snapshot() as conn:
+            row = conn.execute(_SESSION_BY_PATH, (root, path)).fetchone()
             return None if row is None else SessionRow._make(row)
 
     def list_sessions(self, where: SessionFilter, after: bytes, limit: int) -> list[SessionRow]:

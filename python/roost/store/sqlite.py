@@ -232,6 +232,10 @@ class SqliteStore:
         """See base.Store."""
         return self._reader.read_session(tenant, session_id)
 
+    def read_path(self, root: bytes, path: str) -> SessionRow | None:
+        """See base.Store."""
+        return self._reader.read_path(root, path)
+
     def list_sessions(self, where: SessionFilter, after: bytes, limit: int) -> list[SessionRow]:
         """See base.Store."""
         return self._reader.list_sessions(where, after, limit)

@@ -121,12 +121,16 @@ pub fn check_session_id(field: &str, id: &str) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// Whether this is the name of a child in a path.
+pub fn is_name(name: &str) -> bool {
+    let first = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+    let spelled = name.bytes().enumerate().all(|(i, b)| first(b) || (i > 0 && b == b'-'));
+    spelled && (1..=63).contains(&name.len()) && name != "root"
+}
+
 /// A path name: `[a-z0-9_][a-z0-9_-]{0,62}`, `root` reserved.
 pub fn check_name(name: &str) -> Result<(), Refusal> {
-    let first = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
-    let ok =
-        name.len() <= 63 && name.bytes().enumerate().all(|(i, b)| first(b) || (i > 0 && b == b'-')) && !name.is_empty();
-    if !ok {
+    if !is_name(name) && name != "root" {
         return Err(Refusal::field("options.name", "must match [a-z0-9_][a-z0-9_-]{0,62}"));
     }
     if name == "root" {

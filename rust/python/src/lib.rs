@@ -395,6 +395,16 @@ impl Engine {
         self.left_aside.clone()
     }
 
+    fn check_address<'py>(
+        &self,
+        py: Python<'py>,
+        field: &str,
+        text: &str,
+        keyed: bool,
+    ) -> PyResult<Option<Bound<'py, PyTuple>>> {
+        engine::check_address(field, text, keyed).err().map(|refusal| refusal_tuple(py, &refusal)).transpose()
+    }
+
     fn keys_required(&self) -> bool {
         self.engine.keys_required()
     }

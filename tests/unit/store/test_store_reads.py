@@ -218,6 +218,22 @@ def test_lists_page_in_order_of_uid(
     assert found == [uid_of(n) for n in expected]
 
 
+def test_a_path_is_that_of_the_open_session_that_has_it(store: SqliteStore, put: Put, tree: Maker) -> None:
+    def whose(path: str, root: int = 10) -> str | None:
+        row = store.read_path(uid_of(root), path)
+        return None if row is None else row.session_id
+
+    paths = ("/root", "/root/b", "/root/b0", "/root/b/c", "/root/b-2", "/root/b/", "/root/%", "root/b")
+    assert [whose(path) for path in paths] == ["s10", "s2", "s1", "s3", None, None, None, None]
+    assert [whose("/root", root) for root in (20, 30, 2)] == ["s20", "s10", None]
+    tree.taken()
+    tree.open(5, parent=10, path="/root/b-2")
+    assert put(tree.batch()) is Outcome.STORED
+    assert whose("/root/b-2") == "s5"
+    row = store.read_path(uid_of(10), "/root/b/c")
+    assert row == store.session_by_uid(uid_of(3))
+
+
 def _plan(store: SqliteStore, statement: str, bindings: Any = None) -> list[str]:
     return [str(row[3]) for row in store._conn.execute("EXPLAIN QUERY PLAN " + statement, bindings)]
 

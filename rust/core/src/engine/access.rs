@@ -173,7 +173,7 @@ impl Engine {
             self.refuse_whole(call, refusal, 0, work);
             return None;
         }
-        let Some(own) = call.who.session.clone() else { return Some(call) };
+        let Some(own) = call.who.session.clone() else { return self.resolve(call, None, work) };
         let (call, tree, index) = match self.locate(call, &own.session_id, work) {
             Located::Gone => return None,
             Located::Ended(call, past) if past.uid == own.uid && !past.purging => {
@@ -206,15 +206,16 @@ impl Engine {
 
     /// A call whose session is open, in this tree.
     fn within_tree(&self, mut call: Pending, own: &SessionRef, tree: &Arc<Tree>, work: &mut Work) -> Option<Pending> {
+        // Neither refusal of an interrupt tells whether the target exists.
+        if matches!(&call.call, Call::Interrupt(interrupt) if interrupt.force) {
+            self.refuse_whole(call, beyond(Kind::Session, "use force"), 0, work);
+            return None;
+        }
+        call = self.resolve(call, Some((own, tree)), work)?;
         let target = call.call.session_id().to_owned();
-        if let Call::Interrupt(interrupt) = &call.call {
-            // Neither tells whether the target exists.
-            let what = if interrupt.force { Some("use force") } else { None };
-            let what = what.or_else(|| (target == own.session_id).then_some("interrupt its own session"));
-            if let Some(what) = what {
-                self.refuse_whole(call, beyond(Kind::Session, what), 0, work);
-                return None;
-            }
+        if matches!(&call.call, Call::Interrupt(_)) && target == own.session_id {
+            self.refuse_whole(call, beyond(Kind::Session, "interrupt its own session"), 0, work);
+            return None;
         }
         // Of these each thing is looked at by itself.
         if matches!(call.call, Call::Renew(_) | Call::Ack(_) | Call::Poll(_)) || target == own.session_id {
@@ -231,7 +232,7 @@ impl Engine {
             }
             // To whom it may write is all that it sees.
             (Standing::Outline, None) if matches!(call.call, Call::Send(_)) => return Some(call),
-            (_, None) => not_found(&target),
+            (_, None) => not_found(call.shown(&target)),
             // A new tree is no descendant: so it is whether the id is taken or not.
             (_, Some(parent)) if parent.is_empty() => beyond(Kind::Session, "make a new tree"),
             (standing, Some(parent)) => {
@@ -241,7 +242,7 @@ impl Engine {
                     (Standing::Inside, Standing::Absent) => return self.within_source(call, own, tree, work),
                     // Ids are one for a tenant: this is all that shows of a session elsewhere, and not what became of it.
                     (Standing::Inside, _) => super::open::exists(&target),
-                    _ => super::open::parent_not_found(&parent),
+                    _ => super::open::parent_not_found(call.shown(&parent)),
                 }
             }
         };
@@ -257,7 +258,8 @@ impl Engine {
         if matches!(standing, Standing::Inside) {
             return Some(call);
         }
-        self.refuse_whole(call, not_found(&source), self.journal.last_seq(), work);
+        let refusal = not_found(call.shown(&source));
+        self.refuse_whole(call, refusal, self.journal.last_seq(), work);
         None
     }
 
@@ -314,7 +316,7 @@ impl Engine {
     }
 
     /// Refuses a call, whatever it holds already: what it may reach is asked again whenever it runs again.
-    fn refuse_whole(&self, mut call: Pending, refusal: Refusal, after: Seq, work: &mut Work) {
+    pub(crate) fn refuse_whole(&self, mut call: Pending, refusal: Refusal, after: Seq, work: &mut Work) {
         self.unclaim_call(&mut call, work);
         work.answers.push(Answer { ticket: call.ticket, result: Err(refusal), after, root: None });
     }

@@ -165,11 +165,12 @@ impl Engine {
                 (call, born.then(|| Sender::at(&state, index)))
             }
         };
+        let unknown = not_found(call.shown(&id));
         let Call::Send(send) = &mut call.call else { return None };
         send.sender = sender;
         if send.sender.is_none() {
             // It may tell of what is not durable yet.
-            let (result, after) = (Err(not_found(&id)), self.journal.last_seq());
+            let (result, after) = (Err(unknown), self.journal.last_seq());
             work.answers.push(super::Answer { ticket: call.ticket, result, after, root: None });
             return None;
         }

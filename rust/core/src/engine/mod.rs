@@ -8,6 +8,7 @@
 //! were parked) is noted in [`Work`] and done when the tree's lock is free.
 
 mod access;
+mod address;
 mod begin;
 mod check;
 mod close;
@@ -51,6 +52,7 @@ use directory::Directory;
 use keyring::{Keyring, Who};
 use parking_lot::{Mutex, RwLock};
 use prost::Message;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
@@ -58,6 +60,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
 use tree::{Gate, Line, Place, Queue, Tenant, Tenants, TreeState};
 
 pub use access::{Granted, Rule};
+pub use address::check_address;
 pub use ended::{CleanupStep, DumpMade};
 pub use events::{Event, Value};
 pub use keyring::{Caller, DEFAULT_TENANT, Keys, MAX_TENANT_KEYS, maker};
@@ -134,6 +137,8 @@ pub(crate) struct Pending {
     /// The store holds no record of its request_id, though the fingerprint is known: so it was when this record was the
     /// session's last.
     pub(crate) new_since: Option<Seq>,
+    /// The sessions that it named by path: their ids, and the paths.
+    pub(crate) given: Vec<(String, String)>,
     /// The place in the queue that it had before it had to be run again.
     pub(crate) arrival: Option<u64>,
     /// It may see the outline of its session, no more.
@@ -489,7 +494,11 @@ impl Engine {
         };
         let (Some(lease), Some(session_id)) = (lease, session_id) else { return };
         let Some(tenant) = self.keys.tenant_of(caller) else { return };
-        let Some((tree, index)) = self.tenant(&tenant).directory.get(&session_id) else { return };
+        let own = self.keys.authenticate(caller).ok().and_then(|(_, who)| who.session);
+        let Some((tree, index)) = self.in_memory(&self.tenant(&tenant), own.as_deref(), &session_id) else { return };
+        if tree.state.lock().line(index).is_none_or(|line| line.uid != lease.uid) {
+            return;
+        }
         let mut work = Work::default();
         self.release_grant(&tree, index, lease.fence, &mut work, &now);
         self.finish(&mut work, &mut now);
@@ -633,6 +642,7 @@ impl Engine {
             call,
             known: Vec::new(),
             new_since: None,
+            given: Vec::new(),
             arrival: None,
             outline: false,
             found: None,
@@ -917,9 +927,18 @@ pub(crate) fn shutting_down() -> Refusal {
     Refusal::new(Reason::ShuttingDown, "the server is stopping").retry_after(1_000)
 }
 
-/// The refusal of an id that nobody knows.
+/// The refusal of an id that nobody knows, or of a path.
 pub(crate) fn not_found(session_id: &str) -> Refusal {
-    Refusal::new(Reason::SessionNotFound, format!("no session {session_id:?} is known")).with("session_id", session_id)
+    let message = format!("no session {:?} is known", short(session_id));
+    Refusal::new(Reason::SessionNotFound, message).with("session_id", session_id)
+}
+
+/// An id whole; a long path so that message and metadata together fit the details of an error.
+pub(crate) fn short(address: &str) -> Cow<'_, str> {
+    match address.get(..256) {
+        Some(start) if address.len() > 256 => format!("{start}...").into(),
+        _ => address.into(),
+    }
 }
 
 /// The refusal of a session that ended.

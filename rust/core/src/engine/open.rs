@@ -5,7 +5,7 @@ use super::mail::{Post, Sender};
 use super::reload::{Located, Wanted, Why};
 use super::requests::{Begin, Open, OpenOptions, Update};
 use super::tree::{Line, Resident, Tree, TreeState};
-use super::{Call, Engine, Found, Moment, Pending, Work, closed, count, not_found};
+use super::{Call, Engine, Found, Moment, Pending, Work, closed, count, not_found, short};
 use crate::error::{Reason, Refusal};
 use crate::gen_store::RequestMark;
 use crate::gen_v1 as v1;
@@ -433,7 +433,8 @@ pub(crate) fn exists(session_id: &str) -> Refusal {
 }
 
 pub(crate) fn parent_not_found(parent: &str) -> Refusal {
-    Refusal::new(Reason::ParentNotFound, format!("no parent session {parent:?} is known")).with("session_id", parent)
+    let message = format!("no parent session {:?} is known", short(parent));
+    Refusal::new(Reason::ParentNotFound, message).with("session_id", parent)
 }
 
 /// The name that was asked for; else one made from the id, which gives way until it is free: nobody asked for it.

@@ -3,6 +3,7 @@
 //! Nothing here looks at a session; a request that fails here has touched nothing (I22).
 
 use super::access::Rule;
+use super::address::check_address;
 use super::keyring::{CreateKey, ListKeys, parse_key_id};
 use super::mail::{SendCall, WaitCall};
 use super::poll::PollCall;
@@ -428,9 +429,9 @@ fn unknown_enum(field: &str, value: i32) -> Refusal {
     Refusal::field(field, format!("{value} is not a value of this enum")).with("value", value)
 }
 
-fn options(o: v1::OpenOptions, limits: &LiveLimits) -> Result<OpenOptions, Refusal> {
+fn options(o: v1::OpenOptions, keyed: bool, limits: &LiveLimits) -> Result<OpenOptions, Refusal> {
     if !o.parent_session_id.is_empty() {
-        ids::check_session_id("options.parent_session_id", &o.parent_session_id)?;
+        check_address("options.parent_session_id", &o.parent_session_id, keyed)?;
     }
     if !o.name.is_empty() {
         if o.parent_session_id.is_empty() {
@@ -478,8 +479,8 @@ fn check_parent(session_id: &str, options: &OpenOptions) -> Result<(), Refusal> 
     Ok(())
 }
 
-fn fork(session_id: &str, from: v1::ForkFrom) -> Result<Fork, Refusal> {
-    ids::check_session_id("fork_from.session_id", &from.session_id)?;
+fn fork(session_id: &str, from: v1::ForkFrom, keyed: bool) -> Result<Fork, Refusal> {
+    check_address("fork_from.session_id", &from.session_id, keyed)?;
     if from.session_id == session_id {
         return Err(Refusal::field("fork_from.session_id", "a session is not forked from itself"));
     }
@@ -600,6 +601,27 @@ impl Call {
         }
     }
 
+    /// The field of a request that names the session it addresses, by id or path. One that it would make it names by id.
+    pub(crate) fn target(&mut self) -> Option<&mut String> {
+        Some(match self {
+            Call::Get(id) => id,
+            Call::Reopen(c) => &mut c.session_id,
+            Call::Update(c) => &mut c.session_id,
+            Call::Close(c) => &mut c.session_id,
+            Call::Begin(c) if c.open.is_none() => &mut c.session_id,
+            Call::End(c) => &mut c.session_id,
+            Call::Interrupt(c) => &mut c.session_id,
+            Call::Reward(c) => &mut c.session_id,
+            Call::Finish(c) => &mut c.session_id,
+            Call::Checkpoint(c) => &mut c.session_id,
+            Call::Attach(c) => &mut c.session_id,
+            Call::Detach(c) => &mut c.session_id,
+            Call::Send(c) => &mut c.session_id,
+            Call::WaitMail(c) => &mut c.session_id,
+            _ => return None,
+        })
+    }
+
     /// Whether it is to say what would happen, and have nothing happen.
     pub(crate) fn only_asks(&self) -> bool {
         match self {
@@ -622,6 +644,7 @@ impl Call {
         own: Option<&SessionRef>,
         limits: &LiveLimits,
     ) -> Result<Call, Refusal> {
+        let keyed = own.is_some();
         Ok(match method {
             Method::OpenSession => {
                 let mut r: v1::OpenSessionRequest = message(bytes)?;
@@ -638,10 +661,10 @@ impl Call {
                     r.session_id = ids::derived_session_id(space.as_deref().unwrap_or(tenant), &id.request_id);
                 }
                 ids::check_session_id("session_id", &r.session_id)?;
-                let options = options(r.options.unwrap_or_default(), limits)?;
+                let options = options(r.options.unwrap_or_default(), keyed, limits)?;
                 check_parent(&r.session_id, &options)?;
                 let first_message = r.first_message.map(|m| letter("first_message", m, true, limits)).transpose()?;
-                let fork = r.fork_from.map(|f| fork(&r.session_id, f)).transpose()?;
+                let fork = r.fork_from.map(|f| fork(&r.session_id, f, keyed)).transpose()?;
                 Call::Open(Open {
                     session_id: r.session_id,
                     mark,
@@ -655,12 +678,12 @@ impl Call {
             }
             Method::GetSession => {
                 let r: v1::GetSessionRequest = message(bytes)?;
-                ids::check_session_id("session_id", &r.session_id)?;
+                check_address("session_id", &r.session_id, keyed)?;
                 Call::Get(r.session_id)
             }
             Method::UpdateSession => {
                 let mut r: v1::UpdateSessionRequest = message(bytes)?;
-                ids::check_session_id("session_id", &r.session_id)?;
+                check_address("session_id", &r.session_id, keyed)?;
                 check_labels("labels", &r.labels)?;
                 let mark = mark(&mut r, |r| &mut r.request_id)?;
                 let stale = r.stale_timeout.as_ref().map(|d| millis("stale_timeout", d)).transpose()?;
@@ -673,7 +696,7 @@ impl Call {
             }
             Method::CloseSession => {
                 let mut r: v1::CloseSessionRequest = message(bytes)?;
-                ids::check_session_id("session_id", &r.session_id)?;
+                check_address("session_id", &r.session_id, keyed)?;
                 let reason = v1::CloseReason::try_from(r.reason).map_err(|_| unknown_enum("reason", r.reason))?;
                 if matches!(reason, v1::CloseReason::ParentClosed | v1::CloseReason::Stale) {
                     return Err(Refusal::field("reason", "only the server closes for this reason"));
@@ -683,13 +706,13 @@ impl Call {
             }
             Method::ReopenSession => {
                 let mut r: v1::ReopenSessionRequest = message(bytes)?;
-                ids::check_session_id("session_id", &r.session_id)?;
+                check_address("session_id", &r.session_id, keyed)?;
                 let mark = mark(&mut r, |r| &mut r.request_id)?;
                 Call::Reopen(ReopenCall { session_id: r.session_id, mark, done: None })
             }
             Method::BeginTurn => {
                 let r: v1::BeginTurnRequest = message(bytes)?;
-                if r.session_final { last_turn(r)? } else { Call::Begin(begin(r, limits)?) }
+                if r.session_final { last_turn(r, keyed)? } else { Call::Begin(begin(r, keyed, limits)?) }
             }
             Method::RenewTurns => {
                 let r: v1::RenewTurnsRequest = message(bytes)?;
@@ -699,7 +722,7 @@ impl Call {
             }
             Method::CommitTurn => {
                 let mut r: v1::CommitTurnRequest = message(bytes)?;
-                ids::check_session_id("session_id", &r.session_id)?;
+                check_address("session_id", &r.session_id, keyed)?;
                 let then = v1::Then::try_from(r.then).map_err(|_| unknown_enum("then", r.then))?;
                 // A repeat may have taken other times.
                 let timings = std::mem::take(&mut r.timings);
@@ -730,7 +753,7 @@ impl Call {
             }
             Method::AbortTurn => {
                 let mut r: v1::AbortTurnRequest = message(bytes)?;
-                ids::check_session_id("session_id", &r.session_id)?;
+                check_address("session_id", &r.session_id, keyed)?;
                 let timings = std::mem::take(&mut r.timings);
                 check_timings(&timings)?;
                 let mark = mark(&mut r, |r| &mut r.request_id)?;
@@ -745,14 +768,14 @@ impl Call {
             }
             Method::InterruptSession => {
                 let mut r: v1::InterruptSessionRequest = message(bytes)?;
-                ids::check_session_id("session_id", &r.session_id)?;
+                check_address("session_id", &r.session_id, keyed)?;
                 let mark = mark(&mut r, |r| &mut r.request_id)?;
                 Call::Interrupt(Interrupt { session_id: r.session_id, mark, force: r.force })
             }
-            Method::SetReward => Call::Reward(reward(message(bytes)?, limits)?),
+            Method::SetReward => Call::Reward(reward(message(bytes)?, keyed, limits)?),
             Method::FinishTrajectory => {
                 let mut r: v1::FinishTrajectoryRequest = message(bytes)?;
-                ids::check_session_id("session_id", &r.session_id)?;
+                check_address("session_id", &r.session_id, keyed)?;
                 r.reward.map_or(Ok(()), |value| check_reward("reward", value))?;
                 let mark = mark(&mut r, |r| &mut r.request_id)?;
                 Call::Finish(Finish { session_id: r.session_id, mark, reward: r.reward })
@@ -764,7 +787,7 @@ impl Call {
             }
             Method::GetCheckpoint => {
                 let r: v1::GetCheckpointRequest = message(bytes)?;
-                ids::check_session_id("session_id", &r.session_id)?;
+                check_address("session_id", &r.session_id, keyed)?;
                 Call::Checkpoint(Checkpoint {
                     lease: LeaseToken::decode(&r.lease)?,
                     session_id: r.session_id,
@@ -783,10 +806,10 @@ impl Call {
             }
             Method::ListApiKeys => Call::ListKeys(ListKeys::of(message(bytes)?)?),
             Method::SetLimits => Call::SetLimits(set_limits::wanted(message(bytes)?)?),
-            Method::AttachResource => Call::Attach(Box::new(attach(message(bytes)?, limits)?)),
+            Method::AttachResource => Call::Attach(Box::new(attach(message(bytes)?, keyed, limits)?)),
             Method::DetachResource => {
                 let r: v1::DetachResourceRequest = message(bytes)?;
-                ids::check_session_id("session_id", &r.session_id)?;
+                check_address("session_id", &r.session_id, keyed)?;
                 if r.name.is_empty() {
                     return Err(Refusal::field("name", "must not be empty"));
                 }
@@ -795,9 +818,9 @@ impl Call {
             }
             Method::SendMessage => {
                 let mut r: v1::SendMessageRequest = message(bytes)?;
-                ids::check_session_id("session_id", &r.session_id)?;
+                check_address("session_id", &r.session_id, keyed)?;
                 if !r.sender_session_id.is_empty() {
-                    ids::check_session_id("sender_session_id", &r.sender_session_id)?;
+                    check_address("sender_session_id", &r.sender_session_id, keyed)?;
                 }
                 let mark = mark(&mut r, |r| &mut r.request_id)?;
                 Call::Send(Box::new(SendCall {
@@ -812,7 +835,7 @@ impl Call {
             }
             Method::WaitMail => {
                 let r: v1::WaitMailRequest = message(bytes)?;
-                ids::check_session_id("session_id", &r.session_id)?;
+                check_address("session_id", &r.session_id, keyed)?;
                 let wait_ms = r.wait.as_ref().map(|d| millis("wait", d)).transpose()?.unwrap_or(0);
                 let wait_ms = wait_ms.min(limits.max_wait_ms());
                 Call::WaitMail(WaitCall { session_id: r.session_id, wait_ms, after: r.after })
@@ -823,8 +846,8 @@ impl Call {
 }
 
 /// A BeginTurn that says that the session quits is its CloseSession.
-fn last_turn(mut r: v1::BeginTurnRequest) -> Result<Call, Refusal> {
-    ids::check_session_id("session_id", &r.session_id)?;
+fn last_turn(mut r: v1::BeginTurnRequest, keyed: bool) -> Result<Call, Refusal> {
+    check_address("session_id", &r.session_id, keyed)?;
     if r.validate_only {
         return Err(Refusal::field("session_final", "ends the session: it cannot be validated only"));
     }
@@ -859,8 +882,12 @@ fn poll(mut r: v1::PollTurnRequest, limits: &LiveLimits) -> Result<PollCall, Ref
     })
 }
 
-fn begin(mut r: v1::BeginTurnRequest, limits: &LiveLimits) -> Result<Begin, Refusal> {
-    ids::check_session_id("session_id", &r.session_id)?;
+fn begin(mut r: v1::BeginTurnRequest, keyed: bool, limits: &LiveLimits) -> Result<Begin, Refusal> {
+    match &r.open {
+        // It may be made.
+        Some(_) => ids::check_session_id("session_id", &r.session_id)?,
+        None => check_address("session_id", &r.session_id, keyed)?,
+    }
     check_len("owner", r.owner.len(), 128)?;
     if !(-1_000..=1_000).contains(&r.priority) {
         return Err(Refusal::field("priority", "must be from -1000 to 1000").with("priority", r.priority));
@@ -875,7 +902,7 @@ fn begin(mut r: v1::BeginTurnRequest, limits: &LiveLimits) -> Result<Begin, Refu
     if r.expected_turn == Some(0) {
         return Err(Refusal::field("expected_turn", "turns are numbered from 1").with("expected_turn", 0));
     }
-    let open = r.open.map(|o| options(o, limits)).transpose()?;
+    let open = r.open.map(|o| options(o, keyed, limits)).transpose()?;
     open.iter().try_for_each(|o| check_parent(&r.session_id, o))?;
     Ok(Begin {
         session_id: r.session_id,
@@ -895,8 +922,8 @@ fn begin(mut r: v1::BeginTurnRequest, limits: &LiveLimits) -> Result<Begin, Refu
     })
 }
 
-fn reward(mut r: v1::SetRewardRequest, limits: &LiveLimits) -> Result<Reward, Refusal> {
-    ids::check_session_id("session_id", &r.session_id)?;
+fn reward(mut r: v1::SetRewardRequest, keyed: bool, limits: &LiveLimits) -> Result<Reward, Refusal> {
+    check_address("session_id", &r.session_id, keyed)?;
     check_reward("reward", r.reward)?;
     let finish_after_ms = match &r.finish_after {
         Some(d) => Some(millis("finish_after", d)?),
@@ -909,8 +936,8 @@ fn reward(mut r: v1::SetRewardRequest, limits: &LiveLimits) -> Result<Reward, Re
     Ok(Reward { session_id: r.session_id, mark, turn: r.turn, value: r.reward, finish_after_ms })
 }
 
-fn attach(mut r: v1::AttachResourceRequest, limits: &LiveLimits) -> Result<AttachCall, Refusal> {
-    ids::check_session_id("session_id", &r.session_id)?;
+fn attach(mut r: v1::AttachResourceRequest, keyed: bool, limits: &LiveLimits) -> Result<AttachCall, Refusal> {
+    check_address("session_id", &r.session_id, keyed)?;
     check_len("owner", r.owner.len(), 128)?;
     check_len("handle", r.handle.len(), 1_024)?;
     if r.handle.chars().any(char::is_control) {

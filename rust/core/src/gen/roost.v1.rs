@@ -584,7 +584,7 @@ pub struct Message {
 /// How a new session is made, by OpenSession or by BeginTurn's `open`.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct OpenOptions {
-    /// The id of the parent session, which must be OPEN; empty: a root.
+    /// The id of the parent session, or its path; it must be OPEN. Empty: a root.
     #[prost(string, tag = "1")]
     pub parent_session_id: ::prost::alloc::string::String,
     /// The name below the parent, [a-z0-9_][a-z0-9_-]{0,62}, "root" reserved, unique among OPEN siblings;
@@ -1346,7 +1346,7 @@ impl ResourceState {
 /// Request of OpenSession.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct OpenSessionRequest {
-    /// The id, 1-256 chars of \[A-Za-z0-9._:-\]; empty: derived from request_id, the same for each repeat.
+    /// The id, 1-256 chars of \[A-Za-z0-9._:-\], no path; empty: derived from request_id, the same for each repeat.
     #[prost(string, tag = "1")]
     pub session_id: ::prost::alloc::string::String,
     /// Makes a repeat return the first answer; 1-128 printable ASCII characters. Kept with the session.
@@ -1378,8 +1378,8 @@ pub struct OpenSessionRequest {
 /// session's first trajectory. Nothing is shared afterwards.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ForkFrom {
-    /// The session whose history is copied, in any state but purged; not the new one itself. Of a session's key: its session
-    /// or a descendant, else SESSION_NOT_FOUND.
+    /// The session whose history is copied, by id in any state but purged, by path while it is OPEN; not the new one
+    /// itself. Of a session's key: its session or a descendant, else SESSION_NOT_FOUND.
     #[prost(string, tag = "1")]
     pub session_id: ::prost::alloc::string::String,
     /// The last turn to copy, at most its turn count (TURN_NOT_FOUND); 0: all of them. What is copied, payloads and what is
@@ -1838,7 +1838,7 @@ pub struct FinishTrajectoryResponse {
 /// Request of ExportTrajectories.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ExportTrajectoriesRequest {
-    /// Only those of these sessions, at most 1,000; with ALL in this order; empty: of all sessions.
+    /// Only those of these sessions, by id or path, at most 1,000; with ALL in this order; empty: of all sessions.
     #[prost(string, repeated, tag = "1")]
     pub session_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     /// Only those of the tree of this root session id; not together with session_ids.
@@ -2160,7 +2160,7 @@ pub struct Grant {
 /// Request of BeginTurn.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct BeginTurnRequest {
-    /// The session to run a turn in.
+    /// The session to run a turn in; with `open` its id, else its id or path.
     #[prost(string, tag = "1")]
     pub session_id: ::prost::alloc::string::String,
     /// Makes a repeat return the same lease while the turn runs, afterwards TURN_ENDED.
@@ -2224,7 +2224,7 @@ pub struct BeginTurnResponse {
 /// One lease to renew.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Renewal {
-    /// The session the lease belongs to.
+    /// The id of the session the lease belongs to.
     #[prost(string, tag = "1")]
     pub session_id: ::prost::alloc::string::String,
     /// The lease.
