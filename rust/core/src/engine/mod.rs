@@ -20,6 +20,7 @@ mod interrupt;
 mod keyring;
 mod mail;
 mod mailbox;
+mod measure;
 mod open;
 mod poll;
 mod pool;
@@ -57,6 +58,7 @@ use tree::{Gate, Line, Place, Queue, Tenant, Tenants, TreeState};
 pub use access::{Granted, Rule};
 pub use ended::{CleanupStep, DumpMade};
 pub use events::{Event, Value};
+pub use measure::Distribution;
 pub use keyring::{Caller, DEFAULT_TENANT, Keys, MAX_TENANT_KEYS, maker};
 pub(crate) use keyring::{KEYS_ROOT, KeyChange};
 pub use read::{Dress, RecordRow, SessionView, verify_history};
@@ -310,6 +312,7 @@ pub struct Engine {
     stalled: AtomicBool,
     running: AtomicI64,
     counters: Counters,
+    measures: measure::Measures,
     events: Mutex<events::Events>,
     logging: AtomicBool,
     due: Mutex<due::Due>,
@@ -365,6 +368,7 @@ impl Engine {
             stalled: AtomicBool::new(false),
             running: AtomicI64::new(0),
             counters: Counters::default(),
+            measures: measure::Measures::default(),
             events: Mutex::default(),
             logging: AtomicBool::new(false),
             due: Mutex::default(),
@@ -390,7 +394,7 @@ impl Engine {
         let (call, tenant, who) = match accepted {
             Ok(accepted) => accepted,
             Err(refusal) => {
-                count(&self.counters.refusals);
+                self.refused(&refusal);
                 return Outcome::Refused(refusal);
             }
         };
@@ -787,8 +791,8 @@ impl Engine {
             // Cancelled in the meantime.
             return;
         };
-        if result.is_err() {
-            count(&self.counters.refusals);
+        if let Err(refusal) = &result {
+            self.refused(refusal);
         }
         if work.direct == Some(ticket) {
             work.direct_result = Some(result);
