@@ -11,7 +11,7 @@ from pathlib import Path
 
 import grpc
 
-from roost._core import REASONS
+from roost._core import LIMIT_CHANGES, REASONS
 from roost.server.config import Settings
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -46,9 +46,16 @@ def amount(key: str, value: object) -> str:
     return f"{value:,}"
 
 
+# What may be done with a limit while the server runs; other settings are no limits.
+CHANGES = {"free": "yes", "laid out": "down", "fixed": "no", "": ""}
+
+
 def settings() -> str:
-    body = [(f"`{k}`", amount(k, f.default), f.description or "") for k, f in Settings.model_fields.items()]
-    return rows(("key", "default", "meaning"), body)
+    body = [
+        (f"`{k}`", amount(k, f.default), CHANGES[LIMIT_CHANGES.get(k, "")], f.description or "")
+        for k, f in Settings.model_fields.items()
+    ]
+    return rows(("key", "default", "running", "meaning"), body)
 
 
 TABLES: tuple[tuple[str, str, Callable[[], str]], ...] = (

@@ -12,6 +12,7 @@ METHODS: Final[
 REASONS: Final[list[tuple[str, int, str, str]]]  # (reason, grpc code, what it means, what the caller should do)
 RULES: Final[dict[str, str]]  # full gRPC method name -> what a session's key may do with it (roost_core::engine::Rule)
 LIMITS: Final[list[tuple[str, int, int, int]]]  # (limit, default, least, greatest value)
+LIMIT_CHANGES: Final[dict[str, str]]  # limit -> "free", "laid out" or "fixed" (roost_core::limits::Change)
 DUMP_SCHEMA: Final[int]  # the version of the format of dumps
 VERSION: Final[str]
 
@@ -29,18 +30,26 @@ def request_hash(payload: bytes) -> bytes:
 def dump_name(tenant: str, uid: bytes, close_number: int) -> str:
     """The name of the dump of one close of a session: "<tenant uid>/<uid>-<close number>"."""
 
-DumpSummary = tuple[int, int, int, int, str]  # records, trajectories, lines, bytes of the lines, their SHA-256 in hex
+# records, trajectories, messages, lines, bytes of the lines, their SHA-256 in hex
+DumpSummary = tuple[int, int, int, int, int, str]
 
 class DumpEncoder:
     """Writes one session as the parts of a dump: (zstd frame, its SHA-256 in hex, bytes uncompressed, lines). The same
     session gives the same parts. ValueError, which names no content, for a session that does not verify (I23)."""
 
-    def __init__(self, row: tuple[Any, ...], lines: Sequence[tuple[Any, ...]], part_bytes: int = ...) -> None:
-        """row: a SessionRow with a receipt; lines: all its RecordLines, newest first."""
+    def __init__(
+        self, row: tuple[Any, ...], lines: Sequence[tuple[Any, ...]], mail: int = ..., part_bytes: int = ...
+    ) -> None:
+        """row: a SessionRow with a receipt; lines: all its RecordLines, newest first; mail: how many messages ended
+        with it."""
     def push(self, rows: Sequence[tuple[Any, ...]], rewards: Mapping[int, float]) -> list[tuple[bytes, str, int, int]]:
         """The next RecordRows, oldest first, events included; the parts that are full."""
-    def finish(self, trajectories: Sequence[tuple[Any, ...]]) -> tuple[list[tuple[bytes, str, int, int]], DumpSummary]:
-        """All its TrajectoryRows, in order of number; the last parts."""
+    def trajectories(self, rows: Sequence[tuple[Any, ...]]) -> list[tuple[bytes, str, int, int]]:
+        """All its TrajectoryRows, in order of number, behind the records; the parts that are full."""
+    def mail(self, rows: Sequence[tuple[Any, ...]]) -> list[tuple[bytes, str, int, int]]:
+        """The next UnreadMails, in order of sequence, behind the trajectories; the parts that are full."""
+    def finish(self) -> tuple[tuple[bytes, str, int, int], DumpSummary]:
+        """The last part."""
 
 class DumpDecoder:
     """Reads the parts of one dump in order. ValueError, which names no content, for what is no part of a dump."""
@@ -49,8 +58,9 @@ class DumpDecoder:
     def part(self, data: bytes, raw_bytes: int) -> list[tuple[Any, ...]]:
         """The rows of a part, each verified by itself: ("session", (uid, tenant, session_id, root, parent, path, depth,
         create_ms, head, head_version, fence, last, facts, receipt, name of its dump)), ("record", RecordRow, reward or
-        None), ("trajectory", (number, ready_seq, after_seq, first_turn, turn_count, ready_ms)). It must have exactly
-        `raw_bytes` bytes uncompressed; memory is taken for no more."""
+        None), ("trajectory", (number, ready_seq, after_seq, first_turn, turn_count, ready_ms)), ("mail", (message_id,
+        sender, kind, expire, deliveries, fence, create_ms, meta, content)). It must have exactly `raw_bytes` bytes
+        uncompressed; memory is taken for no more."""
     def check(self, data: bytes, raw_bytes: int) -> str | None:
         """As `part`, without making the rows. The name of the dump, if the session's line is in this part."""
     def finish(self) -> DumpSummary:
@@ -82,6 +92,7 @@ class Batch:
     def forgets(self) -> list[tuple[Any, ...]]: ...  # SessionForget columns
     def keys(self) -> list[tuple[Any, ...]]: ...  # ApiKeyRow columns
     def revoked_keys(self) -> list[tuple[Any, ...]]: ...  # ApiKeyRevoke columns
+    def limits(self) -> list[tuple[str, int | None]]: ...
     def resources(self) -> list[tuple[Any, ...]]: ...  # ResourceInsert columns
     def resource_updates(self) -> list[tuple[Any, ...]]: ...  # ResourceUpdate columns
     def resources_due(self) -> list[tuple[Any, ...]]: ...  # ResourcesDue columns
@@ -109,6 +120,13 @@ class Rows:
     def part(self) -> bytes | None:
         """The next part of the row that has ended."""
 
+# What it is ("interrupt", "closed", "lease_lost", "": nothing to tell), the session's uid, the fence of the grant it is
+# about, from when on (wall clock) the session may be runnable, and the encoded WatchOwnerResponse.
+Owned = tuple[str, bytes, int, int | None, bytes]
+
+class Watch:
+    position: int
+
 class Engine:
     def __init__(
         self,
@@ -118,11 +136,23 @@ class Engine:
         secret: bytes | None = None,
         admin_key: str | None = None,
         api_keys: Sequence[tuple[Any, ...]] | None = None,
+        sources: Mapping[str, str] | None = None,
+        most: Mapping[str, int] | None = None,
+        set_limits: Sequence[tuple[str, int]] | None = None,
     ) -> None:
         """limits: the integer settings of `roost.server.config` that the engine enforces; an unknown or missing key
         is a ValueError. served_ms: for how long the store had been served before: the service clock goes on from
         there. secret: the store's, without which no keys of tenants or sessions are made. api_keys: ApiKeyRow tuples.
-        With an admin key, or an active one among api_keys, a call without a key is refused."""
+        With an admin key, or an active one among api_keys, a call without a key is refused. sources: where the limits
+        came from; most: what bounds some of them from above, beside their ranges; set_limits: those that were set
+        before this start, which win."""
+
+    limits_left_aside: list[str]  # those of set_limits that cannot be in force here
+
+    def limits(self) -> list[tuple[str, int, str, int]]:
+        """The limits in force: name, value, source ("set": SetLimits), use (-1: that is no one number)."""
+    def limit(self, name: str) -> int:
+        """One limit in force. ValueError for a name that is none's."""
 
     # -- transport (event-loop thread)
     def call(
@@ -144,10 +174,11 @@ class Engine:
         reply b"done", or b"changed" where the row is another by now or the step is not one of its state. Steps:
         ("cleaned",), ("dumped", bytes, sha256), ("failed", why), ("purge", record sequences, newest left,
         acknowledged), ("keep",), ("forget",), ("later",), ("restore", [(RecordRow of a dump, reward)],
-        [DumpedTrajectory with the sequences that its records have here], end). That one appends the records under
-        consecutive sequences, of which the row's `last` is then the last; `end` makes the session CLOSED: None, or
-        (state_seq, head_seq, trajectory_seq, for each of the past receipts the sequence of the last record before that
-        close, bytes and SHA-256 of the dump, (request_id, request_hash) or None).
+        [DumpedTrajectory with the sequences that its records have here], [DumpedMail], end). That one appends the
+        records under consecutive sequences, of which the row's `last` is then the last, and messages that have ended
+        with the session; `end` makes it CLOSED: None, or (state_seq, head_seq, trajectory_seq, for each of the past
+        receipts the sequence of the last record before that close, bytes and SHA-256 of the dump, (request_id,
+        request_hash) or None).
         After ("cleaned",) or ("dumped", ..) a session that has resources left stays SEALED, and they are due for their
         release; when the last of them is released, so is its next step, which is ("cleaned",)."""
     def restore_session(self, tenant: str, session: tuple[Any, ...], parent_session_id: str) -> bytes | int | Refusal:
@@ -220,6 +251,31 @@ class Engine:
         """The ticket of a call that waits for a read of `next_effects` that is not answered yet; None: no call does."""
     def ready_sequence(self) -> int:
         """The largest sequence of a trajectory that became READY, durably, while this server has run; 0: none has."""
+    def watch_count(self) -> int:
+        """Grows whenever something is told of a session: who watches looks again."""
+    def watch_sessions(
+        self,
+        tenant: str,
+        *,
+        inside: bytes | None = None,
+        root: bytes | None = None,
+        path_prefix: str | None = None,
+        kinds: Sequence[int] | None = None,
+        at: int | None = None,
+    ) -> Watch:
+        """A reader of a tenant's events: of the session `inside` and what descended from it, of the tree of `root`, of
+        `path_prefix` and below, of these kinds (none: all); from this position on, or from now on."""
+    def watch_owner(self, tenant: str, owner: str) -> Watch:
+        """A reader, from now on, of what concerns an owner."""
+    def watch_look(self, watch: Watch) -> bool:
+        """Whether there is something to take; what the reader does not want is passed over."""
+    def watch_events(self, watch: Watch, most: int, most_bytes: int) -> tuple[bytes, int, bool]:
+        """The next events as an encoded WatchSessionsResponse without its token (`resync`: some were lost before them),
+        the position behind them, and whether there may be more at once. b"": nothing has happened."""
+    def watch_owned(self, watch: Watch, most: int) -> tuple[list[Owned], bool, bool]:
+        """What has happened to an owner, whether some was lost before that, and whether there may be more at once."""
+    def interrupts_of(self, tenant: str, owner: str) -> list[Owned]:
+        """The turns of an owner that run and were asked to end."""
     def set_logging(self, on: bool) -> None:
         """Whether turns and closes leave events."""
     def event_lines(self, form: str) -> tuple[bytes, int]:

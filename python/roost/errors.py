@@ -497,6 +497,22 @@ class TreeDepth(RoostError):
     ADVICE = "Open the session higher up."
 
 
+class MailboxFull(RoostError):
+    """MAILBOX_FULL: The session's mailbox is as full as it may be. Have it run a turn, which takes its mail; send
+    less, or with a ttl."""
+
+    REASON = "MAILBOX_FULL"
+    ADVICE = "Have it run a turn, which takes its mail; send less, or with a ttl."
+
+
+class RootTrigger(RoostError):
+    """ROOT_TRIGGER: A descendant may not make the root of its tree runnable. Send without `trigger`; open the root
+    with wake_on_completion to be woken by its children's ends."""
+
+    REASON = "ROOT_TRIGGER"
+    ADVICE = "Send without `trigger`; open the root with wake_on_completion to be woken by its children's ends."
+
+
 class QueueFull(RoostError):
     """QUEUE_FULL: As many calls wait as may, on this connection or in all. Wait less, or spread waiting calls over
     connections."""
@@ -646,6 +662,8 @@ BY_REASON: dict[str, type[RoostError]] = {
     "POOL_FULL": PoolFull,
     "STORE_BYTES": StoreBytes,
     "TREE_DEPTH": TreeDepth,
+    "MAILBOX_FULL": MailboxFull,
+    "ROOT_TRIGGER": RootTrigger,
     "QUEUE_FULL": QueueFull,
     "JOURNAL_BEHIND": JournalBehind,
     "JOURNAL_FULL": JournalFull,

@@ -24,6 +24,8 @@ from roost.client.training import Assembler, Exported
 from roost.v1 import (
     admin_service_pb2,
     admin_service_pb2_grpc,
+    mail_service_pb2,
+    mail_service_pb2_grpc,
     session_service_pb2,
     session_service_pb2_grpc,
     trajectory_service_pb2,
@@ -193,6 +195,7 @@ class Api:
         self.channel = channel
         self.sessions: Any = session_service_pb2_grpc.SessionServiceStub(channel)
         self.turns: Any = turn_service_pb2_grpc.TurnServiceStub(channel)
+        self.mail: Any = mail_service_pb2_grpc.MailServiceStub(channel)
         self.trajectories: Any = trajectory_service_pb2_grpc.TrajectoryServiceStub(channel)
         self.admin: Any = admin_service_pb2_grpc.AdminServiceStub(channel)
 
@@ -235,6 +238,37 @@ class Api:
     def turn(self, session_id: str, content: bytes = b"x", **commit: Any) -> Any:
         """Begin and commit one turn."""
         return self.commit(session_id, self.begin(session_id).grant.lease, content, **commit)
+
+    def poll(self, *, wait: float = 1, **fields: Any) -> Any:
+        """PollTurn; by default for as long as the server takes at least."""
+        request = turn_service_pb2.PollTurnRequest(**fields)
+        request.wait.FromMilliseconds(int(wait * 1000))
+        return self.turns.PollTurn(request, timeout=DEADLINE)
+
+    def send(self, session_id: str, content: bytes = b"x", *, ttl: float = 0, **fields: Any) -> Any:
+        """SendMessage; what is no field of the request is one of the message."""
+        outer = {name: fields.pop(name) for name in ("request_id", "sender_session_id") if name in fields}
+        message = types_pb2.MessageInput(content=content, **fields)
+        if ttl:
+            message.ttl.FromMilliseconds(int(ttl * 1000))
+        request = mail_service_pb2.SendMessageRequest(session_id=session_id, message=message, **outer)
+        return self.mail.SendMessage(request, timeout=DEADLINE)
+
+    def wait_mail(self, session_id: str, *, wait: float = 0, after: int = 0) -> Any:
+        request = mail_service_pb2.WaitMailRequest(session_id=session_id, after=after)
+        request.wait.FromMilliseconds(int(wait * 1000))
+        return self.mail.WaitMail(request, timeout=DEADLINE)
+
+    def list_mail(self, session_id: str = "", **fields: Any) -> list[Any]:
+        """All pages of ListMail."""
+        request = mail_service_pb2.ListMailRequest(session_id=session_id, **fields)
+        found: list[Any] = []
+        while True:
+            page = self.mail.ListMail(request, timeout=DEADLINE)
+            found += page.messages
+            if not page.next_page_token:
+                return found
+            request.page_token = page.next_page_token
 
     def interrupt(self, session_id: str, **fields: Any) -> Any:
         request = session_service_pb2.InterruptSessionRequest(session_id=session_id, **fields)

@@ -34,10 +34,10 @@ class Clocked(app.Process):
         writer.close()
 
 
-def engine(limits: Any, last_seq: int, served_ms: int, *keys: Any) -> Engine:
+def engine(limits: Any, last_seq: int, served_ms: int, *keys: Any, **more: Any) -> Engine:
     """An engine whose wall clock stands where the last one's did; its service clock, which the store keeps, goes on."""
     skipped = int(os.environ.get("CLOCK_SKIPPED", "0"))
-    made = Engine(limits, last_seq, max(0, served_ms - skipped), *keys)
+    made = Engine(limits, last_seq, max(0, served_ms - skipped), *keys, **more)
     made.skip_time(skipped)
     return made
 

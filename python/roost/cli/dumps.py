@@ -129,6 +129,7 @@ def show(
         ("written by", f"Roost {manifest.roost}, schema {manifest.schema}"),
         ("records", manifest.counts.records),
         ("trajectories", manifest.counts.trajectories),
+        ("unread messages", manifest.counts.mail),
         ("lines", manifest.counts.lines),
         ("bytes", manifest.counts.bytes),
         ("bytes stored", manifest.stored_bytes),

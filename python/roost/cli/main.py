@@ -18,7 +18,9 @@ from roost.cli import (
     demo,
     dumps,
     keys,
+    limits,
     load,
+    mail,
     reap,
     replay,
     resources,
@@ -93,10 +95,12 @@ def _root(
 
 app.command("serve", epilog=serve.EPILOG)(serve.serve)
 app.add_typer(sessions.app, name="sessions")
+app.add_typer(mail.app, name="mail")
 app.add_typer(trajectories.app, name="trajectories")
 app.add_typer(dumps.app, name="dumps")
 app.add_typer(resources.app, name="resources")
 app.add_typer(keys.app, name="keys")
+app.add_typer(limits.app, name="limits")
 app.command("stats", epilog=stats.EPILOG)(stats.stats)
 app.command("sweep", epilog=sweep.EPILOG)(sweep.sweep)
 app.command("reap", epilog=reap.EPILOG)(reap.reap)

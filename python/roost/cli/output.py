@@ -124,6 +124,17 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty:
     console.print(table)
 
 
+def labels_of(given: Iterable[str] | None) -> dict[str, str]:
+    """What --label was given: KEY=VALUE each."""
+    labels = {}
+    for item in given or ():
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"{item!r} is not KEY=VALUE", param_hint="--label")
+        labels[key] = value
+    return labels
+
+
 def enum_word(name: str, prefix: str) -> str:
     """SESSION_STATE_OPEN -> open."""
     return name.removeprefix(prefix).lower()

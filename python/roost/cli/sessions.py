@@ -1,9 +1,10 @@
-"""`roost sessions list|get|history|interrupt|close`."""
+"""`roost sessions list|get|history|watch|interrupt|close|reopen`."""
 
 from __future__ import annotations
 
 import base64
 import enum
+import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,15 +19,18 @@ from roost.cli.output import (
     as_dict,
     connect,
     enum_word,
+    labels_of,
     print_json,
     print_message,
     print_table,
 )
 
 if TYPE_CHECKING:
+    from roost.client import Resync
+    from roost.v1.session_service_pb2 import SessionEvent
     from roost.v1.types_pb2 import Record, Session
 
-app = typer.Typer(help="Look at sessions, interrupt and close them.", no_args_is_help=True)
+app = typer.Typer(help="Look at sessions, watch, interrupt and close them.", no_args_is_help=True)
 
 SessionId = Annotated[str, typer.Argument(help="The session's id.", metavar="SESSION_ID")]
 
@@ -69,12 +73,7 @@ def list_(
     timeout: Timeout = 10.0,
 ) -> None:
     """List sessions in order of creation."""
-    labels = {}
-    for item in label or ():
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise typer.BadParameter(f"{item!r} is not KEY=VALUE", param_hint="--label")
-        labels[key] = value
+    labels = labels_of(label)
     found: list[Session] = []
     more = False
     with connect(target, timeout) as client:
@@ -166,6 +165,61 @@ def history(
     print_table(columns, rows, "no records")
 
 
+class Kind(enum.StrEnum):
+    """Filter of `watch`."""
+
+    OPENED = "opened"
+    TURN_BEGUN = "turn_begun"
+    TURN_ENDED = "turn_ended"
+    INTERRUPTED = "interrupted"
+    MAIL = "mail"
+    CLOSED = "closed"
+    REOPENED = "reopened"
+    UPDATED = "updated"
+
+
+_WATCH_EPILOG = """
+One line for each thing that happens to a session, from now on, until Ctrl-C. A
+server that is started anew, or a reader that is too slow, loses some: stderr
+says so (with -o json a line {"resync": true}, which is the first line too), and
+`roost sessions list` prints what there is.
+
+Examples:
+$ roost sessions watch
+$ roost sessions watch --root task-17 --path /root/scout
+$ roost sessions watch --kind turn_ended --kind closed -o json
+"""
+
+
+@app.command("watch", epilog=_WATCH_EPILOG)
+def watch(
+    target: Target = DEFAULT_TARGET,
+    output: Output = Format.TABLE,
+    root: Annotated[str, typer.Option(help="Only the tree of this root session.", metavar="ID")] = "",
+    path: Annotated[str, typer.Option(help="Only this path and below; needs --root.", metavar="PATH")] = "",
+    kind: Annotated[list[Kind] | None, typer.Option(help="Only what is of this kind; repeat.")] = None,
+    timeout: Timeout = 10.0,
+) -> None:
+    """Print what happens to sessions, line by line."""
+    with connect(target, timeout) as client:
+        for news in client.watch_sessions(root=root, path_prefix=path, kinds=[k.value for k in kind or ()]):
+            _print_news(news, output)
+
+
+def _print_news(news: SessionEvent | Resync, output: Format) -> None:
+    from roost.client import Resync
+
+    if isinstance(news, Resync):
+        if output is Format.JSON:
+            typer.echo('{"resync": true}')
+        else:
+            typer.echo("from now on; for what was before see `roost sessions list`", err=True)
+    elif output is Format.JSON:
+        typer.echo(json.dumps(as_dict(news), ensure_ascii=False))
+    else:
+        typer.echo("  ".join(_event_words(news)))
+
+
 _INTERRUPT_EPILOG = """
 The holder of the turn learns it with its next renewal; a commit that comes first still counts. --force ends the turn at
 once, and what it was about to commit is lost.
@@ -247,6 +301,30 @@ def _row(session: Session) -> tuple[object, ...]:
         session.checkpoint_tokens,
         enum_word(t.Residency.Name(session.residency), "RESIDENCY_"),
     )
+
+
+def _event_words(event: SessionEvent) -> list[str]:
+    """An event as a line: when, what, which session, and what there is to say of it."""
+    from roost.v1 import session_service_pb2 as s
+    from roost.v1 import types_pb2 as t
+
+    words = [
+        event.time.ToDatetime().isoformat(timespec="milliseconds"),
+        enum_word(s.SessionEventKind.Name(event.kind), "SESSION_EVENT_KIND_"),
+        event.session_id,
+        event.path if event.session_id == event.root_session_id else f"{event.path} of {event.root_session_id}",
+    ]
+    if event.turn:
+        words.append(f"turn={event.turn} attempt={event.attempt}")
+    if event.owner:
+        words.append(f"owner={event.owner}")
+    if event.kind == s.SESSION_EVENT_KIND_TURN_ENDED:
+        words.append(f"outcome={enum_word(t.TurnOutcome.Name(event.outcome), 'TURN_OUTCOME_')}")
+    if event.close_reason:
+        words.append(f"reason={enum_word(t.CloseReason.Name(event.close_reason), 'CLOSE_REASON_')}")
+    if event.kind == s.SESSION_EVENT_KIND_MAIL:
+        words.append(f"queued={event.queued}" + (" trigger" if event.trigger else ""))
+    return words
 
 
 def record_as_json(record: Record) -> dict[str, Any]:

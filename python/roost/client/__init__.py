@@ -8,10 +8,11 @@ with Client("localhost:7117") as roost:
 """
 
 from roost.client._aio import AsyncClient, open_options
-from roost.client._convert import pack_u32, record_input, resource_pool, token_span, unpack_u32
+from roost.client._convert import message_input, pack_u32, record_input, resource_pool, token_span, unpack_u32
 from roost.client._retry import NO_RETRY, RetryPolicy
 from roost.client._sync import Client, Turn
 from roost.client._turn import AsyncTurn
+from roost.client._watch import Resync
 from roost.errors import RoostError
 
 __all__ = [
@@ -19,9 +20,11 @@ __all__ = [
     "AsyncClient",
     "AsyncTurn",
     "Client",
+    "Resync",
     "RetryPolicy",
     "RoostError",
     "Turn",
+    "message_input",
     "open_options",
     "pack_u32",
     "record_input",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import uuid
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -19,9 +18,11 @@ from roost.client import _keys
 from roost.client._retry import RetryPolicy
 from roost.client._transport import Option, Response, Transport
 from roost.client._turn import AsyncTurn, Renewals
+from roost.client._watch import Resync, reopened
 from roost.client.training import Assembler, Exported
-from roost.errors import CallTimeout, ConnectionFailed, RoostError, ShuttingDown
+from roost.errors import CallTimeout, ConnectionFailed, ShuttingDown
 from roost.v1 import admin_service_pb2 as admin
+from roost.v1 import mail_service_pb2 as mail
 from roost.v1 import resource_service_pb2 as resources
 from roost.v1 import session_service_pb2 as sessions
 from roost.v1 import trajectory_service_pb2 as trajectory
@@ -36,8 +37,11 @@ if TYPE_CHECKING:
 
     from roost.client._convert import (
         CloseReason,
+        EventKind,
         IfExists,
         IfRunning,
+        Letter,
+        MessageState,
         ResourceKind,
         ResourceState,
         Seconds,
@@ -46,6 +50,7 @@ if TYPE_CHECKING:
         Style,
         Then,
     )
+    from roost.client._watch import OwnerEvent, SessionNews
 
 log = logging.getLogger("roost.client")
 
@@ -53,6 +58,7 @@ Result = TypeVar("Result")
 
 SESSION = "/roost.v1.SessionService/"
 TURN = "/roost.v1.TurnService/"
+MAIL = "/roost.v1.MailService/"
 RESOURCE = "/roost.v1.ResourceService/"
 TRAJECTORY = "/roost.v1.TrajectoryService/"
 ADMIN = "/roost.v1.AdminService/"
@@ -131,11 +137,18 @@ class AsyncClient:
         if_exists: IfExists = "refuse",
         validate_only: bool = False,
         mint_key: bool = False,
+        wake_on_completion: bool = False,
+        first_message: Letter | None = None,
+        fork_from: str = "",
+        fork_turn: int = 0,
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> sessions.OpenSessionResponse:
         """Make a session. An empty id is derived from the request_id; the answer bears it. `mint_key`: the answer's
-        `session_key` is a key of the session, for the agent that runs it.
+        `session_key` is a key of the session, for the agent that runs it. `wake_on_completion`: what the ends of its
+        children tell it makes it runnable. `first_message`: put into its mailbox with it; its content, or what
+        `roost.client.message_input` makes. `fork_from`: begin with a copy of that session's history, up to `fork_turn`
+        (0: all of it).
 
         Raises SessionExists, PathCollision, ParentNotFound, SessionClosed (the id ended), TreeSessions, TreeDepth,
         TenantSessions.
@@ -143,10 +156,18 @@ class AsyncClient:
         request = sessions.OpenSessionRequest(
             session_id=session_id,
             request_id=_request_id(request_id),
-            options=open_options(parent=parent, name=name, labels=labels, stale_timeout=stale_timeout),
+            options=open_options(
+                parent=parent,
+                name=name,
+                labels=labels,
+                stale_timeout=stale_timeout,
+                wake_on_completion=wake_on_completion,
+            ),
             if_exists=convert.IF_EXISTS[if_exists],
             validate_only=validate_only,
             mint_key=mint_key,
+            first_message=convert.letter(first_message),
+            fork_from=sessions.ForkFrom(session_id=fork_from, turn=fork_turn) if fork_from else None,
         )
         return await self._call(SESSION + "OpenSession", request, sessions.OpenSessionResponse, timeout)
 
@@ -260,6 +281,38 @@ class AsyncClient:
             self._renewals.interrupted(session_id, answer.turn)
         return answer
 
+    async def watch_sessions(
+        self,
+        *,
+        root: str = "",
+        path_prefix: str = "",
+        kinds: Iterable[EventKind] = (),
+        timeout: float | None = None,
+    ) -> AsyncIterator[SessionNews]:
+        """Iterate for ever over what happens to sessions from now on, in order: to those of the tree of `root`, at
+        `path_prefix` and below, of these kinds; all filters must match. `timeout`: seconds of each stream.
+
+        The first item is a `Resync`: what happened before is not told. A stream that breaks is taken up where it broke;
+        where that is not possible another `Resync` comes, once. Only a server that cannot be reached at the start is an
+        error, and with retries off every break. Raises SessionNotFound, SessionClosed (the key's session has ended).
+        """
+        # From here on no broken connection is told: a wrong address must be.
+        first = sessions.ListSessionsRequest(page_size=1)
+        await self._call(SESSION + "ListSessions", first, sessions.ListSessionsResponse, None)
+        request = sessions.WatchSessionsRequest(
+            root_session_id=root, path_prefix=path_prefix, kinds=[convert.event_kind(kind) for kind in kinds]
+        )
+
+        def stream() -> AsyncIterator[sessions.WatchSessionsResponse]:
+            return self._stream(SESSION + "WatchSessions", request, sessions.WatchSessionsResponse, timeout)
+
+        async for _, answer in reopened(stream, self._transport.retry, "sessions"):
+            if answer.resync or not request.resume_token:
+                yield Resync()
+            for event in answer.events:
+                yield event
+            request.resume_token = answer.resume_token
+
     # -- turns
 
     def turn(
@@ -354,6 +407,48 @@ class AsyncClient:
             timeout = convert.seconds(queue) + WAIT_MARGIN
         return await self._call(TURN + "BeginTurn", request, turns.BeginTurnResponse, timeout, waiting=waiting)
 
+    async def poll_turn(
+        self,
+        *,
+        wait: Seconds = 30,
+        root: str = "",
+        lease: Seconds | None = None,
+        owner: str | None = None,
+        want_provisional: bool = False,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> AsyncTurn | None:
+        """Begin a turn in the next session that a message has made runnable; None if none became so in `wait` seconds
+        (from 1 to 300). `root`: only sessions of the tree of this root. The other parameters are those of `begin_turn`.
+
+        `async with turn: ...` runs it, as a turn of `turn`: it is renewed from there on. `turn.session_id` says whose
+        it is, `turn.mail` what for. A repeat with the same request_id returns the same turn while that runs. Raises
+        QueueFull.
+        """
+        limit = convert.duration(wait)
+        request = turns.PollTurnRequest(
+            request_id=_request_id(request_id),
+            owner=self.owner if owner is None else owner,
+            wait=limit,
+            lease_duration=convert.duration(lease),
+            root_session_id=root,
+            want_provisional=want_provisional,
+        )
+        if timeout is None and limit is not None:
+            timeout = max(convert.seconds(limit), 1.0) + WAIT_MARGIN
+        asked = asyncio.get_running_loop().time()
+        answer = await self._call(TURN + "PollTurn", request, turns.PollTurnResponse, timeout, waiting=True)
+        if not answer.session_id:
+            return None
+
+        async def begun() -> turns.BeginTurnResponse:
+            return turns.BeginTurnResponse(uid=answer.uid, grant=answer.grant)
+
+        turn = AsyncTurn(self, answer.session_id, begun)
+        turn.uid = answer.uid
+        turn._given(answer.grant, asked)
+        return turn
+
     async def renew_turns(
         self, renewals: Iterable[turns.Renewal], *, timeout: float | None = None
     ) -> Sequence[turns.RenewalResult]:
@@ -372,14 +467,16 @@ class AsyncClient:
         new_segment: bool = False,
         then: Then = "idle",
         completed: bool = False,
+        completion: Letter | None = None,
         base_turn: int | None = None,
         timings: Mapping[str, float] | None = None,
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> turns.CommitTurnResponse:
-        """Commit a turn; the answer comes when it is durable. `record`: see `roost.client.record_input`. `base_turn`:
-        build on that turn and supersede what was committed after it. `timings`: ms by name, for the server's log.
-        Idempotent by lease. Raises LeaseLost, SessionClosed, TokenPrefixMismatch, RewindRefused."""
+        """Commit a turn; the answer comes when it is durable. `record`: see `roost.client.record_input`. `completed`:
+        the task is complete, which the parent is told; `completion`: with what content. `base_turn`: build on that turn
+        and supersede what was committed after it. `timings`: ms by name, for the server's log. Idempotent by lease.
+        Raises LeaseLost, SessionClosed, TokenPrefixMismatch, RewindRefused."""
         request = turns.CommitTurnRequest(
             session_id=session_id,
             lease=lease,
@@ -390,6 +487,7 @@ class AsyncClient:
             new_segment=new_segment,
             then=convert.THEN[then],
             completed=completed,
+            completion=convert.letter(completion),
             base_turn=base_turn,
             timings=timings,
         )
@@ -435,6 +533,75 @@ class AsyncClient:
         parts = self._stream(TURN + "GetCheckpoint", request, turns.GetCheckpointResponse, timeout)
         async for part in parts:
             yield part.checkpoint
+
+    # -- mail
+
+    async def send(
+        self,
+        session_id: str,
+        content: bytes | str,
+        *,
+        content_type: str = "",
+        labels: Mapping[str, str] | None = None,
+        trigger: bool = False,
+        ttl: Seconds | None = None,
+        sender: str = "",
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> mail.SendMessageResponse:
+        """Put a message into a session's mailbox; its next turn gets it. Text becomes UTF-8. `trigger`: the session
+        becomes runnable, for `poll_turn`. `ttl`: seconds after which it is EXPIRED if no turn has taken it. `sender`:
+        the session that it is from; "": that of the client's key, or a host. Raises MailboxFull, RootTrigger (a
+        descendant may not trigger the root), SessionNotFound, SessionClosed."""
+        request = mail.SendMessageRequest(
+            session_id=session_id,
+            request_id=_request_id(request_id),
+            message=convert.message_input(content, content_type=content_type, labels=labels, trigger=trigger, ttl=ttl),
+            sender_session_id=sender,
+        )
+        return await self._call(MAIL + "SendMessage", request, mail.SendMessageResponse, timeout)
+
+    async def wait_mail(
+        self, session_id: str, *, wait: Seconds = 0, after: int = 0, timeout: float | None = None
+    ) -> mail.WaitMailResponse:
+        """Wait until a session has mail that no turn has taken, at most `wait` seconds (to 300); the answer's `queued`
+        says how much, 0 if the wait ended without any. `after`: the `cursor` of an earlier answer, so that only newer
+        mail counts. Delivers nothing: the next turn gets it. Raises QueueFull, SessionNotFound, SessionClosed."""
+        request = mail.WaitMailRequest(
+            session_id=session_id, wait=convert.duration(wait) if wait else None, after=after
+        )
+        limit = convert.seconds(request.wait)
+        if timeout is None and limit > 0:
+            timeout = limit + WAIT_MARGIN
+        return await self._call(MAIL + "WaitMail", request, mail.WaitMailResponse, timeout, waiting=limit > 0)
+
+    async def list_mail(
+        self,
+        session_id: str = "",
+        *,
+        sender: str = "",
+        states: Iterable[MessageState] = (),
+        omit_content: bool = False,
+        page_size: int = 0,
+        timeout: float | None = None,
+    ) -> AsyncIterator[types.Message]:
+        """Iterate over the messages to a session, or from one (`sender`), in order of sending, reading page after page;
+        each says what became of it. `states`: only these. In every state of the session; delivers nothing. `timeout`
+        holds for each page. Raises SessionNotFound, SessionPurged, SessionRestoring."""
+        request = mail.ListMailRequest(
+            session_id=session_id,
+            sender_session_id=sender,
+            states=[convert.message_state(state) for state in states],
+            omit_content=omit_content,
+            page_size=page_size,
+        )
+        while True:
+            page = await self._call(MAIL + "ListMail", request, mail.ListMailResponse, timeout)
+            for message in page.messages:
+                yield message
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
 
     # -- resources
 
@@ -557,32 +724,39 @@ class AsyncClient:
         then comes again, so that ending it must do no harm where it has ended. Only a server that cannot be reached at
         the start is an error, and with retries off every break. Raises KeyScope.
         """
+        async for event in self.watch_owner_events(owner, timeout=timeout):
+            if isinstance(event, turns.Release):
+                yield event
+
+    async def watch_owner_events(
+        self, owner: str | None = None, *, timeout: float | None = None
+    ) -> AsyncIterator[OwnerEvent]:
+        """Iterate for ever over all that a host is told: `Interrupt` (end this turn), `LeaseLost` (somebody else has
+        ended it), `OwnedSessionClosed`, `MailWaiting` (the session is runnable: begin a turn), and `Release` as of
+        `watch_owner`. Its own are the turns that it began, and the sessions whose latest turn is one of these.
+
+        A stream that breaks is opened again, and begins with what is still to be done: interrupts, mail and releases
+        come once more. What ended in between is not told: renewals and commits say so. Errors as of `watch_owner`.
+        """
         name = self.owner if owner is None else owner
         # From here on no broken connection is told: a wrong address must be.
         first = resources.ListResourcesRequest(owner=name, page_size=1)
         await self._call(RESOURCE + "ListResources", first, resources.ListResourcesResponse, None)
         request = turns.WatchOwnerRequest(owner=name)
-        retry, clock = self._transport.retry, asyncio.get_running_loop().time
-        breaks = 0
-        while True:
-            told: set[str] = set()
-            opened = clock()
-            try:
-                async for event in self._stream(TURN + "WatchOwner", request, turns.WatchOwnerResponse, timeout):
-                    if event.WhichOneof("event") == "release" and event.release.name not in told:
-                        told.add(event.release.name)
-                        yield event.release
-                error: RoostError = ShuttingDown("the server ended the stream", code=grpc.StatusCode.UNAVAILABLE)
-            except RoostError as failed:
-                error = failed
-            if told or clock() - opened > retry.maximum:
-                breaks = 0  # it did work
-            delay = retry.delay(error, breaks, math.inf)
-            if delay is None:
-                raise error
-            log.info("watching %s: the stream ended (%s); it is opened again", name, error)
-            breaks += 1
-            await asyncio.sleep(delay)
+
+        def stream() -> AsyncIterator[turns.WatchOwnerResponse]:
+            return self._stream(TURN + "WatchOwner", request, turns.WatchOwnerResponse, timeout)
+
+        released, stream_number = set[str](), 0
+        async for number, answer in reopened(stream, self._transport.retry, name):
+            what = answer.WhichOneof("event")
+            if number != stream_number:
+                released, stream_number = set(), number
+            if what is None or (what == "release" and answer.release.name in released):
+                continue  # it is of a newer server, or told again
+            if what == "release":
+                released.add(answer.release.name)
+            yield getattr(answer, what)
 
     # -- trajectories, operation
 
@@ -743,6 +917,18 @@ class AsyncClient:
         request = admin.SweepRequest(dry_run=dry_run)
         return await self._call(ADMIN + "Sweep", request, admin.SweepResponse, timeout)
 
+    async def set_limits(
+        self,
+        limits: Mapping[str, int] | None = None,
+        *,
+        reset: Iterable[str] = (),
+        timeout: float | None = None,
+    ) -> admin.SetLimitsResponse:
+        """Change limits by name while the server runs, and have the configuration say those of `reset` again: all of it
+        or nothing. Kept over restarts. Answers all limits in force. Raises InvalidField, KeyScope."""
+        request = admin.SetLimitsRequest(limits=limits, reset=reset)
+        return await self._call(ADMIN + "SetLimits", request, admin.SetLimitsResponse, timeout)
+
     async def create_api_key(
         self, tenant: str = "", *, request_id: str | None = None, timeout: float | None = None
     ) -> admin.CreateApiKeyResponse:
@@ -827,11 +1013,17 @@ def open_options(
     name: str = "",
     labels: Mapping[str, str] | None = None,
     stale_timeout: Seconds | None = None,
+    wake_on_completion: bool = False,
 ) -> types.OpenOptions:
     """How a new session is made: for `open_session` and for `open=` of `turn` and `begin_turn`. `stale_timeout`:
-    seconds, 0 = never, None = the server's default."""
+    seconds, 0 = never, None = the server's default. `wake_on_completion`: what the ends of its children tell it makes
+    it runnable."""
     return types.OpenOptions(
-        parent_session_id=parent, name=name, labels=labels, stale_timeout=convert.duration(stale_timeout)
+        parent_session_id=parent,
+        name=name,
+        labels=labels,
+        stale_timeout=convert.duration(stale_timeout),
+        wake_on_completion=wake_on_completion,
     )
 
 

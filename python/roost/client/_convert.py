@@ -29,7 +29,10 @@ CloseReason = Literal["quit", "admin", "error", "reload", "fork", "new", "resume
 State = Literal["open", "sealed", "closed"]
 ResourceKind = Literal["client", "http", "process", "tmux"]
 ResourceState = Literal["planned", "live", "releasing"]
+MessageState = Literal["queued", "delivered", "consumed", "expired", "dead", "closed"]
+EventKind = Literal["opened", "turn_begun", "turn_ended", "interrupted", "mail", "closed", "reopened", "updated"]
 Tokens = types_pb2.TokenSpan | Iterable[int]
+Letter = types_pb2.MessageInput | bytes | str
 
 THEN: Mapping[Then, Any] = {
     "idle": turn_service_pb2.THEN_IDLE,
@@ -72,6 +75,16 @@ def resource_kind(name: ResourceKind) -> Any:
 def resource_state(name: ResourceState | None) -> Any:
     """The enum value of a state of a resource; None: any state."""
     return resource_service_pb2.ResourceState.Value(f"RESOURCE_STATE_{name.upper()}") if name else None
+
+
+def message_state(name: MessageState) -> Any:
+    """The enum value of a state of a message. ValueError for an unknown one."""
+    return types_pb2.MessageState.Value(f"MESSAGE_STATE_{name.upper()}")
+
+
+def event_kind(name: EventKind) -> Any:
+    """The enum value of a kind of event. ValueError for an unknown one."""
+    return session_service_pb2.SessionEventKind.Value(f"SESSION_EVENT_KIND_{name.upper()}")
 
 
 def duration(value: Seconds | None) -> duration_pb2.Duration | None:
@@ -150,9 +163,7 @@ def record_input(
     attachments: Iterable[types_pb2.Attachment] = (),
 ) -> types_pb2.RecordInput:
     """Build a RecordInput. Text becomes UTF-8. `offset` is used where `tokens` is a plain sequence of ids."""
-    if isinstance(content, str):
-        content = content.encode()
-        content_type = content_type or "text/plain; charset=utf-8"
+    content, content_type = _encoded(content, content_type)
     if tokens is not None and not isinstance(tokens, types_pb2.TokenSpan):
         tokens = token_span(tokens, offset=offset)
     return types_pb2.RecordInput(
@@ -164,6 +175,34 @@ def record_input(
         labels=labels,
         attachments=attachments,
     )
+
+
+def message_input(
+    content: bytes | str = b"",
+    *,
+    content_type: str = "",
+    labels: Mapping[str, str] | None = None,
+    trigger: bool = False,
+    ttl: Seconds | None = None,
+) -> types_pb2.MessageInput:
+    """Build a MessageInput. Text becomes UTF-8. `trigger`: it makes its session runnable. `ttl`: seconds after which it
+    is EXPIRED if no turn has taken it; None: it stays."""
+    encoded, content_type = _encoded(content, content_type)
+    return types_pb2.MessageInput(
+        content=encoded or b"", content_type=content_type, labels=labels, trigger=trigger, ttl=duration(ttl)
+    )
+
+
+def letter(given: Letter | None) -> types_pb2.MessageInput | None:
+    """A message that may be given as its content alone; None: there is none."""
+    return message_input(given) if isinstance(given, bytes | str) else given
+
+
+def _encoded(content: bytes | str | None, content_type: str) -> tuple[bytes | None, str]:
+    """Text as UTF-8, and its type where none is given."""
+    if isinstance(content, str):
+        return content.encode(), content_type or "text/plain; charset=utf-8"
+    return content, content_type
 
 
 def resource_pool(

@@ -108,8 +108,11 @@ from roost.client._aio import AsyncClient
 from roost.client._bridge import Bridge
 from roost.client._convert import (
     CloseReason,
+    EventKind,
     IfExists,
     IfRunning,
+    Letter,
+    MessageState,
     ResourceKind,
     ResourceState,
     Seconds,
@@ -122,9 +125,11 @@ from roost.client._convert import (
 from roost.client._retry import RetryPolicy
 from roost.client._transport import Option
 from roost.client._turn import AsyncTurn
+from roost.client._watch import OwnerEvent, SessionNews
 from roost.client.training import Exported
 from roost.errors import RoostError
 from roost.v1 import admin_service_pb2 as admin
+from roost.v1 import mail_service_pb2 as mail
 from roost.v1 import resource_service_pb2 as resources
 from roost.v1 import session_service_pb2 as sessions
 from roost.v1 import trajectory_service_pb2 as trajectory
@@ -149,7 +154,7 @@ CLIENT_EXTRA = '''
 TURN_HEAD = '''
 
 class Turn:
-    """One turn of a session, made by `Client.turn`: as AsyncTurn, in blocking form.
+    """One turn of a session, made by `Client.turn` or `Client.poll_turn`: as AsyncTurn, in blocking form.
 
     A thread cannot be cancelled: when the lease is lost, `lost` is set, and the end of the block (or `commit`, or
     `check`) raises LeaseLost. Long blocks look at `lost`, or call `check`, between their steps.
@@ -273,6 +278,8 @@ def _facade(method: Function) -> str:
         body = f"yield from self._bridge.iterate({call})"
     elif returns == "AsyncTurn":
         body = f"return Turn(self._bridge, {call})"
+    elif returns == "AsyncTurn | None":
+        body = f"turn = self._bridge.run({call})\n        return None if turn is None else Turn(self._bridge, turn)"
     elif isinstance(method, ast.AsyncFunctionDef):
         body = f"return self._bridge.run({call})"
     else:

@@ -18,8 +18,11 @@ from roost.client._aio import AsyncClient
 from roost.client._bridge import Bridge
 from roost.client._convert import (
     CloseReason,
+    EventKind,
     IfExists,
     IfRunning,
+    Letter,
+    MessageState,
     ResourceKind,
     ResourceState,
     Seconds,
@@ -32,9 +35,11 @@ from roost.client._convert import (
 from roost.client._retry import RetryPolicy
 from roost.client._transport import Option
 from roost.client._turn import AsyncTurn
+from roost.client._watch import OwnerEvent, SessionNews
 from roost.client.training import Exported
 from roost.errors import RoostError
 from roost.v1 import admin_service_pb2 as admin
+from roost.v1 import mail_service_pb2 as mail
 from roost.v1 import resource_service_pb2 as resources
 from roost.v1 import session_service_pb2 as sessions
 from roost.v1 import trajectory_service_pb2 as trajectory
@@ -110,11 +115,18 @@ class Client:
         if_exists: IfExists = "refuse",
         validate_only: bool = False,
         mint_key: bool = False,
+        wake_on_completion: bool = False,
+        first_message: Letter | None = None,
+        fork_from: str = "",
+        fork_turn: int = 0,
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> sessions.OpenSessionResponse:
         """Make a session. An empty id is derived from the request_id; the answer bears it. `mint_key`: the answer's
-        `session_key` is a key of the session, for the agent that runs it.
+        `session_key` is a key of the session, for the agent that runs it. `wake_on_completion`: what the ends of its
+        children tell it makes it runnable. `first_message`: put into its mailbox with it; its content, or what
+        `roost.client.message_input` makes. `fork_from`: begin with a copy of that session's history, up to `fork_turn`
+        (0: all of it).
 
         Raises SessionExists, PathCollision, ParentNotFound, SessionClosed (the id ended), TreeSessions, TreeDepth,
         TenantSessions."""
@@ -128,6 +140,10 @@ class Client:
                 if_exists=if_exists,
                 validate_only=validate_only,
                 mint_key=mint_key,
+                wake_on_completion=wake_on_completion,
+                first_message=first_message,
+                fork_from=fork_from,
+                fork_turn=fork_turn,
                 request_id=request_id,
                 timeout=timeout,
             )
@@ -236,6 +252,25 @@ class Client:
             self._inner.interrupt_session(session_id, force=force, request_id=request_id, timeout=timeout)
         )
 
+    def watch_sessions(
+        self,
+        *,
+        root: str = "",
+        path_prefix: str = "",
+        kinds: Iterable[EventKind] = (),
+        timeout: float | None = None,
+    ) -> Iterator[SessionNews]:
+        """Iterate for ever over what happens to sessions from now on, in order: to those of the tree of `root`, at
+        `path_prefix` and below, of these kinds; all filters must match. `timeout`: seconds of each stream.
+
+        The first item is a `Resync`: what happened before is not told. A stream that breaks is taken up where it broke;
+        where that is not possible another `Resync` comes, once. Only a server that cannot be reached at the start is an
+        error, and with retries off every break. Raises SessionNotFound, SessionClosed (the key's session has ended).
+        """
+        yield from self._bridge.iterate(
+            self._inner.watch_sessions(root=root, path_prefix=path_prefix, kinds=kinds, timeout=timeout)
+        )
+
     def turn(
         self,
         session_id: str,
@@ -321,6 +356,36 @@ class Client:
             )
         )
 
+    def poll_turn(
+        self,
+        *,
+        wait: Seconds = 30,
+        root: str = "",
+        lease: Seconds | None = None,
+        owner: str | None = None,
+        want_provisional: bool = False,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Turn | None:
+        """Begin a turn in the next session that a message has made runnable; None if none became so in `wait` seconds
+        (from 1 to 300). `root`: only sessions of the tree of this root. The other parameters are those of `begin_turn`.
+
+        `with turn: ...` runs it, as a turn of `turn`: it is renewed from there on. `turn.session_id` says whose
+        it is, `turn.mail` what for. A repeat with the same request_id returns the same turn while that runs. Raises
+        QueueFull."""
+        turn = self._bridge.run(
+            self._inner.poll_turn(
+                wait=wait,
+                root=root,
+                lease=lease,
+                owner=owner,
+                want_provisional=want_provisional,
+                request_id=request_id,
+                timeout=timeout,
+            )
+        )
+        return None if turn is None else Turn(self._bridge, turn)
+
     def renew_turns(
         self,
         renewals: Iterable[turns.Renewal],
@@ -341,14 +406,16 @@ class Client:
         new_segment: bool = False,
         then: Then = "idle",
         completed: bool = False,
+        completion: Letter | None = None,
         base_turn: int | None = None,
         timings: Mapping[str, float] | None = None,
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> turns.CommitTurnResponse:
-        """Commit a turn; the answer comes when it is durable. `record`: see `roost.client.record_input`. `base_turn`:
-        build on that turn and supersede what was committed after it. `timings`: ms by name, for the server's log.
-        Idempotent by lease. Raises LeaseLost, SessionClosed, TokenPrefixMismatch, RewindRefused."""
+        """Commit a turn; the answer comes when it is durable. `record`: see `roost.client.record_input`. `completed`:
+        the task is complete, which the parent is told; `completion`: with what content. `base_turn`: build on that turn
+        and supersede what was committed after it. `timings`: ms by name, for the server's log. Idempotent by lease.
+        Raises LeaseLost, SessionClosed, TokenPrefixMismatch, RewindRefused."""
         return self._bridge.run(
             self._inner.commit_turn(
                 session_id,
@@ -359,6 +426,7 @@ class Client:
                 new_segment=new_segment,
                 then=then,
                 completed=completed,
+                completion=completion,
                 base_turn=base_turn,
                 timings=timings,
                 request_id=request_id,
@@ -399,6 +467,74 @@ class Client:
         yield from self._bridge.iterate(
             self._inner.get_checkpoint(
                 session_id, lease, known_head_version=known_head_version, from_offset=from_offset, timeout=timeout
+            )
+        )
+
+    def send(
+        self,
+        session_id: str,
+        content: bytes | str,
+        *,
+        content_type: str = "",
+        labels: Mapping[str, str] | None = None,
+        trigger: bool = False,
+        ttl: Seconds | None = None,
+        sender: str = "",
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> mail.SendMessageResponse:
+        """Put a message into a session's mailbox; its next turn gets it. Text becomes UTF-8. `trigger`: the session
+        becomes runnable, for `poll_turn`. `ttl`: seconds after which it is EXPIRED if no turn has taken it. `sender`:
+        the session that it is from; "": that of the client's key, or a host. Raises MailboxFull, RootTrigger (a
+        descendant may not trigger the root), SessionNotFound, SessionClosed."""
+        return self._bridge.run(
+            self._inner.send(
+                session_id,
+                content,
+                content_type=content_type,
+                labels=labels,
+                trigger=trigger,
+                ttl=ttl,
+                sender=sender,
+                request_id=request_id,
+                timeout=timeout,
+            )
+        )
+
+    def wait_mail(
+        self,
+        session_id: str,
+        *,
+        wait: Seconds = 0,
+        after: int = 0,
+        timeout: float | None = None,
+    ) -> mail.WaitMailResponse:
+        """Wait until a session has mail that no turn has taken, at most `wait` seconds (to 300); the answer's `queued`
+        says how much, 0 if the wait ended without any. `after`: the `cursor` of an earlier answer, so that only newer
+        mail counts. Delivers nothing: the next turn gets it. Raises QueueFull, SessionNotFound, SessionClosed."""
+        return self._bridge.run(self._inner.wait_mail(session_id, wait=wait, after=after, timeout=timeout))
+
+    def list_mail(
+        self,
+        session_id: str = "",
+        *,
+        sender: str = "",
+        states: Iterable[MessageState] = (),
+        omit_content: bool = False,
+        page_size: int = 0,
+        timeout: float | None = None,
+    ) -> Iterator[types.Message]:
+        """Iterate over the messages to a session, or from one (`sender`), in order of sending, reading page after page;
+        each says what became of it. `states`: only these. In every state of the session; delivers nothing. `timeout`
+        holds for each page. Raises SessionNotFound, SessionPurged, SessionRestoring."""
+        yield from self._bridge.iterate(
+            self._inner.list_mail(
+                session_id,
+                sender=sender,
+                states=states,
+                omit_content=omit_content,
+                page_size=page_size,
+                timeout=timeout,
             )
         )
 
@@ -514,6 +650,15 @@ class Client:
         then comes again, so that ending it must do no harm where it has ended. Only a server that cannot be reached at
         the start is an error, and with retries off every break. Raises KeyScope."""
         yield from self._bridge.iterate(self._inner.watch_owner(owner, timeout=timeout))
+
+    def watch_owner_events(self, owner: str | None = None, *, timeout: float | None = None) -> Iterator[OwnerEvent]:
+        """Iterate for ever over all that a host is told: `Interrupt` (end this turn), `LeaseLost` (somebody else has
+        ended it), `OwnedSessionClosed`, `MailWaiting` (the session is runnable: begin a turn), and `Release` as of
+        `watch_owner`. Its own are the turns that it began, and the sessions whose latest turn is one of these.
+
+        A stream that breaks is opened again, and begins with what is still to be done: interrupts, mail and releases
+        come once more. What ended in between is not told: renewals and commits say so. Errors as of `watch_owner`."""
+        yield from self._bridge.iterate(self._inner.watch_owner_events(owner, timeout=timeout))
 
     def set_reward(
         self,
@@ -644,6 +789,17 @@ class Client:
         """Find the stale trees, and have the server close them now; with `dry_run` only find them."""
         return self._bridge.run(self._inner.sweep(dry_run=dry_run, timeout=timeout))
 
+    def set_limits(
+        self,
+        limits: Mapping[str, int] | None = None,
+        *,
+        reset: Iterable[str] = (),
+        timeout: float | None = None,
+    ) -> admin.SetLimitsResponse:
+        """Change limits by name while the server runs, and have the configuration say those of `reset` again: all of it
+        or nothing. Kept over restarts. Answers all limits in force. Raises InvalidField, KeyScope."""
+        return self._bridge.run(self._inner.set_limits(limits, reset=reset, timeout=timeout))
+
     def create_api_key(
         self,
         tenant: str = "",
@@ -672,7 +828,7 @@ class Client:
 
 
 class Turn:
-    """One turn of a session, made by `Client.turn`: as AsyncTurn, in blocking form.
+    """One turn of a session, made by `Client.turn` or `Client.poll_turn`: as AsyncTurn, in blocking form.
 
     A thread cannot be cancelled: when the lease is lost, `lost` is set, and the end of the block (or `commit`, or
     `check`) raises LeaseLost. Long blocks look at `lost`, or call `check`, between their steps.
@@ -779,6 +935,17 @@ class Turn:
         return self._inner.provisional
 
     @property
+    def mail(self) -> Sequence[types.Message]:
+        """The messages that this turn has taken, in order of sending. Its commit consumes them; any other end of it
+        puts them back."""
+        return self._inner.mail
+
+    @property
+    def more_mail(self) -> int:
+        """How many messages are left in the mailbox for the turns after this one."""
+        return self._inner.more_mail
+
+    @property
     def checkpoint_tokens(self) -> array.array[int]:
         """The checkpoint's token ids from its offset on."""
         return self._inner.checkpoint_tokens
@@ -798,14 +965,16 @@ class Turn:
         new_segment: bool = False,
         then: Then = "idle",
         completed: bool = False,
+        completion: Letter | None = None,
         base_turn: int | None = None,
         timings: Mapping[str, float] | None = None,
     ) -> None:
         """Set what the end of the block commits (or, after an exception, leaves as PROVISIONAL). Replaces what an
-        earlier call set. `tokens`: a TokenSpan, or token ids that continue the checkpoint. `base_turn`: build on that
-        turn and supersede what was committed after it; `tokens` is then a TokenSpan with an offset of its own.
-        `timings`: ms by name, for the server's log. ValueError for `then="continue"`: the end of the block has no next
-        turn to go on with, `commit` has."""
+        earlier call set. `tokens`: a TokenSpan, or token ids that continue the checkpoint. `completed`: the task is
+        complete, which the parent is told; `completion`: with what content. `base_turn`: build on that turn and
+        supersede what was committed after it; `tokens` is then a TokenSpan with an offset of its own. `timings`: ms by
+        name, for the server's log. ValueError for `then="continue"`: the end of the block has no next turn to go on
+        with, `commit` has."""
         self._inner.record(
             content,
             content_type=content_type,
@@ -819,6 +988,7 @@ class Turn:
             new_segment=new_segment,
             then=then,
             completed=completed,
+            completion=completion,
             base_turn=base_turn,
             timings=timings,
         )
@@ -838,6 +1008,7 @@ class Turn:
         new_segment: bool = False,
         then: Then = "idle",
         completed: bool = False,
+        completion: Letter | None = None,
         base_turn: int | None = None,
         timings: Mapping[str, float] | None = None,
     ) -> turns.CommitTurnResponse:
@@ -860,6 +1031,7 @@ class Turn:
                 new_segment=new_segment,
                 then=then,
                 completed=completed,
+                completion=completion,
                 base_turn=base_turn,
                 timings=timings,
             )

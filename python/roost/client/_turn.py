@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import grpc
 
-from roost.client._convert import THEN, Then, Tokens, record_input, seconds, unpack_u32
+from roost.client._convert import THEN, Letter, Then, Tokens, letter, record_input, seconds, unpack_u32
 from roost.errors import (
     CallTimeout,
     ConnectionFailed,
@@ -24,7 +24,7 @@ from roost.v1 import types_pb2 as types
 
 if TYPE_CHECKING:
     import array
-    from collections.abc import Callable, Coroutine, Iterable, Mapping
+    from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
     from types import TracebackType
 
     from roost.client._aio import AsyncClient
@@ -46,7 +46,7 @@ NO_ANSWER = (
 
 
 class AsyncTurn:
-    """One turn of a session, made by `AsyncClient.turn`.
+    """One turn of a session, made by `AsyncClient.turn` or `AsyncClient.poll_turn`.
 
     While the block runs, its lease is renewed in the background. At the end of the block the turn is committed with
     what `record` set (an empty record if nothing was), unless `commit` or `abort` ended it before; if the block
@@ -69,6 +69,7 @@ class AsyncTurn:
         self._client = client
         self._begin = begin
         self._grant = turns.Grant()
+        self._asked: float | None = None  # loop time at which a call asked for the grant that it was made with
         self._request: turns.CommitTurnRequest | None = None
         self._request_id = ""
         self._under_way: asyncio.Task[Any] | None = None  # the commit or abort that the block asked for last
@@ -117,6 +118,17 @@ class AsyncTurn:
         return self._grant.provisional if self._grant.HasField("provisional") else None
 
     @property
+    def mail(self) -> Sequence[types.Message]:
+        """The messages that this turn has taken, in order of sending. Its commit consumes them; any other end of it
+        puts them back."""
+        return self._grant.mail
+
+    @property
+    def more_mail(self) -> int:
+        """How many messages are left in the mailbox for the turns after this one."""
+        return self._grant.more_mail
+
+    @property
     def checkpoint_tokens(self) -> array.array[int]:
         """The checkpoint's token ids from its offset on."""
         return unpack_u32(self._grant.checkpoint.token_ids)
@@ -141,14 +153,16 @@ class AsyncTurn:
         new_segment: bool = False,
         then: Then = "idle",
         completed: bool = False,
+        completion: Letter | None = None,
         base_turn: int | None = None,
         timings: Mapping[str, float] | None = None,
     ) -> None:
         """Set what the end of the block commits (or, after an exception, leaves as PROVISIONAL). Replaces what an
-        earlier call set. `tokens`: a TokenSpan, or token ids that continue the checkpoint. `base_turn`: build on that
-        turn and supersede what was committed after it; `tokens` is then a TokenSpan with an offset of its own.
-        `timings`: ms by name, for the server's log. ValueError for `then="continue"`: the end of the block has no next
-        turn to go on with, `commit` has."""
+        earlier call set. `tokens`: a TokenSpan, or token ids that continue the checkpoint. `completed`: the task is
+        complete, which the parent is told; `completion`: with what content. `base_turn`: build on that turn and
+        supersede what was committed after it; `tokens` is then a TokenSpan with an offset of its own. `timings`: ms by
+        name, for the server's log. ValueError for `then="continue"`: the end of the block has no next turn to go on
+        with, `commit` has."""
         if then == "continue":
             raise ValueError('then="continue" is for commit: after the block there is no turn to go on with')
         self._request = turns.CommitTurnRequest(
@@ -170,6 +184,7 @@ class AsyncTurn:
             new_segment=new_segment,
             then=THEN[then],
             completed=completed,
+            completion=letter(completion),
             base_turn=base_turn,
             timings=timings,
         )
@@ -189,6 +204,7 @@ class AsyncTurn:
         new_segment: bool = False,
         then: Then = "idle",
         completed: bool = False,
+        completion: Letter | None = None,
         base_turn: int | None = None,
         timings: Mapping[str, float] | None = None,
     ) -> turns.CommitTurnResponse:
@@ -211,6 +227,7 @@ class AsyncTurn:
             max_trim=max_trim,
             new_segment=new_segment,
             completed=completed,
+            completion=completion,
             base_turn=base_turn,
             timings=timings,
         )
@@ -230,7 +247,7 @@ class AsyncTurn:
 
     async def _start(self) -> Self:
         """Begin the turn and hand its lease to the client's renewal."""
-        asked = asyncio.get_running_loop().time()
+        asked = asyncio.get_running_loop().time() if self._asked is None else self._asked
         response = await self._begin()
         self.uid, self.created = response.uid, response.created
         self._granted(response.grant, asked)
@@ -340,6 +357,11 @@ class AsyncTurn:
         self._request_id = str(uuid.uuid4())
         self._lease_seconds = seconds(grant.lease_duration) or 60.0
         self.renewed(asked)
+
+    def _given(self, grant: turns.Grant, asked: float) -> None:
+        """It is made with a grant that a call at loop time `asked` brought; its block renews it."""
+        self._asked = asked
+        self._granted(grant, asked)
 
     def renewed(self, asked: float) -> None:
         """The lease was extended by a call that was sent at loop time `asked`."""

@@ -59,9 +59,9 @@ class Cleaner:
     """Does the steps that are due.
 
     `read` runs a job on the reader thread; `journal` has the engine journal a step and says whether it was done;
-    `oldest_stream` says when the oldest running export began; `dump` is None without a dump target; `gauges` is told
-    now and then what waits in the store (`Store.counts`); `restoring` has the uids of the sessions that are being
-    restored now; dumps are told to `measures`.
+    `oldest_stream` says when the oldest running export began; `dump` is None without a dump target;
+    `purge_without_dump` says whether that is allowed now; `gauges` is told now and then what waits in the store
+    (`Store.counts`); `restoring` has the uids of the sessions that are being restored now; `measures` is told of dumps.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Cleaner:
         journal: Callable[[SessionRow, Step], Awaitable[bool]],
         oldest_stream: Callable[[], float | None],
         dump: Dump | None,
-        purge_without_dump: bool,
+        purge_without_dump: Callable[[], bool],
         gauges: dict[str, int],
         restoring: Container[bytes] = (),
         measures: Measures | None = None,
@@ -116,13 +116,14 @@ class Cleaner:
 
     async def _run_closed(self) -> None:
         looked = count_at = 0.0
-        again = self._purge_without_dump
+        purges = again = False
         while True:
             if time.monotonic() - looked >= LOOK_SECONDS:
                 looked = time.monotonic()
                 try:
                     await self.look()
-                    if again:
+                    before, purges = purges, self._purge_without_dump()
+                    if purges and (again or not before):
                         # Sessions that were kept for want of a dump or an acknowledgement may go by now.
                         again = await self._reconsider()
                     if time.monotonic() >= count_at:
@@ -291,7 +292,7 @@ class Cleaner:
             below = await self._rows(partial(self._store.has_children, row.root, row.uid))
             return ("later",) if below else ("forget",)
         acknowledged = False
-        if not (cleanup.purging or cleanup.dump_ms or self._purge_without_dump):
+        if not (cleanup.purging or cleanup.dump_ms or self._purge_without_dump()):
             acknowledged = await self._rows(partial(_acknowledged, self._store, row))
             if not acknowledged:
                 return ("keep",)

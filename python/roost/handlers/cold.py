@@ -32,10 +32,14 @@ READ_AHEAD: Final = 32  # records read at once; bounds memory where a page turns
 @dataclass(frozen=True)
 class Follow:
     """A stream waits until a count of the engine's is above this: of trajectories that became READY
-    (`ready_sequence`), or of releases that became due (`releases_count`)."""
+    (`ready_sequence`), of events (`watch_count`), or of what an owner may be told (those, and `releases_count`). Where
+    `look` is given, it goes on only if that finds something. It waits no longer than up to `until_ms` of the service
+    clock."""
 
     seen: int
-    what: Literal["ready", "releases"] = "ready"
+    what: Literal["ready", "events", "owner"] = "ready"
+    look: Callable[[], bool] | None = None
+    until_ms: int | None = None
 
 
 Step = bytes | Follow

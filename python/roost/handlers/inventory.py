@@ -7,6 +7,7 @@ left to know of a node is kept in memory. A server that starts has forgotten it 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from math import ceil
 from typing import Final
 
@@ -27,9 +28,9 @@ _CENTURY: Final = 100 * 366 * 86_400  # seconds
 
 
 class Reconciler:
-    """Answers ReconcileInventory. `lease` in seconds. For the reader thread alone."""
+    """Answers ReconcileInventory. `lease`: seconds that one lives now. For the reader thread alone."""
 
-    def __init__(self, ours: Ours, lease: float) -> None:
+    def __init__(self, ours: Ours, lease: Callable[[], float]) -> None:
         self._ours = ours
         self._lease = lease
         self._nodes: OrderedDict[tuple[str, str], Sweeps] = OrderedDict()  # by tenant and node, used last at the end
@@ -45,7 +46,8 @@ class Reconciler:
         found = orphans(claimed, self._ours, cold.store.known_resources([item.name for item in claimed]))
         node = (cold.tenant, request.node)
         earlier = self._nodes.get(node, Sweeps())
-        after, ending = judge(earlier, found, ended - listing, ended, self._lease)
+        lease = self._lease()
+        after, ending = judge(earlier, found, ended - listing, ended, lease)
         doomed = set(ending)
         if not request.dry_run:
             self._remember(node, after)
@@ -55,7 +57,7 @@ class Reconciler:
             response.orphans.append(pb.Orphan(item=known, end=item in doomed))
         # The next inventory must begin so late that what is not to end yet may then be; rounded up.
         last = max((after.since[item] for item in found if item not in doomed), default=ended)
-        response.next.FromMilliseconds(max(0, ceil(1_000 * (last + self._lease - ended))))
+        response.next.FromMilliseconds(max(0, ceil(1_000 * (last + lease - ended))))
         return response.SerializeToString()
 
     def _remember(self, node: tuple[str, str], sweeps: Sweeps) -> None:

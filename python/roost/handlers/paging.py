@@ -25,13 +25,15 @@ def size_of(cold: Cold, request: Any) -> int:
     return min(request.page_size or DEFAULT_PAGE, MAX_PAGE)
 
 
-def mark_of(request: Message, tenant: str) -> bytes:
-    """A short hash of the list, its filters and the caller: what a token is bound to. The page size may change."""
+def mark_of(request: Message, tenant: str, scope: bytes = b"") -> bytes:
+    """A short hash of the list, its filters and the caller: what a token is bound to. The page size may change.
+    `scope`: what else it is bound to."""
     filters = type(request)()
     filters.CopyFrom(request)
-    filters.ClearField("page_token")
-    filters.ClearField("page_size")
-    encoded = request.DESCRIPTOR.full_name.encode() + filters.SerializeToString(deterministic=True)
+    for name in ("page_token", "page_size", "resume_token"):
+        if name in request.DESCRIPTOR.fields_by_name:
+            filters.ClearField(name)
+    encoded = request.DESCRIPTOR.full_name.encode() + scope + filters.SerializeToString(deterministic=True)
     return hashlib.blake2b(encoded, digest_size=_MARK, key=tenant.encode()[:64]).digest()
 
 
@@ -40,8 +42,9 @@ def token_of(position: bytes, mark: bytes) -> str:
     return base64.urlsafe_b64encode(position + mark).decode()
 
 
-def position_of(cold: Cold, token: str, mark: bytes) -> bytes:
-    """The place that a token stands for, b"" without one; Refused BAD_PAGE_TOKEN unless it is one of this list."""
+def position_of(cold: Cold, token: str, mark: bytes, name: str = "page_token") -> bytes:
+    """The place that a token stands for, b"" without one; Refused BAD_PAGE_TOKEN unless it is one of this list. `name`:
+    the field that it came in."""
     if not token:
         return b""
     try:
@@ -49,7 +52,7 @@ def position_of(cold: Cold, token: str, mark: bytes) -> bytes:
     except (binascii.Error, ValueError):
         raw = b""
     if len(raw) <= _MARK or raw[-_MARK:] != mark:
-        raise refused(cold.engine, "BAD_PAGE_TOKEN", "page_token: is not a token of this list with these filters")
+        raise refused(cold.engine, "BAD_PAGE_TOKEN", f"{name}: is not a token of this list with these filters")
     return raw[:-_MARK]
 
 

@@ -7,7 +7,7 @@ For each driver that the configuration names one sweep at the start, and the nex
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -27,8 +27,8 @@ log = structlog.get_logger("roost.reap")
 
 
 class Reaper:
-    """Sweeps. `listers`: the drivers by name; `lease` in seconds; `gauges` is told how many orphans the latest sweeps
-    found ("orphans_found") and how many were ended since the start ("orphans_ended")."""
+    """Sweeps. `listers`: the drivers by name; `lease`: seconds that one lives now; `gauges` is told how many orphans
+    the latest sweeps found ("orphans_found") and how many were ended since the start ("orphans_ended")."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Reaper:
         read: Read,
         listers: Mapping[str, Lister],
         ours: Ours,
-        lease: float,
+        lease: Callable[[], float],
         gauges: dict[str, int],
     ) -> None:
         self._engine = engine
@@ -60,13 +60,13 @@ class Reaper:
         sweeps = Sweeps()
         while True:
             try:
-                swept = await sweep(lister, self._ours, self._owned, sweeps, lease=self._lease, clock=self._now)
+                swept = await sweep(lister, self._ours, self._owned, sweeps, lease=self._lease(), clock=self._now)
                 sweeps = swept.sweeps
                 self._tell(name, swept)
             except Exception:
                 log.exception("reap_failed", driver=name)
                 sweeps = sweeps.failed()  # nobody saw who owned what
-            due = self._now() + self._lease
+            due = self._now() + self._lease()
             while self._now() < due:  # noqa: ASYNC110 - the engine's clock
                 await asyncio.sleep(_POLL_SECONDS)
 

@@ -24,6 +24,7 @@ from roost.handlers.dump.errors import DumpError, Why
 from roost.handlers.dump.manifest import Manifest
 from roost.handlers.dump.names import check_dump
 from roost.handlers.dump.reader import (
+    DumpedMail,
     DumpedRecord,
     DumpedSession,
     DumpedTrajectory,
@@ -92,11 +93,12 @@ class _Step:
 
     records: list[tuple[RecordRow, float | None]] = field(default_factory=list)
     trajectories: list[DumpedTrajectory] = field(default_factory=list)
+    mail: list[DumpedMail] = field(default_factory=list)
     size: int = 0
 
     def is_full(self, more: int) -> bool:
         """Whether it must go before this many bytes more."""
-        many = len(self.records) == STEP_RECORDS or len(self.trajectories) == STEP_TRAJECTORIES
+        many = len(self.trajectories) == STEP_TRAJECTORIES or STEP_RECORDS in (len(self.records), len(self.mail))
         return many or (self.size > 0 and self.size + more > STEP_BYTES)
 
 
@@ -234,12 +236,16 @@ class Restorer:
                     facts.ParseFromString(dumped.facts)
                     continue
                 assert row is not None  # the session's line is the first
-                size = _size(dumped.row) if isinstance(dumped, DumpedRecord) else 0
+                size = _size(dumped)
                 if step.is_full(size):
                     row = await self._take(row, step, sequences)
                     step = _Step()
                 if isinstance(dumped, DumpedRecord):
                     step.records.append((dumped.row, dumped.reward))
+                    step.size += size
+                    continue
+                if isinstance(dumped, DumpedMail):
+                    step.mail.append(dumped)
                     step.size += size
                     continue
                 if step.records:  # their sequences are known once they are there
@@ -291,7 +297,7 @@ class Restorer:
         """Take a step; the row that it leaves."""
         name = "restore.end" if end else "restore.rows"
         failpoint(f"{name}.before")
-        made = ("restore", step.records, step.trajectories, end)
+        made = ("restore", step.records, step.trajectories, step.mail, end)
         arguments = (row.tenant, row.session_id, row.uid, row.root, row.seq, made)
         self._done(await self._settle(self._engine.cleanup_step(*arguments)))
         failpoint(f"{name}.after")
@@ -364,5 +370,12 @@ def _uid(name: str) -> bytes:
     return bytes.fromhex(check_dump(name)[1].replace("-", ""))
 
 
-def _size(row: RecordRow) -> int:
-    return sum(len(column) for column in (row.meta, row.tokens, row.state, row.arrays, row.content) if column)
+def _size(dumped: DumpedRecord | DumpedTrajectory | DumpedMail) -> int:
+    """Bytes of its columns that may be long."""
+    columns: tuple[bytes | None, ...] = ()
+    if isinstance(dumped, DumpedRecord):
+        row = dumped.row
+        columns = (row.meta, row.tokens, row.state, row.arrays, row.content)
+    elif isinstance(dumped, DumpedMail):
+        columns = (dumped.meta, dumped.content)
+    return sum(len(column) for column in columns if column)

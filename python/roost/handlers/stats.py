@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -12,14 +11,6 @@ from roost.handlers.cold import Cold
 from roost.handlers.errors import parse
 from roost.v1 import admin_service_pb2
 
-# The gauge that counts against a limit, where that is one number.
-USED_BY: Final = {
-    "max_resident_sessions": "resident_sessions",
-    "max_resident_bytes": "resident_bytes",
-    "max_waiters": "waiting",
-    "max_resources": "resources",
-    "journal_queue_bytes": "journal_bytes",
-}
 # Engine numbers that only grow; all others are gauges.
 COUNTERS: Final = frozenset(
     (
@@ -37,7 +28,6 @@ COUNTERS: Final = frozenset(
 class About:
     """What GetStats says of this server beside the engine's numbers."""
 
-    limits: Mapping[str, tuple[int, str]]  # name -> value, source
     started: float  # time.monotonic() when it began to serve
     gauges: dict[str, int] = field(default_factory=dict)  # what others keep up to date
 
@@ -52,8 +42,8 @@ def get_stats(cold: Cold, data: bytes, about: About) -> bytes:
         | cold.store.sizes()
         | about.gauges,
         limits=[
-            admin_service_pb2.Limit(name=name, value=value, source=source, used=numbers.get(USED_BY.get(name, ""), -1))
-            for name, (value, source) in about.limits.items()
+            admin_service_pb2.Limit(name=name, value=value, source=source, used=used)
+            for name, value, source, used in cold.engine.limits()
         ],
         version=VERSION,
         epoch=cold.store.epoch,

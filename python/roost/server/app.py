@@ -117,8 +117,18 @@ class Process:
         limits = config.limits()
         self._has_admin_key = config.admin_key is not None
         self._engine = Engine(
-            limits, store.last_seq, store.service_ms, store.secret, config.admin_key, store.api_keys()
+            limits,
+            store.last_seq,
+            store.service_ms,
+            store.secret,
+            config.admin_key,
+            store.api_keys(),
+            sources={name: config.sources[name] for name in limits},
+            most={"max_turn_bytes": settings.max_request_bytes},
+            set_limits=store.limits(),
         )
+        for name in self._engine.limits_left_aside:
+            log.warning("limit_left_aside", limit=name, reason="it was set before, and this server cannot keep to it")
         self._dumps = dumps
         self._engine.set_dumps(dumps is not None)
         self._drivers = drivers
@@ -126,9 +136,8 @@ class Process:
         self._engine.set_resources(
             settings.resource_prefix, store.store_id, store.epoch, drivers.kinds(), store.resources()
         )
-        sources = {name: (value, config.sources[name]) for name, value in limits.items()}
-        self._about = About(sources, time.monotonic())
-        reconcile = Reconciler(self._ours, settings.default_lease_ms / 1_000)
+        self._about = About(time.monotonic())
+        reconcile = Reconciler(self._ours, self._lease)
         self._measures = Measures()
         self._traces = tracing.start(os.environ)
         if self._traces is not None:
@@ -235,7 +244,7 @@ class Process:
             self._transport.cleanup_step,
             self._transport.oldest_stream,
             None if self._dumps is None else Dumper(self._store, self._dumps, reader.read),
-            self._settings.purge_without_dump,
+            lambda: self._engine.limit("purge_without_dump") > 0,
             self._about.gauges,
             self._restoring,
             self._measures,
@@ -259,10 +268,14 @@ class Process:
             reader.read,
             drivers.reaped,
             self._ours,
-            settings.default_lease_ms / 1_000,
+            self._lease,
             self._about.gauges,
         )
         return releaser, reaper, LoopDelay(self._about.gauges, self._measures.loop_delay)
+
+    def _lease(self) -> float:
+        """Seconds that a lease lives where none is asked for."""
+        return self._engine.limit("default_lease_ms") / 1_000
 
     def _metrics(self) -> Metrics:
         """What the admin port tells of this server."""
@@ -272,7 +285,7 @@ class Process:
             self._about,
             self._transport.calls,
             self._measures,
-            lambda: {name: value for name, (value, _) in self._about.limits.items()},
+            lambda: {name: value for name, value, *_ in self._engine.limits()},
             lambda: self._admin is not None and self._admin.ready,
         )
 

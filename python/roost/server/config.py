@@ -112,6 +112,13 @@ class Limits(BaseModel):
     )
     journal_queue_bytes: Size = Field(64 * _MIB, ge=64 * _KIB, le=16 * _GIB, description="entries not yet on disk")
     keep_place_ms: Millis = Field(30 * _SECOND, ge=0, le=10 * _MINUTE, description="place kept for a cancelled wait")
+    max_mailbox_messages: Count = Field(1_000, ge=1, le=100_000, description="messages in one mailbox")
+    max_mailbox_bytes: Size = Field(8 * _MIB, ge=_KIB, le=_GIB, description="content of the messages in one mailbox")
+    max_message_bytes: Size = Field(256 * _KIB, ge=1, le=_MIB, description="content of one message")
+    max_deliveries: Count = Field(5, ge=1, le=1_000, description="turns that a message is given to before it is DEAD")
+    max_watch_events: Count = Field(
+        65_536, ge=1, le=1 << 24, description="events in memory for those who watch; one of over 512 bytes is several"
+    )
     max_batch_entries: Count = Field(4_096, ge=1, le=65_536, description="journal entries in one transaction")
 
 
@@ -189,6 +196,18 @@ class Configuration:
     def limits(self) -> dict[str, int]:
         """The engine's limits by name."""
         return {key: int(getattr(self.settings, key)) for key in LIMIT_KEYS}
+
+
+def amount(key: str, text: str) -> int:
+    """The value of a limit as a person writes it, with a unit if it is a size or a time. ConfigError for what is none;
+    whether it is in range is not looked at, nor whether there is such a limit."""
+    read = _size if key.endswith("_bytes") else _duration if key.endswith("_ms") else _number
+    if key == "purge_without_dump":
+        text = {"true": "1", "false": "0"}.get(text.strip().lower(), text)
+    try:
+        return int(read(text))
+    except ValueError as error:
+        raise ConfigError(f"{key} = {text!r}: {error}") from None
 
 
 def _suggest(key: str, known: tuple[str, ...] | list[str]) -> str:

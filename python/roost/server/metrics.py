@@ -159,6 +159,7 @@ _OWN: Final = (
         labels=("kind", "result"),
     ),
     _of("pool_evictions", "Resources that were released for others of their pool, or for its idle time."),
+    _of("watch_events", "Events of sessions that are kept in memory for those who watch."),
     _of("pool_waiting", "Calls that wait for a place in a pool."),
     _of("orphans_found", "Orphans that the last looks found."),
     Family("roost_orphans_ended", "counter", "Orphans that were ended.", "orphans_ended"),

@@ -26,11 +26,12 @@ from roost.handlers.lists import list_sessions
 from roost.handlers.mail import list_mail
 from roost.handlers.measures import Context, Spans, Stream
 from roost.handlers.measures import Unary as Handler
-from roost.handlers.owner import watch_owner
+from roost.handlers.owner import owner_count, watch_owner
 from roost.handlers.reach import Reach
 from roost.handlers.resources import list_resources
 from roost.handlers.stats import About, get_stats
 from roost.handlers.sweep import sweep
+from roost.handlers.watch import watch_sessions
 from roost.server.calls import Calls
 from roost.v1 import (
     admin_service_pb2,
@@ -70,7 +71,7 @@ _RESTORE: Final = "/roost.v1.TrajectoryService/RestoreSessions"
 _CHECKPOINT: Final = "/roost.v1.TurnService/GetCheckpoint"
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 _DETAILS: Final = "grpc-status-details-bin"
-_RELEASES_PAUSE: Final = 0.05  # seconds; what becomes due in them is read at once by each stream that waits for it
+_EVENTS_PAUSE: Final = 0.02  # seconds; what happens in them is read at once by each stream that waits for it
 
 log = structlog.get_logger("roost.transport")
 
@@ -125,46 +126,58 @@ class Connections:
 
 class Followers:
     """Streams that wait until a count of the engine's has grown. `pause`: seconds in which more may come before they
-    look again."""
+    look again. `clock`: the service clock, for those that wait only up to some time."""
 
-    def __init__(self, count: Callable[[], int], pause: float = 0.0) -> None:
+    def __init__(self, count: Callable[[], int], clock: Callable[[], int], pause: float = 0.0) -> None:
         self._count = count
+        self._clock = clock
         self._pause = pause
         self._seen = 0  # when it was last looked at
-        self._waiting: set[asyncio.Future[None]] = set()
+        self._waiting: dict[asyncio.Future[None], int | None] = {}  # each with the end of its wait
         self._over = False
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def look(self) -> None:
-        """Wake them if it has grown."""
+        """Wake them if it has grown, and those whose time is up."""
         count = self._count()
         if count != self._seen:
             self._seen = count
-            self._wake()
+            self._wake(list(self._waiting))
+        elif self._waiting and (ends := [end for end in self._waiting.values() if end is not None]):
+            now = self._clock()
+            if min(ends) <= now:
+                self._wake([future for future, end in self._waiting.items() if end is not None and end <= now])
 
     def stop(self) -> None:
         """Wake them for good."""
         self._over = True
-        self._wake()
+        self._wake(list(self._waiting))
 
-    def _wake(self) -> None:
-        for future in self._waiting:
+    def _wake(self, futures: list[asyncio.Future[None]]) -> None:
+        for future in futures:
             if not future.done():
                 future.set_result(None)
 
-    async def wait(self, seen: int) -> None:
-        """Wait until the count is above `seen`, or it is over."""
-        while self._count() <= seen and not self._over:
+    async def wait(self, follow: Follow) -> None:
+        """Wait until the count has grown and there is something for this stream, its time is up, or all is over."""
+        seen, until = follow.seen, follow.until_ms
+        while not self._over and (until is None or self._clock() < until):
+            count = self._count()
+            if count > seen:
+                if self._pause:
+                    await asyncio.sleep(self._pause)
+                if follow.look is None or follow.look():
+                    return
+                seen = count
+                continue
             future = asyncio.get_running_loop().create_future()
-            self._waiting.add(future)
+            self._waiting[future] = until
             try:
                 await future
             finally:
-                self._waiting.discard(future)
-        if self._pause and not self._over:
-            await asyncio.sleep(self._pause)
+                del self._waiting[future]
 
 
 class Transport:
@@ -196,8 +209,9 @@ class Transport:
         self._streams: dict[object, float] = {}  # when each stream that reads the store began
         self._tick: asyncio.TimerHandle | None = None
         self._followers = {
-            "ready": Followers(engine.ready_sequence),
-            "releases": Followers(engine.releases_count, _RELEASES_PAUSE),
+            "ready": Followers(engine.ready_sequence, engine.service_ms),
+            "events": Followers(engine.watch_count, engine.service_ms, _EVENTS_PAUSE),
+            "owner": Followers(lambda: owner_count(engine), engine.service_ms, _EVENTS_PAUSE),
         }
         self._stopping = False
         self.requests = 0  # RPCs received
@@ -269,6 +283,7 @@ class Transport:
         }
         streams: dict[str, Callable[[Cold, bytes], Iterator[Step]]] = {
             "/roost.v1.SessionService/ReadHistory": read_history,
+            "/roost.v1.SessionService/WatchSessions": watch_sessions,
             "/roost.v1.TrajectoryService/ExportTrajectories": export_trajectories,
             "/roost.v1.TurnService/WatchOwner": watch_owner,
         }
@@ -478,7 +493,7 @@ class Transport:
                     if type(page) is Follow:
                         # It has read all there was: what is purged from now on is none of its business.
                         del self._streams[pages]
-                        await self._followers[page.what].wait(page.seen)
+                        await self._followers[page.what].wait(page)
                         self._streams[pages] = time.monotonic()
                         if self._stopping:
                             page = self._engine.refuse("SHUTTING_DOWN", "the server is stopping", {})

@@ -311,6 +311,9 @@ class Batch(Protocol):
     def forgets(self) -> list[tuple[Any, ...]]: ...
     def keys(self) -> list[tuple[Any, ...]]: ...
     def revoked_keys(self) -> list[tuple[Any, ...]]: ...
+    def limits(self) -> list[tuple[str, int | None]]:
+        """Limits that were set; None: the configuration says it again. Each at most once."""
+
     def resources(self) -> list[tuple[Any, ...]]: ...
     def resource_updates(self) -> list[tuple[Any, ...]]: ...
     def resources_due(self) -> list[tuple[Any, ...]]: ...
@@ -443,7 +446,6 @@ class UnreadMail(NamedTuple):
     create_ms: int
     meta: bytes
     content: bytes | None
-    request: str | None
 
 
 class Found(NamedTuple):
@@ -629,6 +631,18 @@ class OwnerRelease(NamedTuple):
     handle: str
 
 
+class OwnerMail(NamedTuple):
+    """A session that runs no turn and has mail that makes it runnable."""
+
+    session: bytes
+    session_id: str
+    queued: int  # messages that no turn has taken, others too
+    first: int  # of those that make it runnable: the first and the last sequence, the earliest and the latest time
+    last: int
+    due: int  # wall-clock milliseconds
+    last_due: int
+
+
 @dataclass(frozen=True)
 class ReadyFilter:
     """Filters of a list of trajectories that are not acknowledged; all must match."""
@@ -802,6 +816,9 @@ class Store(Protocol):
     def api_keys(self) -> list[ApiKeyRow]:
         """All keys of tenants, revoked ones too. What start-up loads."""
 
+    def limits(self) -> list[tuple[str, int]]:
+        """The limits that were set while a server ran, by name. What start-up loads."""
+
     def resources(self) -> list[ResourceRow]:
         """All resources, in order of name. What start-up loads. StoreError CORRUPT where a session is missing."""
 
@@ -816,6 +833,17 @@ class Store(Protocol):
 
     def owner_releases(self, tenant: str, owner: str, after: str, limit: int) -> list[OwnerRelease]:
         """At most `limit` resources that this host is to release, with name > after, in order of name."""
+
+    def owner_mail(
+        self, tenant: str, owner: str, after: tuple[int, int] | None, examine: int
+    ) -> tuple[set[bytes], tuple[int, int] | None]:
+        """Of the next `examine` QUEUED messages of the tenant that make their sessions runnable, now or later, in order
+        of (time, sequence), behind `after`: the sessions whose latest turn this host began; and what the next look goes
+        on behind, None if there is no more."""
+
+    def mailboxes(self, owner: str, sessions: Sequence[bytes], now_ms: int) -> list[OwnerMail]:
+        """The mailboxes of those of these sessions that are OPEN, run no turn, whose latest turn this host began, and
+        that have QUEUED messages that make them runnable, now or later. What has expired by now is none."""
 
     def known_resources(self, names: Sequence[str]) -> set[str]:
         """Those of these names that a resource has."""

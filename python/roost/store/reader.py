@@ -21,6 +21,7 @@ from .base import (
     MailFilter,
     MailFound,
     MailHead,
+    OwnerMail,
     OwnerRelease,
     ReadyFilter,
     RecordLine,
@@ -39,7 +40,7 @@ from .base import (
 from .facts import state_seq
 from .statements import MAX_ROWS, OPEN_STATE
 
-T = TypeVar("T", int, str)
+T = TypeVar("T", int, str, bytes)
 
 # Tuples come from SQLite in the order of the fields of base's NamedTuples.
 _HEADER = """
@@ -99,6 +100,8 @@ _LAST_READY = "SELECT max(ready_seq) FROM trajectory INDEXED BY trajectory_ready
 
 _API_KEYS = f"SELECT {', '.join(ApiKeyRow._fields)} FROM api_key ORDER BY key_id"
 
+_LIMITS = "SELECT name, value FROM server_limit ORDER BY name"
+
 _RESOURCES = """
     SELECT r.name, r.session, r.root, r.tenant, s.session_id, r.kind, r.state, r.pool, r.pool_key, r.idle_ttl_ms,
            r.attempts, r.request
@@ -109,6 +112,20 @@ _DUE_RESOURCES = """
     SELECT r.name, r.session, r.root, r.tenant, s.session_id, r.kind, r.handle, r.attempts, r.due
     FROM resource AS r INDEXED BY resource_due CROSS JOIN session AS s ON s.uid = r.session
     WHERE r.due > 0 AND r.kind > 1 AND (r.due, r.name) > (?1, ?2) AND r.due <= ?3 ORDER BY r.due, r.name LIMIT ?4
+"""
+# The messages that one step examines, and the sessions of those that are this host's.
+_OWNER_MAIL = """
+    SELECT m.due, m.seq, iif(s.state = 1 AND s.owner = ?5, s.uid, NULL)
+    FROM message AS m INDEXED BY message_runnable CROSS JOIN session AS s ON s.uid = m.recipient
+    WHERE m.tenant = ?1 AND m.state = 1 AND m.due >= 0 AND (m.due, m.seq) > (?2, ?3) ORDER BY m.due, m.seq LIMIT ?4
+"""
+_MAILBOXES_OF = """
+    SELECT s.uid, s.session_id, count(*), min(iif(m.due >= 0, m.seq, NULL)), max(iif(m.due >= 0, m.seq, 0)),
+           min(iif(m.due >= 0, m.due, NULL)), max(m.due)
+    FROM session AS s CROSS JOIN message AS m INDEXED BY message_live ON m.root = s.root AND m.recipient = s.uid
+    WHERE s.uid IN ({}) AND s.state = 1 AND s.running = 0 AND s.owner = ? AND m.state = 1 AND m.state <= 2
+          AND (m.expire = 0 OR m.expire > ?)
+    GROUP BY s.uid HAVING max(m.due) >= 0
 """
 _OWNER_RELEASES = """
     SELECT r.name, s.session_id, r.handle
@@ -506,6 +523,11 @@ class Reader:
         with self._snapshot() as conn:
             return [ApiKeyRow._make(row) for row in conn.execute(_API_KEYS)]
 
+    def limits(self) -> list[tuple[str, int]]:
+        """See base.Store."""
+        with self._snapshot() as conn:
+            return list(conn.execute(_LIMITS))
+
     def resources(self) -> list[ResourceRow]:
         """See base.Store."""
         with self._snapshot() as conn:
@@ -540,6 +562,24 @@ class Reader:
         """See base.Store."""
         with self._snapshot() as conn:
             return [OwnerRelease._make(row) for row in conn.execute(_OWNER_RELEASES, (tenant, owner, after, limit))]
+
+    def owner_mail(
+        self, tenant: str, owner: str, after: tuple[int, int] | None, examine: int
+    ) -> tuple[set[bytes], tuple[int, int] | None]:
+        """See base.Store."""
+        with self._snapshot() as conn:
+            rows: list[Any] = conn.execute(_OWNER_MAIL, (tenant, *(after or (-1, 0)), examine, owner)).fetchall()
+        last = rows[-1][:2] if len(rows) == examine else None
+        return {uid for *_, uid in rows if uid is not None}, last
+
+    def mailboxes(self, owner: str, sessions: Sequence[bytes], now_ms: int) -> list[OwnerMail]:
+        """See base.Store."""
+        found: list[OwnerMail] = []
+        with self._snapshot() as conn:
+            for part, marks in _parts(sessions):
+                rows = conn.execute(_MAILBOXES_OF.format(marks), (*part, owner, now_ms))
+                found += [OwnerMail._make(row) for row in rows]
+        return found
 
     def known_resources(self, names: Sequence[str]) -> set[str]:
         """See base.Store."""

@@ -25,6 +25,7 @@ from .base import (
     MailFilter,
     MailFound,
     Outcome,
+    OwnerMail,
     OwnerRelease,
     ReadyFilter,
     RecordLine,
@@ -330,6 +331,10 @@ class SqliteStore:
         """See base.Store."""
         return self._reader.api_keys()
 
+    def limits(self) -> list[tuple[str, int]]:
+        """See base.Store."""
+        return self._reader.limits()
+
     def resources(self) -> list[ResourceRow]:
         """See base.Store."""
         return self._reader.resources()
@@ -347,6 +352,16 @@ class SqliteStore:
     def owner_releases(self, tenant: str, owner: str, after: str, limit: int) -> list[OwnerRelease]:
         """See base.Store."""
         return self._reader.owner_releases(tenant, owner, after, limit)
+
+    def owner_mail(
+        self, tenant: str, owner: str, after: tuple[int, int] | None, examine: int
+    ) -> tuple[set[bytes], tuple[int, int] | None]:
+        """See base.Store."""
+        return self._reader.owner_mail(tenant, owner, after, examine)
+
+    def mailboxes(self, owner: str, sessions: Sequence[bytes], now_ms: int) -> list[OwnerMail]:
+        """See base.Store."""
+        return self._reader.mailboxes(owner, sessions, now_ms)
 
     def known_resources(self, names: Sequence[str]) -> set[str]:
         """See base.Store."""

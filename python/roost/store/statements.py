@@ -167,6 +167,11 @@ _KINDS: dict[str, tuple[int, str, str]] = {
         "UPDATE api_key SET revoke_ms = v.column2 FROM (VALUES ",
         ") AS v WHERE api_key.key_id = v.column1 AND api_key.revoke_ms = 0",
     ),
+    "set_limit": (
+        2,
+        "INSERT INTO server_limit (name, value) VALUES ",
+        " ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+    ),
     "insert_resource": (
         16,
         f"INSERT INTO resource ({', '.join(ResourceInsert._fields)}) VALUES ",
@@ -208,6 +213,7 @@ _LOOK_AGAIN = "UPDATE session SET cleanup_due = ?2 WHERE uid = ?1 AND cleanup_du
 # A close makes all that its session has outside due; the last of it that is released, the session itself.
 _RESOURCES_DUE = "UPDATE resource SET state = 3, due = ?2 WHERE session = ?1"
 _CLEANUP_DUE = "UPDATE session SET cleanup_due = ?2 WHERE uid = ?1 AND +state = 2"
+_RESET_LIMIT = "DELETE FROM server_limit WHERE name = ?1"
 ANY_ROWS = -1
 
 
@@ -303,6 +309,11 @@ class Plan:
         yield from ((_PURGE_MAIL, (session,), ANY_ROWS) for session, _ in forgets)
         yield from chunks("insert_key", batch.keys())
         yield from chunks("revoke_key", batch.revoked_keys())
+        for name, value in batch.limits():
+            if value is None:
+                yield _RESET_LIMIT, (name,), ANY_ROWS
+            else:
+                yield from chunks("set_limit", [(name, value)])
 
     def _resources(self) -> Iterator[tuple[str, Row, int]]:
         """What sessions have outside. Behind the steps of clean-up: one that leaves its session to wait for the last

@@ -4,7 +4,7 @@
 //! the journal keeps every cap. One batch is in flight at a time. An answer about a tree is held until the tree's last
 //! entry is durable (I6). A refused batch takes all queued behind it.
 
-use crate::engine::{Answer, Event, KEYS_ROOT, KeyChange, ResourceChange, Tree};
+use crate::engine::{Answer, Event, KEYS_ROOT, KeyChange, LimitChange, ResourceChange, Telling, Told, Tree};
 use crate::gen_store::{Receipt, RequestMark};
 use crate::ids::Uid;
 use crate::keys::KeyHash;
@@ -283,6 +283,11 @@ pub enum Op {
         id: Uid,
         revoke_ms: i64,
     },
+    /// A limit was set, or is as the configuration says.
+    Limit {
+        name: &'static str,
+        value: Option<u64>,
+    },
     Resource(Box<ResourceRow>),
     ResourceUpdate(Box<ResourceUpdate>),
     /// All resources of a session are to be released: from this wall-clock millisecond on, or, if it is 0, later.
@@ -320,6 +325,7 @@ impl Op {
             | Op::Stale { .. }
             | Op::Forget { .. }
             | Op::RevokeKey { .. }
+            | Op::Limit { .. }
             | Op::ResourcesDue { .. }
             | Op::ResourceGone { .. }
             | Op::CleanupDue { .. }
@@ -374,10 +380,14 @@ pub(crate) enum Held {
     Claim(Arc<Tree>),
     /// Something to log, which did not happen before.
     Event(Box<Event>),
+    /// Something to tell those who watch.
+    Told(Telling),
     /// A trajectory of this tree is READY: who follows an export is told.
     Ready(Uid, Seq),
     /// What becomes of a key.
     Key(KeyChange),
+    /// What becomes of limits.
+    Limits(LimitChange),
     /// What becomes of a resource of a session of this tree.
     Resource(Uid, ResourceChange),
 }
@@ -403,6 +413,7 @@ pub struct Batch {
     pub forgets: Vec<(u32, Uid, Seq)>,
     pub keys: Vec<(u32, KeyRow)>,
     pub revoked_keys: Vec<(u32, Uid, i64)>,
+    pub limits: Vec<(u32, &'static str, Option<u64>)>,
     pub resources: Vec<(u32, ResourceRow)>,
     pub resource_updates: Vec<(u32, ResourceUpdate)>,
     pub resources_due: Vec<(u32, Uid, i64)>,
@@ -449,6 +460,10 @@ impl Batch {
             Op::Finish(finished) => self.finished.push((root, *finished)),
             Op::Key(key) => self.keys.push((root, *key)),
             Op::RevokeKey { id, revoke_ms } => self.revoked_keys.push((root, id, revoke_ms)),
+            Op::Limit { name, value } => match self.limits.iter_mut().find(|(_, known, _)| *known == name) {
+                Some(limit) => limit.2 = value,
+                None => self.limits.push((root, name, value)),
+            },
             Op::Ack { session, number, ack_ms } => {
                 // Twice in one batch is once: the store counts the rows that change.
                 if folded.acks.insert((session, number)) {
@@ -518,6 +533,7 @@ impl Batch {
                 forgets: self.forgets.iter().filter(|r| r.0 == n).map(|r| (0, r.1, r.2)).collect(),
                 keys: self.keys.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),
                 revoked_keys: self.revoked_keys.iter().filter(|r| r.0 == n).map(|r| (0, r.1, r.2)).collect(),
+                limits: self.limits.iter().filter(|r| r.0 == n).map(|r| (0, r.1, r.2)).collect(),
                 resources: self.resources.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),
                 resource_updates: self.resource_updates.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),
                 resources_due: self.resources_due.iter().filter(|r| r.0 == n).map(|r| (0, r.1, r.2)).collect(),
@@ -536,7 +552,7 @@ pub(crate) struct Journal {
     durable: AtomicU64,
     bytes: AtomicU64,
     entries: AtomicU64,
-    bound: u64,
+    bound: AtomicU64,
 }
 
 struct Inner {
@@ -547,6 +563,8 @@ struct Inner {
     flight: Vec<Sent>,
     flight_last: Seq,
     held: BTreeMap<Seq, Vec<Held>>,
+    /// What is durable and not yet told, in order.
+    told: VecDeque<Telling>,
 }
 
 /// The journal while one entry is being made: its sequences are fixed.
@@ -596,13 +614,14 @@ impl Journal {
             flight: Vec::new(),
             flight_last: last_seq,
             held: BTreeMap::new(),
+            told: VecDeque::new(),
         };
         Journal {
             inner: Mutex::new(inner),
             durable: AtomicU64::new(last_seq),
             bytes: AtomicU64::new(0),
             entries: AtomicU64::new(0),
-            bound,
+            bound: AtomicU64::new(bound),
         }
     }
 
@@ -634,12 +653,17 @@ impl Journal {
         self.inner.lock().next - 1
     }
 
+    /// From now on so many bytes may wait. What waits already stays.
+    pub(crate) fn set_bound(&self, bound: u64) {
+        self.bound.store(bound, Ordering::Relaxed);
+    }
+
     pub(crate) fn full(&self) -> bool {
-        self.backlog().1 >= self.bound
+        self.backlog().1 >= self.bound.load(Ordering::Relaxed)
     }
 
     pub(crate) fn behind(&self) -> bool {
-        self.backlog().1 >= self.bound / 4 * 3
+        self.backlog().1 >= self.bound.load(Ordering::Relaxed) / 4 * 3
     }
 
     pub(crate) fn has_queue(&self) -> bool {
@@ -657,6 +681,26 @@ impl Journal {
         }
         inner.held.entry(seq).or_default().push(held);
         None
+    }
+
+    /// Has those who watch told once `seq` is durable. True if it is: then somebody must take what there is to tell.
+    ///
+    /// What is told of one tree keeps its order, though one of two events may be held and the other come late: both go
+    /// the way over `told`, and the tree's lock makes the earlier one come first.
+    pub(crate) fn tell(&self, seq: Seq, tenant: &Arc<str>, told: Told) -> bool {
+        let telling = (tenant.clone(), Arc::new(told));
+        let mut inner = self.inner.lock();
+        if seq <= self.durable() {
+            inner.told.push_back(telling);
+            return true;
+        }
+        inner.held.entry(seq).or_default().push(Held::Told(telling));
+        false
+    }
+
+    /// What is durable and was not told before.
+    pub(crate) fn take_told(&self) -> VecDeque<Telling> {
+        std::mem::take(&mut self.inner.lock().told)
     }
 
     /// The next batch, if none is in flight and there is something to store.
@@ -719,8 +763,9 @@ impl Journal {
                     // Where it is not known which tree it is of, what it is for is decided again.
                     Held::Effect(_, root) => root.is_none_or(|r| quarantine.contains(&r)),
                     Held::Event(e) => quarantine.contains(&e.root),
+                    Held::Told((_, told)) => quarantine.contains(&told.root()),
                     Held::Ready(root, _) | Held::Resource(root, _) => quarantine.contains(root),
-                    Held::Key(_) => quarantine.contains(&KEYS_ROOT),
+                    Held::Key(_) | Held::Limits(_) => quarantine.contains(&KEYS_ROOT),
                 });
                 out.lost_held.extend(gone);
                 inner.held.insert(held.0, kept);
@@ -729,7 +774,12 @@ impl Journal {
         let last = inner.flight_last;
         self.durable.store(last, Ordering::Release);
         let later = inner.held.split_off(&(last + 1));
-        out.held.extend(std::mem::replace(&mut inner.held, later).into_values().flatten());
+        for held in std::mem::replace(&mut inner.held, later).into_values().flatten() {
+            match held {
+                Held::Told(telling) => inner.told.push_back(telling),
+                held => out.held.push(held),
+            }
+        }
         out
     }
 

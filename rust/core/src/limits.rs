@@ -1,7 +1,41 @@
 //! The numbers that bound the engine. Defaults and their meaning are documented with the server's configuration.
+//!
+//! [`Limits`] are values as a configuration gives them, [`LiveLimits`] those in force: they change while the server runs.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Whether a limit can be changed while the server runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    Free,
+    /// Memory is laid out for it at the start: it can be lowered, and raised again up to what it was.
+    LaidOut,
+    /// Something was made with it at the start.
+    Fixed,
+}
+
+impl Change {
+    /// Its name, for docs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Change::Free => "free",
+            Change::LaidOut => "laid out",
+            Change::Fixed => "fixed",
+        }
+    }
+}
+
+macro_rules! change {
+    () => {
+        Change::Free
+    };
+    ($change:ident) => {
+        Change::$change
+    };
+}
 
 macro_rules! limits {
-    ($($(#[$doc:meta])* $name:ident: $default:expr, $min:expr, $max:expr;)*) => {
+    ($($(#[$doc:meta])* $name:ident: $default:expr, $min:expr, $max:expr $(, $change:ident)?;)*) => {
         /// What the engine enforces. All are integers; times are in milliseconds, sizes in bytes.
         #[derive(Clone, Debug)]
         pub struct Limits { $($(#[$doc])* pub $name: u64,)* }
@@ -14,6 +48,10 @@ macro_rules! limits {
             /// Every limit by name: default, least and greatest value.
             pub const TABLE: &'static [(&'static str, u64, u64, u64)] =
                 &[$((stringify!($name), $default, $min, $max),)*];
+
+            /// Every limit by name, and whether it can be changed while the server runs.
+            pub const CHANGES: &'static [(&'static str, Change)] =
+                &[$((stringify!($name), change!($($change)?)),)*];
 
             /// Sets one by name; an error names what is wrong.
             pub fn set(&mut self, name: &str, value: u64) -> Result<(), String> {
@@ -29,15 +67,52 @@ macro_rules! limits {
                     _ => Err(format!("there is no limit called {name}")),
                 }
             }
+
+            /// One by name.
+            pub fn get(&self, name: &str) -> Option<u64> {
+                match name {
+                    $(stringify!($name) => Some(self.$name),)*
+                    _ => None,
+                }
+            }
+        }
+
+        /// The limits in force. Each is read by itself: who needs two that agree with each other finds none here.
+        #[derive(Debug)]
+        pub struct LiveLimits { $($name: AtomicU64,)* }
+
+        impl LiveLimits {
+            pub fn new(limits: &Limits) -> Self {
+                LiveLimits { $($name: AtomicU64::new(limits.$name),)* }
+            }
+
+            /// Puts one in force.
+            pub(crate) fn put(&self, name: &str, value: u64) {
+                match name {
+                    $(stringify!($name) => self.$name.store(value, Ordering::Relaxed),)*
+                    _ => debug_assert!(false, "there is no limit called {name}"),
+                }
+            }
+
+            /// One by name.
+            pub fn get(&self, name: &str) -> Option<u64> {
+                match name {
+                    $(stringify!($name) => Some(self.$name()),)*
+                    _ => None,
+                }
+            }
+
+            // Relaxed: a limit publishes nothing but itself; where one must not be missed, a lock orders its readers.
+            $($(#[$doc])* #[inline] pub(crate) fn $name(&self) -> u64 { self.$name.load(Ordering::Relaxed) })*
         }
     };
 }
 
 limits! {
     /// Sessions in memory; the least recently used goes first.
-    max_resident_sessions: 50_000, 1, 50_000_000;
+    max_resident_sessions: 50_000, 1, 50_000_000, LaidOut;
     /// Bytes of sessions and tree headers in memory.
-    max_resident_bytes: 4 << 30, 1 << 20, 1 << 46;
+    max_resident_bytes: 4 << 30, 1 << 20, 1 << 46, LaidOut;
     /// Turns running at once in one tree; one place is always kept for the root.
     max_turns_per_tree: 8, 1, 10_000;
     /// Turns running at once for one tenant; 0 = pause.
@@ -72,7 +147,7 @@ limits! {
     max_resources_per_session: 100, 0, 100_000;
     /// How long a place in a pool is waited for that an earlier release should have freed, before another resource is
     /// released for it.
-    release_timeout_ms: 10_000, 100, 3_600_000;
+    release_timeout_ms: 10_000, 100, 3_600_000, Fixed;
     /// Inline payload of one turn: content and token arrays together.
     max_turn_bytes: 1 << 20, 1, 64 << 20;
     /// The client's own state in a checkpoint.
@@ -84,9 +159,12 @@ limits! {
     /// Checkpoint tokens that an answer carries inline.
     max_inline_checkpoint_bytes: 1 << 20, 0, 64 << 20;
     /// Journal entries not yet durable.
-    journal_queue_bytes: 64 << 20, 1 << 16, 16 << 30;
+    journal_queue_bytes: 64 << 20, 1 << 16, 16 << 30, LaidOut;
     /// How long a cancelled wait with a request_id keeps its place for its repeat.
     keep_place_ms: 30_000, 0, 600_000;
+    /// Events of sessions in memory for those who watch, of all tenants together; one of more than 512 bytes counts as
+    /// several.
+    max_watch_events: 65_536, 1, 16 << 20;
     /// Messages in a mailbox; what the ends of children tell is not counted.
     max_mailbox_messages: 1_000, 1, 100_000;
     /// Their content.

@@ -14,11 +14,13 @@ mod store;
 
 use prost::Message;
 use roost_core::engine::{
-    CleanupStep, DumpMade, DumpedRecord, DumpedSession, DumpedTrajectory, Method, Outcome, RestoreEnd, RestoreStep,
+    CleanupStep, DumpMade, DumpedMail, DumpedRecord, DumpedSession, DumpedTrajectory, Method, Outcome, RestoreEnd,
+    RestoreStep,
 };
 use roost_core::error::Reason;
+use roost_core::ids::Uid;
 use roost_core::limits::Limits;
-use roost_core::proto::store_v1::{Receipt, SessionFacts};
+use roost_core::proto::store_v1::{MessageMeta, Receipt, RequestMark, SessionFacts};
 use roost_core::proto::v1;
 use scene::{TENANT, World, begin, close, commit};
 
@@ -104,6 +106,11 @@ impl World {
 
     /// Restores a session, two records a step, up to and without step `stop`. Whether it is whole.
     fn restore_up_to(&mut self, dump: &Dump, stop: usize) -> Result<bool, Reason> {
+        self.restore_with(dump, stop, &[])
+    }
+
+    /// As [`Self::restore_up_to`], with its mail, two messages a step.
+    fn restore_with(&mut self, dump: &Dump, stop: usize, mail: &[DumpedMail]) -> Result<bool, Reason> {
         let (session, records, trajectories) = dump;
         if stop == 0 {
             return Ok(false);
@@ -120,6 +127,10 @@ impl World {
             let last = self.store.by_id(TENANT, id).expect("it is stored").row.last;
             let first = last + 1 - part.len() as u64;
             places.extend(part.iter().map(|(then, _)| *then).zip(first..));
+        }
+        for part in mail.chunks(2) {
+            let step = RestoreStep { mail: part.to_vec(), ..RestoreStep::default() };
+            assert!(self.step(id, CleanupStep::Restore(Box::new(step))));
         }
         if records.len().div_ceil(2) + 1 >= stop {
             return Ok(false);
@@ -283,17 +294,86 @@ fn a_session_that_cannot_be_is_refused() {
     other.begin_restore(&session).expect("this one can be");
     let mut record = records[0].1.clone();
     record.chain.pop();
-    let step = RestoreStep { records: vec![record], ..RestoreStep::default() };
-    let (uid, seq) = (session.uid, other.store.by_id(TENANT, "s").expect("it is stored").row.seq);
-    let now = other.now();
-    let Outcome::Ticket(ticket) =
-        other.engine.cleanup_step(TENANT, "s", (uid, uid), seq, CleanupStep::Restore(Box::new(step)), now)
-    else {
-        panic!("it reads first")
+    let mut steps = vec![RestoreStep { records: vec![record], ..RestoreStep::default() }];
+    let broken: [fn(&mut DumpedMail); 5] =
+        [|m| m.kind = 0, |m| m.kind = 5, |m| m.expire = -1, |m| m.fence = u64::MAX, |m| m.meta = vec![0xFF]];
+    for change in broken {
+        let mut letter = letter_of(1);
+        change(&mut letter);
+        steps.push(RestoreStep { mail: vec![letter_of(2), letter], ..RestoreStep::default() });
+    }
+    for (n, step) in steps.into_iter().enumerate() {
+        let (uid, seq) = (session.uid, other.store.by_id(TENANT, "s").expect("it is stored").row.seq);
+        let now = other.now();
+        let Outcome::Ticket(ticket) =
+            other.engine.cleanup_step(TENANT, "s", (uid, uid), seq, CleanupStep::Restore(Box::new(step)), now)
+        else {
+            panic!("it reads first")
+        };
+        other.settle();
+        let told = other.done.remove(&ticket).expect("it has ended").map_err(|refusal| refusal.reason);
+        assert_eq!(told, Err(Reason::DumpDamaged), "step {n}");
+    }
+    assert!(other.store.mail.is_empty());
+}
+
+/// A message of a dump.
+fn letter_of(n: u8) -> DumpedMail {
+    let request = RequestMark { request_id: format!("r{n}"), hash: vec![n] };
+    let meta = MessageMeta { request: Some(request), trigger: true, ..MessageMeta::default() };
+    DumpedMail {
+        id: Uid(u128::from(n)),
+        sender: (n > 1).then_some(Uid(77)),
+        kind: v1::MessageKind::Message as i32,
+        expire: i64::from(n),
+        deliveries: 3,
+        fence: 9,
+        create_ms: 5,
+        meta: meta.encode_to_vec(),
+        content: Some(vec![n]),
+    }
+}
+
+// I15, I21: mail that had ended with its session comes back as that, delivers nothing when the session is reopened, and is
+// told from a repeat as before.
+#[test]
+fn mail_that_ended_with_a_session_comes_back_ended() {
+    let mut world = World::new(Limits::default());
+    played("s", "", &mut world);
+    let (session, records, trajectories) = world.dump("s");
+    let mut other = World::new(Limits::default());
+    let whole = (session.clone(), records.clone(), trajectories);
+    let mail = [letter_of(1), letter_of(2), letter_of(3)];
+    assert_eq!(other.restore_with(&whole, records.len().div_ceil(2) + 1, &mail), Ok(false));
+    let last = other.store.by_id(TENANT, "s").expect("it is stored").row.last;
+    assert!(other.store.records.contains_key(&last), "mail is no record");
+    let there: Vec<_> = other.store.mail.values().cloned().collect();
+    assert!(there.is_sorted_by(|a, b| a.row.seq < b.row.seq) && there.len() == 3);
+    for (n, letter) in (1..).zip(&there) {
+        let (row, now) = (&letter.row, letter.now);
+        assert_eq!((now.state, now.due, now.deliveries, now.fence), (v1::MessageState::Closed as i32, -1, 3, 9));
+        let of = (row.recipient, row.root, &*row.tenant, row.sender, row.expire, row.create_ms);
+        assert_eq!(of, (session.uid, session.root, TENANT, letter_of(n).sender, i64::from(n), 5));
+        assert_eq!((row.id, &row.meta, &row.content), (Uid(u128::from(n)), &letter_of(n).meta, &Some(vec![n])));
+    }
+    let host = there[0].row.request.clone().expect("it bears one");
+    assert_eq!(host, "/r1");
+    assert_eq!(there[1].row.request, Some(format!("{}/r2", Uid(77))));
+    other.clear_up("s");
+    assert!(other.store.mail.is_empty(), "it goes with what it was restored with");
+    assert_eq!(other.restore_with(&whole, usize::MAX, &mail), Ok(true));
+    assert_eq!(other.reopen("s"), Ok(1));
+    assert!(other.begin("s").mail.is_empty());
+    let again = v1::SendMessageRequest {
+        session_id: "s".into(),
+        request_id: "r1".into(),
+        message: Some(v1::MessageInput { content: b"other".to_vec(), ..v1::MessageInput::default() }),
+        ..v1::SendMessageRequest::default()
     };
-    other.settle();
-    let told = other.done.remove(&ticket).expect("it has ended").map_err(|refusal| refusal.reason);
-    assert_eq!(told, Err(Reason::DumpDamaged));
+    let told = other.call::<v1::SendMessageResponse>(Method::SendMessage, &again);
+    assert_eq!(told, Err(Reason::RequestMismatch));
+    let fresh = v1::SendMessageRequest { request_id: "r9".into(), ..again };
+    assert!(other.call::<v1::SendMessageResponse>(Method::SendMessage, &fresh).is_ok_and(|sent| !sent.repeated));
 }
 
 // Nobody sees half of a session, whatever step it broke off at; what is left is deleted, and it can be restored again.

@@ -12,6 +12,7 @@ mod sim {
     pub(crate) mod rng;
     pub(crate) mod store;
     pub(crate) mod verify;
+    pub(crate) mod watcher;
     pub(crate) mod world;
 }
 
@@ -81,6 +82,8 @@ fn random_worlds_keep_every_invariant() {
     }
     // A simulation in which something never happens says nothing of it.
     for what in [
+        "SetLimits OK",
+        "SetLimits NOT_STORED",
         "messages_sent",
         "messages_delivered",
         "messages_consumed",
@@ -104,6 +107,13 @@ fn random_worlds_keep_every_invariant() {
         "turns_interrupted",
         "turns_released",
         "turns_taken_over",
+        "told SESSION_EVENT_KIND_OPENED",
+        "told SESSION_EVENT_KIND_TURN_BEGUN",
+        "told SESSION_EVENT_KIND_TURN_ENDED",
+        "told SESSION_EVENT_KIND_INTERRUPTED",
+        "told SESSION_EVENT_KIND_CLOSED",
+        "told SESSION_EVENT_KIND_REOPENED",
+        "told SESSION_EVENT_KIND_UPDATED",
         "trajectories_acknowledged",
         "trajectories_finished",
         "quarantined",

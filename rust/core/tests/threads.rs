@@ -9,6 +9,8 @@ mod rng;
 #[path = "sim/store.rs"]
 #[allow(dead_code, unused_imports)]
 mod store;
+#[path = "sim/watcher.rs"]
+mod watcher;
 
 use prost::Message;
 use rng::Rng;
@@ -21,6 +23,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex};
 use std::thread;
 use store::Store;
+use watcher::Watcher;
 
 const CALLERS: u64 = 3;
 const PAIRS: usize = 1_500;
@@ -235,6 +238,7 @@ fn threads_keep_what_one_thread_keeps() {
         ended: Condvar::new(),
         stop: AtomicBool::new(false),
     };
+    let mut watcher = Watcher::new(TENANT, &world.engine, &world.store.lock().unwrap());
     thread::scope(|scope| {
         scope.spawn(|| world.writer());
         scope.spawn(|| world.reader());
@@ -272,7 +276,11 @@ fn threads_keep_what_one_thread_keeps() {
         }
     }
     world.engine.check(true).unwrap();
-    world.store.lock().unwrap().verify_all().unwrap();
+    let store = world.store.lock().unwrap();
+    store.verify_all().unwrap();
+    // Whatever threads told of it, the events of a session are in their order, and nothing is missing.
+    watcher.read(&world.engine, &store).unwrap();
+    watcher.agrees(&store).unwrap();
     let stats: HashMap<_, _> = world.engine.stats().into_iter().collect();
     assert_eq!((stats["slots_held"], stats["waiting"], stats["calls_in_flight"]), (0, 0, 0), "{stats:?}");
     for kind in ["turns_rewound", "turns_taken_over", "turns_interrupted", "trajectories_finished"] {

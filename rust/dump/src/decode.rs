@@ -1,10 +1,12 @@
 //! From parts to rows.
 
 use crate::lines::Line;
-use crate::{Fault, MAX_PART_BYTES, Record, Session, Summary, Trajectory, fault, hex};
+use crate::{Fault, MAX_PART_BYTES, Mail, Record, Session, Summary, Trajectory, fault, hex};
 use roost_core::chain;
 use roost_core::engine::verify_history;
+use roost_core::ids::Uid;
 use sha2::{Digest, Sha256};
+use std::collections::HashSet;
 use zstd::bulk::Decompressor;
 
 /// What a line told.
@@ -13,6 +15,7 @@ pub enum Row {
     Session(Session),
     Record(Record),
     Trajectory(Trajectory),
+    Mail(Mail),
 }
 
 /// Reads one dump, part after part. What it yields is verified line by line; that all of it is there, and that its chain
@@ -23,6 +26,9 @@ pub struct Decoder {
     /// Oldest first, without payloads.
     history: Vec<chain::Line>,
     last_ready: u64,
+    last_mail: u64,
+    /// Of the messages so far.
+    requests: HashSet<(Option<Uid>, String)>,
     all: Sha256,
     summary: Summary,
 }
@@ -39,8 +45,10 @@ impl Decoder {
             session: None,
             history: Vec::new(),
             last_ready: 0,
+            last_mail: 0,
+            requests: HashSet::new(),
             all: Sha256::new(),
-            summary: Summary { records: 0, trajectories: 0, lines: 0, bytes: 0, sha256: String::new() },
+            summary: Summary::EMPTY,
         }
     }
 
@@ -76,6 +84,9 @@ impl Decoder {
         if self.summary.trajectories != u64::from(expected) {
             return fault(format!("it has {} trajectories, of {expected}", self.summary.trajectories));
         }
+        if self.summary.mail != session.mail {
+            return fault(format!("it has {} messages, of {}", self.summary.mail, session.mail));
+        }
         self.summary.sha256 = hex(&self.all.finalize());
         Ok(self.summary)
     }
@@ -93,7 +104,8 @@ impl Decoder {
             _ if self.session.is_none() => fault("it stands before the session's"),
             Line::Record(record) => {
                 let prev = self.history.last().map_or(0, |line| line.seq);
-                if self.summary.trajectories > 0 || record.prev != prev || record.seq <= prev {
+                let behind = self.summary.trajectories > 0 || self.summary.mail > 0;
+                if behind || record.prev != prev || record.seq <= prev {
                     return fault(format!("record {}: it does not follow on the one before it", record.seq));
                 }
                 self.summary.records += 1;
@@ -110,7 +122,8 @@ impl Decoder {
             }
             Line::Trajectory(trajectory) => {
                 self.summary.trajectories += 1;
-                let in_order = u64::from(trajectory.number) == self.summary.trajectories
+                let in_order = self.summary.mail == 0
+                    && u64::from(trajectory.number) == self.summary.trajectories
                     && trajectory.after_seq >= self.last_ready
                     && trajectory.ready_seq > trajectory.after_seq;
                 if !in_order || self.history.binary_search_by_key(&trajectory.ready_seq, |line| line.seq).is_err() {
@@ -118,6 +131,18 @@ impl Decoder {
                 }
                 self.last_ready = trajectory.ready_seq;
                 Ok(Row::Trajectory(trajectory))
+            }
+            Line::Mail(mail) => {
+                self.summary.mail += 1;
+                if mail.seq <= std::mem::replace(&mut self.last_mail, mail.seq) {
+                    return fault(format!("message {}: it does not follow on the one before it", mail.seq));
+                }
+                // I21: what a store holds only once.
+                let request_id = mail.decoded()?.request.map(|request| request.request_id);
+                if request_id.is_some_and(|request_id| !self.requests.insert((mail.sender, request_id))) {
+                    return fault(format!("message {}: its request has made another one", mail.seq));
+                }
+                Ok(Row::Mail(mail))
             }
         }
     }

@@ -1,6 +1,6 @@
 //! From rows to parts.
 
-use crate::{Fault, MAX_PART_BYTES, Record, Session, Summary, Trajectory, fault, hex};
+use crate::{Fault, MAX_PART_BYTES, Mail, Record, Session, Summary, Trajectory, fault, hex};
 use roost_core::chain::Line;
 use roost_core::engine::verify_history;
 use sha2::{Digest, Sha256};
@@ -36,6 +36,9 @@ pub struct Encoder {
     prev: u64,
     chain: [u8; 32],
     trajectories: u32,
+    /// Messages that are to come, and the sequence of the last one.
+    mail: u64,
+    last_mail: u64,
     part_bytes: usize,
     buffer: Vec<u8>,
     line: Vec<u8>,
@@ -63,12 +66,14 @@ impl Encoder {
             prev: 0,
             chain: roost_core::chain::GENESIS,
             trajectories: session.decoded()?.0.trajectories,
+            mail: session.mail,
+            last_mail: 0,
             part_bytes,
             buffer: Vec::new(),
             line: Vec::new(),
             part_lines: 0,
             all: Sha256::new(),
-            summary: Summary { records: 0, trajectories: 0, lines: 0, bytes: 0, sha256: String::new() },
+            summary: Summary::EMPTY,
         };
         session.write(&mut encoder.line)?;
         let first = encoder.take_line()?;
@@ -93,8 +98,8 @@ impl Encoder {
         self.take_line()
     }
 
-    /// The trajectories, in order of number, and the end: the last parts.
-    pub fn finish(mut self, trajectories: &[Trajectory]) -> Result<(Vec<Part>, Summary), Fault> {
+    /// The trajectories, in order of number, once all records were written. The parts that are full.
+    pub fn trajectories(&mut self, trajectories: &[Trajectory]) -> Result<Vec<Part>, Fault> {
         if let Some(missing) = self.expected.next() {
             return fault(format!("record {}: it is missing", missing.seq));
         }
@@ -107,9 +112,30 @@ impl Encoder {
             self.summary.trajectories += 1;
             parts.extend(self.take_line()?);
         }
-        parts.push(self.close_part()?);
+        Ok(parts)
+    }
+
+    /// The next message, in order of sequence, once the trajectories were written. As [`Encoder::record`].
+    pub fn mail(&mut self, mail: &Mail) -> Result<Option<Part>, Fault> {
+        if mail.seq <= std::mem::replace(&mut self.last_mail, mail.seq) {
+            return fault(format!("message {}: it does not follow on the one before it", mail.seq));
+        }
+        mail.write(&mut self.line)?;
+        self.summary.mail += 1;
+        self.take_line()
+    }
+
+    /// The end: the last part.
+    pub fn finish(mut self) -> Result<(Part, Summary), Fault> {
+        if self.summary.trajectories != u64::from(self.trajectories) {
+            return fault(format!("it has {} trajectories, of {}", self.summary.trajectories, self.trajectories));
+        }
+        if self.summary.mail != self.mail {
+            return fault(format!("it has {} messages, of {}", self.summary.mail, self.mail));
+        }
+        let part = self.close_part()?;
         self.summary.sha256 = hex(&self.all.finalize());
-        Ok((parts, self.summary))
+        Ok((part, self.summary))
     }
 
     /// Moves the line that was written to the part, after closing that if it would become too long.

@@ -1,9 +1,11 @@
 //! The format of dumps: a session's rows as zstd-compressed JSON lines in parts, and back. Pure: no I/O, no clock.
 //!
-//! One `session` line, then the `record` lines, oldest first, then the `trajectory` lines. Each has a part for people and
-//! the raw columns that a restore needs (base64). A line has exactly one spelling: what was read is written again
-//! and must be the same, so that neither part can be changed alone and a session has one dump. Every change of what a line
-//! holds, new kinds included, is a new [`SCHEMA`]: an older reader says so instead of passing over what it does not know.
+//! One `session` line, then the `record` lines, oldest first, then the `trajectory` lines, then the `mail` lines. Each has
+//! a part for people and the raw columns that a restore needs (base64). A line has exactly one spelling: what was read is
+//! written again and must be the same, so that neither part can be changed alone and a session has one dump. Every change
+//! of what a line holds, new kinds included, is a new [`SCHEMA`]: an older reader says so instead of passing over what it
+//! does not know. A dump is of the lowest schema that can hold its session, so that one which was dumped before has the
+//! same dump still.
 //!
 //! Both ways the whole history is verified (I23): the chain, and each payload against its digest.
 #![forbid(unsafe_code)]
@@ -11,6 +13,7 @@
 mod decode;
 mod encode;
 mod lines;
+mod mail;
 
 use roost_core::error::Refusal;
 use roost_core::ids::{Uid, dump_name};
@@ -18,9 +21,10 @@ use std::fmt::{self, Write as _};
 
 pub use decode::{Decoder, Row};
 pub use encode::{Encoder, Part};
+pub use mail::Mail;
 
-/// The version of the format. Kinds planned for later ones: `mail`, `resource`.
-pub const SCHEMA: u32 = 1;
+/// The newest version of the format; 2 has mail. A kind planned for later ones: `resource`.
+pub const SCHEMA: u32 = 2;
 
 /// A part is closed before the line that would make it longer. Unit: bytes, uncompressed.
 pub const PART_BYTES: usize = 8 << 20;
@@ -51,9 +55,16 @@ pub struct Session {
     pub facts: Vec<u8>,
     /// `roost.store.v1.Receipt`.
     pub receipt: Vec<u8>,
+    /// Messages that ended with it.
+    pub mail: u64,
 }
 
 impl Session {
+    /// The schema of its dump.
+    pub fn schema(&self) -> u32 {
+        if self.mail > 0 { 2 } else { 1 }
+    }
+
     /// The name of the dump of its latest close.
     pub fn dump_name(&self) -> Result<String, Fault> {
         Ok(dump_name(&self.tenant, self.uid, self.decoded()?.1.close_number))
@@ -94,6 +105,7 @@ pub struct Trajectory {
 pub struct Summary {
     pub records: u64,
     pub trajectories: u64,
+    pub mail: u64,
     pub lines: u64,
     /// Of all lines, uncompressed.
     pub bytes: u64,
@@ -117,6 +129,11 @@ impl From<Refusal> for Fault {
     fn from(refusal: Refusal) -> Self {
         Fault(refusal.message)
     }
+}
+
+impl Summary {
+    /// Of nothing.
+    const EMPTY: Summary = Summary { records: 0, trajectories: 0, mail: 0, lines: 0, bytes: 0, sha256: String::new() };
 }
 
 fn fault<T>(message: impl Into<String>) -> Result<T, Fault> {

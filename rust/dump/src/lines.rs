@@ -1,6 +1,6 @@
 //! One line: how a row is written as JSON, and read.
 
-use crate::{Fault, Record, SCHEMA, Session, Trajectory, fault};
+use crate::{Fault, Mail, Record, SCHEMA, Session, Trajectory, fault};
 use base64::Engine as _;
 use base64::display::Base64Display;
 use base64::engine::general_purpose::STANDARD;
@@ -13,16 +13,17 @@ use serde::{Deserialize, Serialize, Serializer};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-/// Any of the three.
+/// Any of the four.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Line {
     Session(Session),
     Record(Record),
     Trajectory(Trajectory),
+    Mail(Mail),
 }
 
 /// Bytes that are written as base64 without a copy.
-struct B64<'a>(&'a [u8]);
+pub(crate) struct B64<'a>(pub(crate) &'a [u8]);
 
 impl Serialize for B64<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -48,6 +49,8 @@ struct SessionLine<'a> {
     labels: &'a BTreeMap<String, String>,
     last_outcome: String,
     trajectories: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mail: Option<u64>,
     head: u32,
     head_version: u64,
     fence: u64,
@@ -134,6 +137,7 @@ struct SessionColumns<'a> {
     parent: Option<Cow<'a, str>>,
     path: String,
     depth: u32,
+    mail: Option<u64>,
     head: u32,
     head_version: u64,
     fence: u64,
@@ -169,7 +173,7 @@ struct RecordColumns<'a> {
 }
 
 /// Milliseconds since 1970 as RFC 3339.
-fn time(ms: i64) -> String {
+pub(crate) fn time(ms: i64) -> String {
     let nanos = ms.rem_euclid(1000) as i32 * 1_000_000;
     prost_types::Timestamp { seconds: ms.div_euclid(1000), nanos }.to_string()
 }
@@ -191,12 +195,12 @@ fn outcome_word(outcome: i32) -> String {
     known.map_or_else(|_| outcome.to_string(), |o| o.as_str_name().trim_start_matches("TURN_OUTCOME_").to_owned())
 }
 
-fn reason_word(reason: i32) -> String {
+pub(crate) fn reason_word(reason: i32) -> String {
     let known = CloseReason::try_from(reason);
     known.map_or_else(|_| reason.to_string(), |r| r.as_str_name().trim_start_matches("CLOSE_REASON_").to_owned())
 }
 
-fn put(line: &impl Serialize, out: &mut Vec<u8>) -> Result<(), Fault> {
+pub(crate) fn put(line: &impl Serialize, out: &mut Vec<u8>) -> Result<(), Fault> {
     serde_json::to_writer(&mut *out, line).map_err(|_| Fault("it cannot be written as JSON".into()))?;
     out.push(b'\n');
     Ok(())
@@ -217,7 +221,7 @@ impl Session {
         let (facts, receipt) = self.decoded()?;
         let line = SessionLine {
             kind: "session",
-            schema: SCHEMA,
+            schema: self.schema(),
             uid: self.uid.to_string(),
             close_number: receipt.close_number,
             close_reason: reason_word(receipt.reason),
@@ -232,6 +236,7 @@ impl Session {
             labels: &facts.labels,
             last_outcome: outcome_word(facts.last_outcome),
             trajectories: facts.trajectories,
+            mail: (self.mail > 0).then_some(self.mail),
             head: self.head,
             head_version: self.head_version,
             fence: self.fence,
@@ -245,8 +250,9 @@ impl Session {
 
     fn read(line: &[u8]) -> Result<Self, Fault> {
         let columns: SessionColumns<'_> = parse(line)?;
-        if columns.schema != SCHEMA {
-            return fault(format!("it is of schema {}, and this version of Roost reads {SCHEMA}", columns.schema));
+        if !(1..=SCHEMA).contains(&columns.schema) {
+            let schema = columns.schema;
+            return fault(format!("it is of schema {schema}, and this version of Roost reads up to {SCHEMA}"));
         }
         Ok(Session {
             uid: uid(&columns.uid)?,
@@ -263,6 +269,7 @@ impl Session {
             last: columns.last,
             facts: bytes(&columns.facts)?,
             receipt: bytes(&columns.receipt)?,
+            mail: columns.mail.unwrap_or(0),
         })
     }
 }
@@ -393,6 +400,7 @@ impl Line {
             "session" => Line::Session(Session::read(line)?),
             "record" => Line::Record(Record::read(line)?),
             "trajectory" => Line::Trajectory(Trajectory::read(line)?),
+            "mail" => Line::Mail(Mail::read(line)?),
             _ => return fault("it is of a kind that this version of Roost does not know"),
         };
         scratch.clear();
@@ -400,6 +408,7 @@ impl Line {
             Line::Session(session) => session.write(scratch)?,
             Line::Record(record) => record.write(scratch)?,
             Line::Trajectory(trajectory) => trajectory.write(scratch)?,
+            Line::Mail(mail) => mail.write(scratch)?,
         }
         if scratch != line {
             return fault("it is not written as Roost writes it: it was changed");
@@ -408,16 +417,16 @@ impl Line {
     }
 }
 
-fn parse<'a, T: Deserialize<'a>>(line: &'a [u8]) -> Result<T, Fault> {
+pub(crate) fn parse<'a, T: Deserialize<'a>>(line: &'a [u8]) -> Result<T, Fault> {
     // serde's own words may quote content.
     serde_json::from_slice(line).map_err(|_| Fault("it is not JSON of the kind it should be".into()))
 }
 
-fn bytes(text: &str) -> Result<Vec<u8>, Fault> {
+pub(crate) fn bytes(text: &str) -> Result<Vec<u8>, Fault> {
     STANDARD.decode(text).map_err(|_| Fault("one of its values is not base64".into()))
 }
 
-fn uid(text: &str) -> Result<Uid, Fault> {
+pub(crate) fn uid(text: &str) -> Result<Uid, Fault> {
     let digits: String = text.chars().filter(|c| *c != '-').collect();
     let bits = u128::from_str_radix(&digits, 16).ok().filter(|_| digits.len() == 32);
     bits.map(Uid).ok_or_else(|| Fault("one of its uids is none".into()))

@@ -5,9 +5,9 @@ use proptest::prelude::*;
 use prost::Message;
 use roost_core::chain::{FINISHED, GENESIS, Line, digest, link};
 use roost_core::ids::Uid;
-use roost_core::proto::store_v1::{EndedBy, Receipt, RecordMeta, SessionFacts};
-use roost_core::proto::v1::{RecordStatus, TurnOutcome};
-use roost_dump::{Decoder, Encoder, Fault, MAX_PART_BYTES, Part, Record, Row, Session, Summary, Trajectory};
+use roost_core::proto::store_v1::{EndedBy, MessageMeta, Receipt, RecordMeta, RequestMark, SessionFacts};
+use roost_core::proto::v1::{CloseReason, MessageKind, RecordStatus, TurnOutcome};
+use roost_dump::{Decoder, Encoder, Fault, MAX_PART_BYTES, Mail, Part, Record, Row, Session, Summary, Trajectory};
 
 /// A session whose history verifies.
 #[derive(Clone, Debug)]
@@ -16,9 +16,16 @@ struct Whole {
     /// Oldest first.
     records: Vec<Record>,
     trajectories: Vec<Trajectory>,
+    mail: Vec<Mail>,
 }
 
 impl Whole {
+    fn with_mail(mut self, mail: Vec<Mail>) -> Self {
+        self.session.mail = mail.len() as u64;
+        self.mail = mail;
+        self
+    }
+
     fn lines(&self) -> Vec<Line> {
         let line = |r: &Record| Line {
             seq: r.seq,
@@ -38,8 +45,12 @@ impl Whole {
         for record in &self.records {
             parts.extend(encoder.record(record.clone())?);
         }
-        let (last, summary) = encoder.finish(&self.trajectories)?;
-        parts.extend(last);
+        parts.extend(encoder.trajectories(&self.trajectories)?);
+        for mail in &self.mail {
+            parts.extend(encoder.mail(mail)?);
+        }
+        let (last, summary) = encoder.finish()?;
+        parts.push(last);
         Ok((parts, summary))
     }
 }
@@ -92,6 +103,36 @@ fn step() -> impl Strategy<Value = Step> {
             gap,
         },
     )
+}
+
+fn letters() -> impl Strategy<Value = Vec<Mail>> {
+    let blob = proptest::option::of(proptest::collection::vec(any::<u8>(), 0..200));
+    let numbers = (1u64..5, 1i32..5, 0..i64::MAX, any::<u32>(), any::<u64>(), any::<i64>());
+    let one = (numbers, any::<u128>(), any::<Option<u128>>(), blob, any::<String>());
+    let mail = |(seq, one)| {
+        let ((_, kind, expire, deliveries, fence, create_ms), id, sender, content, word) = one;
+        let (sender, word): (Option<u128>, String) = (sender, word);
+        let request = RequestMark { request_id: format!("r{seq}"), hash: vec![1] };
+        let meta = MessageMeta {
+            sender_session_id: word.clone(),
+            sender_path: word.clone(),
+            content_type: word.clone(),
+            labels: [(word, "x".to_owned())].into(),
+            trigger: kind == 1,
+            turn: deliveries,
+            close_reason: kind,
+            request: (kind == 1).then_some(request),
+        };
+        let meta = meta.encode_to_vec();
+        Mail { seq, id: Uid(id), sender: sender.map(Uid), kind, expire, deliveries, fence, create_ms, meta, content }
+    };
+    proptest::collection::vec(one, 0..20).prop_map(move |all| {
+        let sequence = |last: &mut u64, one: ((u64, _, _, _, _, _), _, _, _, _)| {
+            *last += one.0.0;
+            Some((*last, one))
+        };
+        all.into_iter().scan(0, sequence).map(mail).collect()
+    })
 }
 
 fn whole(tenant: String, id: String, steps: &[Step]) -> Whole {
@@ -182,10 +223,43 @@ fn whole(tenant: String, id: String, steps: &[Step]) -> Whole {
             last: seq,
             facts: facts.encode_to_vec(),
             receipt: receipt.encode_to_vec(),
+            mail: 0,
         },
         records,
         trajectories,
+        mail: Vec::new(),
     }
+}
+
+/// What nobody has read: from a session, with all that a message may have, and from a child that was closed.
+fn sample_mail() -> Vec<Mail> {
+    let sender = Some(Uid(0x0198_F6A0_0000_7000_8000_0000_0000_0002));
+    let asked = MessageMeta {
+        sender_session_id: "chat-2".into(),
+        sender_path: "/root/a".into(),
+        content_type: "text/plain".into(),
+        labels: [("k".to_owned(), "v".to_owned())].into(),
+        trigger: true,
+        request: Some(RequestMark { request_id: "once".into(), hash: vec![9; 32] }),
+        ..MessageMeta::default()
+    };
+    let told = MessageMeta { close_reason: CloseReason::Stale as i32, turn: 3, ..MessageMeta::default() };
+    let letter = |seq, kind, expire, meta: &MessageMeta, content: Option<&[u8]>| Mail {
+        seq,
+        id: Uid(0x0198_F6A0_0000_7000_8000_0000_0000_0100 + u128::from(seq)),
+        sender,
+        kind: kind as i32,
+        expire,
+        deliveries: 2,
+        fence: 7,
+        create_ms: 1_700_000_000_000,
+        meta: meta.encode_to_vec(),
+        content: content.map(<[u8]>::to_vec),
+    };
+    vec![
+        letter(3, MessageKind::Message, 1_700_000_060_000, &asked, Some(b"unread \xFF")),
+        letter(6, MessageKind::Closed, 0, &told, None),
+    ]
 }
 
 /// A small one with a bit of everything.
@@ -215,9 +289,10 @@ proptest! {
         tenant in any::<String>(),
         id in any::<String>(),
         steps in proptest::collection::vec(step(), 0..20),
+        mail in letters(),
         part_bytes in 1usize..20_000,
     ) {
-        let whole = whole(tenant, id, &steps);
+        let whole = whole(tenant, id, &steps).with_mail(mail);
         let (parts, summary) = whole.encode(part_bytes).unwrap();
         let (again, _) = whole.encode(part_bytes).unwrap();
         prop_assert_eq!(&parts, &again);
@@ -226,6 +301,8 @@ proptest! {
         let mut expected = vec![Row::Session(whole.session.clone())];
         expected.extend(whole.records.iter().cloned().map(Row::Record));
         expected.extend(whole.trajectories.iter().cloned().map(Row::Trajectory));
+        expected.extend(whole.mail.iter().cloned().map(Row::Mail));
+        prop_assert_eq!(summary.mail, whole.mail.len() as u64);
         // Equal numbers are not enough: 0.0 and -0.0 are two rewards.
         let bits = |rows: &[Row]| -> Vec<Option<u64>> {
             rows.iter().map(|r| if let Row::Record(r) = r { r.reward.map(f64::to_bits) } else { None }).collect()
@@ -244,12 +321,12 @@ proptest! {
 
     #[test]
     fn a_changed_byte_is_seen(at in any::<prop::sample::Index>(), bit in 0u8..8) {
-        let (parts, summary) = sample().encode(usize::MAX).unwrap();
+        let (parts, summary) = sample().with_mail(sample_mail()).encode(usize::MAX).unwrap();
         let mut lines = text(&parts);
         let at = at.index(lines.len());
         lines[at] ^= 1 << bit;
-        // Not on the chain, and not tied to it: rewards, and most columns of the session and of its trajectories. The
-        // manifest's digest covers them.
+        // Not on the chain, and not tied to it: rewards, and most columns of the session, of its trajectories and of its
+        // mail. The manifest's digest covers them.
         let start = lines[..at].iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
         let before = String::from_utf8_lossy(&lines[start..at]).into_owned();
         let in_reward = before.contains("\"reward\":") && !before.contains("\"meta\":");
@@ -280,6 +357,79 @@ fn the_lines_are_those_of_schema_1() {
     assert_eq!(summary.sha256, "f3839377da0a3fa8b79b2fd1df0dfdb193d368a1e9eca95b3cffcf0f588cca3e");
     assert_eq!((summary.records, summary.trajectories, summary.lines), (5, 1, 7));
     assert_eq!(summary.bytes, golden.len() as u64);
+}
+
+#[test]
+fn the_lines_are_those_of_schema_2() {
+    let whole = sample().with_mail(sample_mail());
+    let (parts, summary) = whole.encode(usize::MAX).unwrap();
+    let golden = include_str!("schema-2.jsonl");
+    assert_eq!(String::from_utf8(text(&parts)).unwrap(), golden);
+    assert_eq!(summary.sha256, "4277d505ad0858b97eb0138ad7c119d05e039966691fd8848aa774e8ffe6db6b");
+    assert_eq!((summary.records, summary.trajectories, summary.mail, summary.lines), (5, 1, 2, 9));
+    assert_eq!(summary.bytes, golden.len() as u64);
+    assert_eq!((whole.session.schema(), sample().session.schema()), (2, 1));
+}
+
+/// What was dumped before there was mail has the same dump still, to the byte.
+#[test]
+fn a_session_without_unread_mail_has_a_dump_of_schema_1() {
+    let (with, _) = sample().with_mail(sample_mail()).encode(usize::MAX).unwrap();
+    let (without, _) = sample().with_mail(Vec::new()).encode(usize::MAX).unwrap();
+    assert_eq!(text(&without), include_bytes!("schema-1.jsonl"));
+    let lines = String::from_utf8(text(&with)).unwrap();
+    let plain: String = lines.split_inclusive('\n').filter(|line| !line.starts_with("{\"kind\":\"mail\"")).collect();
+    assert_eq!(plain.replace("\"schema\":2", "\"schema\":1").replace("\"mail\":2,", "").as_bytes(), text(&without));
+}
+
+#[test]
+fn mail_that_cannot_be_is_refused() {
+    let good = sample().with_mail(sample_mail());
+    let broken: [(&str, fn(&mut Whole)); 6] = [
+        ("has 1 messages, of 2", |w| w.mail.truncate(1)),
+        ("has 2 messages, of 0", |w| w.session.mail = 0),
+        ("message 3: it does not follow", |w| w.mail.swap(0, 1)),
+        ("message 3: it does not follow", |w| w.mail[1].seq = 3),
+        ("message 6: its metadata does not decode", |w| w.mail[1].meta = vec![0xFF]),
+        ("message 3: the time at which it expires", |w| w.mail[0].expire = -1),
+    ];
+    for (why, change) in broken {
+        let mut whole = good.clone();
+        change(&mut whole);
+        let said = whole.encode(usize::MAX).unwrap_err().0;
+        assert!(said.contains(why), "{why}: {said}");
+    }
+    let (parts, _) = good.encode(usize::MAX).unwrap();
+    let all = String::from_utf8(text(&parts)).unwrap();
+    let lines: Vec<&str> = all.split_inclusive('\n').collect();
+    let put = |lines: &[&str]| decode(&[part(lines.concat().as_bytes())]).unwrap_err().0;
+    assert!(put(&lines[..8]).contains("has 1 messages, of 2"));
+    assert!(put(&[&lines[..7], &[lines[8], lines[7]]].concat()).contains("message 3: it does not follow"));
+    assert!(put(&[&lines[..6], &lines[7..], &lines[6..7]].concat()).contains("none of this history"));
+    assert!(put(&[&lines[..7], &lines[7..], &lines[5..6]].concat()).contains("does not follow on the one"));
+    let replaced = |from: &str, to: &str| {
+        assert!(all.contains(from), "{from}");
+        decode(&[part(all.replacen(from, to, 1).as_bytes())]).unwrap_err().0
+    };
+    assert!(replaced("\"message\":\"MESSAGE\"", "\"message\":\"9\"").contains("its kind is none"));
+    for (from, to) in [
+        ("\"schema\":2", "\"schema\":1"),
+        ("\"mail\":2,", ""),
+        ("\"mail\":2", "\"mail\":0"),
+        ("\"trigger\":true", "\"trigger\":false"),
+        ("\"content_type\":\"text/plain\"", "\"content_type\":\"text/html\""),
+        ("\"close_reason\":\"STALE\"", "\"close_reason\":\"QUIT\""),
+        ("\"sender_path\":\"/root/a\"", "\"sender_path\":\"/root/b\""),
+    ] {
+        assert!(replaced(from, to).contains("it was changed"), "{to}");
+    }
+    assert!(replaced("\"mail\":2", "\"mail\":3").contains("has 2 messages, of 3"));
+    // I21: no store holds two of one request, and a restore must not try.
+    let mut two = good;
+    two.mail[1].meta = two.mail[0].meta.clone();
+    assert!(decode(&two.encode(usize::MAX).unwrap().0).unwrap_err().0.contains("message 6: its request"));
+    two.mail[1].sender = None;
+    decode(&two.encode(usize::MAX).unwrap().0).unwrap();
 }
 
 #[test]
@@ -315,14 +465,15 @@ fn a_record_that_changed_since_it_was_verified_is_refused() {
     let mut other = whole.records[0].clone();
     other.meta.extend([0xF8, 0x07, 1]); // a field that nobody knows
     assert!(start().record(other).unwrap_err().0.contains("not the one that was verified"));
-    assert!(start().finish(&whole.trajectories).unwrap_err().0.contains("it is missing"));
+    assert!(start().trajectories(&whole.trajectories).unwrap_err().0.contains("it is missing"));
     // The statuses are those that were verified, not those that a payload was read with.
     let mut encoder = start();
     for record in &whole.records {
         encoder.record(Record { status: 2, ..record.clone() }).unwrap();
     }
-    let (parts, _) = encoder.finish(&whole.trajectories).unwrap();
-    assert_eq!(parts, whole.encode(usize::MAX).unwrap().0);
+    assert!(encoder.trajectories(&whole.trajectories).unwrap().is_empty());
+    let (part, _) = encoder.finish().unwrap();
+    assert_eq!([part], whole.encode(usize::MAX).unwrap().0[..]);
 }
 
 #[test]
@@ -345,8 +496,9 @@ fn what_is_no_whole_dump_is_refused() {
         assert!(all.contains(from), "{from}");
         decode(&[part(all.replacen(from, to, 1).as_bytes())]).unwrap_err().0
     };
-    assert!(replaced("\"kind\":\"trajectory\"", "\"kind\":\"mail\"").contains("kind that this version"));
-    assert!(replaced("\"schema\":1", "\"schema\":2").contains("schema 2"));
+    assert!(replaced("\"kind\":\"trajectory\"", "\"kind\":\"resource\"").contains("kind that this version"));
+    assert!(replaced("\"schema\":1", "\"schema\":3").contains("schema 3"));
+    assert!(replaced("\"schema\":1", "\"schema\":0").contains("schema 0"));
     // The readable part says what the raw columns say, and nothing else is in a line.
     for (from, to) in [
         ("\"attempt\":1", "\"attempt\":2"),

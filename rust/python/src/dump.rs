@@ -6,7 +6,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyTuple};
 use roost_core::ids::{self, Uid};
-use roost_dump::{Decoder, Encoder, Fault, Part, Record, Row, Session, Summary, Trajectory};
+use roost_dump::{Decoder, Encoder, Fault, Mail, Part, Record, Row, Session, Summary, Trajectory};
 use std::collections::HashMap;
 
 fn fault(fault: Fault) -> PyErr {
@@ -28,8 +28,8 @@ pub(crate) fn dump_name(tenant: &str, uid: &[u8], close_number: u32) -> PyResult
     Ok(ids::dump_name(tenant, uid, close_number))
 }
 
-/// A `SessionRow`.
-fn session(row: &Bound<'_, PyTuple>) -> PyResult<Session> {
+/// A `SessionRow`, and how many messages ended with it.
+fn session(row: &Bound<'_, PyTuple>, mail: u64) -> PyResult<Session> {
     Ok(Session {
         uid: uid(row, 0)?,
         tenant: column(row, 1)?,
@@ -45,6 +45,7 @@ fn session(row: &Bound<'_, PyTuple>) -> PyResult<Session> {
         last: column(row, 15)?,
         facts: blob(row, 18)?,
         receipt: maybe_blob(row, 19)?.unwrap_or_default(),
+        mail,
     })
 }
 
@@ -78,12 +79,30 @@ fn trajectory(row: &Bound<'_, PyTuple>) -> PyResult<Trajectory> {
     })
 }
 
+/// An `UnreadMail`.
+fn mail(row: &Bound<'_, PyTuple>) -> PyResult<Mail> {
+    Ok(Mail {
+        seq: column(row, 0)?,
+        id: uid(row, 1)?,
+        sender: maybe_blob(row, 2)?.and_then(|sender| Uid::from_bytes(&sender)),
+        kind: column(row, 3)?,
+        expire: column(row, 4)?,
+        deliveries: column(row, 5)?,
+        fence: column(row, 6)?,
+        create_ms: column(row, 7)?,
+        meta: blob(row, 8)?,
+        content: maybe_blob(row, 9)?,
+    })
+}
+
 fn part_tuple<'py>(py: Python<'py>, part: &Part) -> PyResult<Bound<'py, PyTuple>> {
     tuple!(py, bytes(py, &part.data), part.sha256.as_str(), part.raw_bytes, part.lines)
 }
 
-fn summary_tuple(summary: Summary) -> (u64, u64, u64, u64, String) {
-    (summary.records, summary.trajectories, summary.lines, summary.bytes, summary.sha256)
+type Told = (u64, u64, u64, u64, u64, String);
+
+fn summary_tuple(summary: Summary) -> Told {
+    (summary.records, summary.trajectories, summary.mail, summary.lines, summary.bytes, summary.sha256)
 }
 
 fn row_tuple<'py>(py: Python<'py>, row: &Row) -> PyResult<Bound<'py, PyTuple>> {
@@ -130,6 +149,22 @@ fn row_tuple<'py>(py: Python<'py>, row: &Row) -> PyResult<Bound<'py, PyTuple>> {
             let columns = tuple!(py, t.number, t.ready_seq, t.after_seq, t.first_turn, t.turn_count, t.ready_ms)?;
             tuple!(py, "trajectory", columns)
         }
+        Row::Mail(m) => {
+            let sender = m.sender.map(Uid::bytes);
+            let columns = tuple!(
+                py,
+                bytes(py, &m.id.bytes()),
+                bytes(py, sender.as_ref().map_or(&[][..], |s| s)),
+                m.kind,
+                m.expire,
+                m.deliveries,
+                m.fence,
+                m.create_ms,
+                bytes(py, &m.meta),
+                maybe(py, &m.content),
+            )?;
+            tuple!(py, "mail", columns)
+        }
     }
 }
 
@@ -142,14 +177,15 @@ pub(crate) struct DumpEncoder {
 #[pymethods]
 impl DumpEncoder {
     #[new]
-    #[pyo3(signature = (row, lines, part_bytes=roost_dump::PART_BYTES))]
+    #[pyo3(signature = (row, lines, mail=0, part_bytes=roost_dump::PART_BYTES))]
     fn new(
         py: Python<'_>,
         row: &Bound<'_, PyTuple>,
         lines: Vec<Bound<'_, PyTuple>>,
+        mail: u64,
         part_bytes: usize,
     ) -> PyResult<Self> {
-        let session = session(row)?;
+        let session = session(row, mail)?;
         let lines = lines.iter().map(rows::record_line).collect::<PyResult<Vec<_>>>()?;
         let encoder = py.detach(|| Encoder::new(&session, &lines, part_bytes)).map_err(fault)?;
         Ok(DumpEncoder { encoder: Mutex::new(Some(encoder)) })
@@ -171,17 +207,34 @@ impl DumpEncoder {
         parts.iter().flatten().map(|part| part_tuple(py, part)).collect()
     }
 
-    #[allow(clippy::type_complexity)]
-    fn finish<'py>(
+    fn trajectories<'py>(
         &self,
         py: Python<'py>,
         trajectories: Vec<Bound<'py, PyTuple>>,
-    ) -> PyResult<(Vec<Bound<'py, PyTuple>>, (u64, u64, u64, u64, String))> {
+    ) -> PyResult<Vec<Bound<'py, PyTuple>>> {
         let trajectories = trajectories.iter().map(trajectory).collect::<PyResult<Vec<_>>>()?;
+        let parts = py.detach(|| {
+            let mut guard = self.encoder.lock();
+            guard.as_mut().ok_or_else(used_up)?.trajectories(&trajectories).map_err(fault)
+        })?;
+        parts.iter().map(|part| part_tuple(py, part)).collect()
+    }
+
+    fn mail<'py>(&self, py: Python<'py>, rows: Vec<Bound<'py, PyTuple>>) -> PyResult<Vec<Bound<'py, PyTuple>>> {
+        let rows = rows.iter().map(mail).collect::<PyResult<Vec<_>>>()?;
+        let parts = py.detach(|| {
+            let mut guard = self.encoder.lock();
+            let encoder = guard.as_mut().ok_or_else(used_up)?;
+            let parts: Result<Vec<_>, Fault> = rows.iter().map(|m| encoder.mail(m)).collect();
+            parts.map_err(fault)
+        })?;
+        parts.iter().flatten().map(|part| part_tuple(py, part)).collect()
+    }
+
+    fn finish<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyTuple>, Told)> {
         let encoder = self.encoder.lock().take().ok_or_else(used_up)?;
-        let (parts, summary) = py.detach(|| encoder.finish(&trajectories)).map_err(fault)?;
-        let parts = parts.iter().map(|part| part_tuple(py, part)).collect::<PyResult<_>>()?;
-        Ok((parts, summary_tuple(summary)))
+        let (part, summary) = py.detach(|| encoder.finish()).map_err(fault)?;
+        Ok((part_tuple(py, &part)?, summary_tuple(summary)))
     }
 }
 
@@ -213,7 +266,7 @@ impl DumpDecoder {
         name.transpose().map_err(fault)
     }
 
-    fn finish(&self, py: Python<'_>) -> PyResult<(u64, u64, u64, u64, String)> {
+    fn finish(&self, py: Python<'_>) -> PyResult<Told> {
         let decoder = self.decoder.lock().take().ok_or_else(used_up)?;
         py.detach(|| decoder.finish()).map(summary_tuple).map_err(fault)
     }

@@ -6,12 +6,15 @@
 mod dump;
 mod failpoint;
 mod rows;
+mod watch;
 
 use parking_lot::{Condvar, Mutex};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
-use roost_core::engine::{self, Appended, Caller, Dress, Effect, Keys, Method, Moment, Outcome, Rule, Space, Wanted};
+use roost_core::engine::{
+    self, Appended, Caller, Dress, Effect, Filter, Keys, LimitSetup, Method, Moment, Outcome, Rule, Space, Wanted,
+};
 use roost_core::error::{Reason, Refusal};
 use roost_core::ids::Uid;
 use roost_core::keys;
@@ -20,6 +23,7 @@ use roost_core::lines::{self, Form};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use watch::Watch;
 
 /// Requests from this size on are handled with the GIL released: digests take longer than letting go of it.
 const LARGE: usize = 8 << 10;
@@ -60,6 +64,8 @@ struct Engine {
     skipped: AtomicU64,
     /// For how long the store had been served before. Unit: milliseconds.
     served: u64,
+    /// Limits that were set and cannot be in force here.
+    left_aside: Vec<String>,
 }
 
 impl Engine {
@@ -113,7 +119,11 @@ fn corrupt(refusal: Refusal) -> PyErr {
 #[pymethods]
 impl Engine {
     #[new]
-    #[pyo3(signature = (limits, last_seq, served_ms = 0, secret = None, admin_key = None, api_keys = None))]
+    #[pyo3(signature = (
+        limits, last_seq, served_ms = 0, secret = None, admin_key = None, api_keys = None, sources = None,
+        most = None, set_limits = None
+    ))]
+    #[allow(clippy::too_many_arguments)]
     fn new(
         limits: &Bound<'_, PyDict>,
         last_seq: u64,
@@ -121,6 +131,9 @@ impl Engine {
         secret: Option<&[u8]>,
         admin_key: Option<&str>,
         api_keys: Option<Vec<Bound<'_, PyTuple>>>,
+        sources: Option<BTreeMap<String, String>>,
+        most: Option<BTreeMap<String, u64>>,
+        set_limits: Option<Vec<(String, u64)>>,
     ) -> PyResult<Self> {
         let mut set = Limits::default();
         for (key, value) in limits {
@@ -137,16 +150,20 @@ impl Engine {
             admin: admin_key.map(keys::admin_key_hash).transpose().map_err(PyValueError::new_err)?,
             rows: api_keys.unwrap_or_default().iter().map(rows::key).collect::<PyResult<_>>()?,
         };
+        let (sources, most) = (sources.unwrap_or_default(), most.unwrap_or_default());
+        let limits = LimitSetup::new(set, sources, &most, set_limits.unwrap_or_default());
+        let left_aside = limits.left_aside().to_vec();
         let mut seed = [0; 8];
         getrandom::fill(&mut seed).expect("the operating system gives random bytes");
         Ok(Engine {
-            engine: Box::new(engine::Engine::new(set, last_seq, u64::from_ne_bytes(seed)).with_keys(keys)),
+            engine: Box::new(engine::Engine::new(limits, last_seq, u64::from_ne_bytes(seed)).with_keys(keys)),
             started: Instant::now(),
             writer: Signal::default(),
             reader: Signal::default(),
             company: AtomicU64::new(0),
             skipped: AtomicU64::new(0),
             served: served_ms,
+            left_aside,
         })
     }
 
@@ -243,6 +260,55 @@ impl Engine {
         self.engine.ended_count()
     }
 
+    fn watch_count(&self) -> u64 {
+        self.engine.watch_count()
+    }
+
+    #[pyo3(signature = (tenant, *, inside = None, root = None, path_prefix = None, kinds = None, at = None))]
+    fn watch_sessions(
+        &self,
+        tenant: &str,
+        inside: Option<[u8; 16]>,
+        root: Option<[u8; 16]>,
+        path_prefix: Option<String>,
+        kinds: Option<Vec<i32>>,
+        at: Option<u64>,
+    ) -> Watch {
+        let uid = |bytes| Uid(u128::from_be_bytes(bytes));
+        let (inside, root) = (inside.map(uid), root.map(uid));
+        let filter = Filter { inside, root, path_prefix, kinds: kinds.unwrap_or_default(), owner: None };
+        Watch::new(self.engine.watch(tenant, filter, at))
+    }
+
+    fn watch_owner(&self, tenant: &str, owner: String) -> Watch {
+        Watch::new(self.engine.watch(tenant, Filter { owner: Some(owner), ..Filter::default() }, None))
+    }
+
+    fn watch_look(&self, watch: &Watch) -> bool {
+        watch.look(&self.engine)
+    }
+
+    fn watch_events<'py>(
+        &self,
+        py: Python<'py>,
+        watch: &Watch,
+        most: usize,
+        most_bytes: usize,
+    ) -> (Bound<'py, PyBytes>, u64, bool) {
+        let (events, position, more) = py.detach(|| watch.events(&self.engine, most, most_bytes));
+        (PyBytes::new(py, &events), position, more)
+    }
+
+    fn watch_owned<'py>(&self, py: Python<'py>, watch: &Watch, most: usize) -> (Vec<watch::Owned<'py>>, bool, bool) {
+        let (owned, lost, more) = watch.owned(&self.engine, most);
+        (owned.into_iter().map(|told| watch::owned(py, &told)).collect(), lost, more)
+    }
+
+    fn interrupts_of<'py>(&self, py: Python<'py>, tenant: &str, owner: &str) -> Vec<watch::Owned<'py>> {
+        let found = py.detach(|| self.engine.interrupts_of(tenant, owner));
+        found.iter().map(|told| watch::owned(py, told)).collect()
+    }
+
     fn tree_activity(&self, tenant: &str, root_session_id: &str) -> Option<(Option<u64>, i64, u32)> {
         self.engine.tree_activity(tenant, root_session_id)
     }
@@ -315,6 +381,21 @@ impl Engine {
                 Ok((&*granted.tenant, session).into_pyobject(py)?.into_any())
             }
         }
+    }
+
+    /// Name, value, source, use (-1: that is no one number).
+    fn limits(&self) -> Vec<(&'static str, u64, String, i64)> {
+        let told = |used: Option<u64>| used.map_or(-1, |used| used as i64);
+        self.engine.limits().into_iter().map(|l| (l.name, l.value, l.source, told(l.used))).collect()
+    }
+
+    fn limit(&self, name: &str) -> PyResult<u64> {
+        self.engine.limit(name).ok_or_else(|| PyValueError::new_err(format!("there is no limit called {name}")))
+    }
+
+    #[getter]
+    fn limits_left_aside(&self) -> Vec<String> {
+        self.left_aside.clone()
     }
 
     fn keys_required(&self) -> bool {
@@ -753,6 +834,10 @@ impl Batch {
         self.batch.revoked_keys.iter().map(|(_, id, ms)| (PyBytes::new(py, &id.bytes()), *ms)).collect()
     }
 
+    fn limits(&self) -> Vec<(&'static str, Option<u64>)> {
+        self.batch.limits.iter().map(|(_, name, value)| (*name, *value)).collect()
+    }
+
     fn resources<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyTuple>>> {
         self.batch.resources.iter().map(|(_, row)| rows::resource_row(py, row)).collect()
     }
@@ -869,6 +954,8 @@ mod _core {
     #[pymodule_export]
     use super::failpoint::failpoint;
     #[pymodule_export]
+    use super::watch::Watch;
+    #[pymodule_export]
     use super::{Batch, Engine, Rows, admin_key_fault, new_admin_key, request_hash};
     use super::{Limits, Method, Reason, Rule};
     use pyo3::prelude::*;
@@ -888,6 +975,8 @@ mod _core {
             Reason::ALL.iter().map(|r| (r.name(), r.code() as i32, r.meaning(), r.advice())).collect();
         module.add("REASONS", reasons)?;
         module.add("LIMITS", Limits::TABLE.to_vec())?;
+        let changes: BTreeMap<_, _> = Limits::CHANGES.iter().map(|(name, change)| (*name, change.name())).collect();
+        module.add("LIMIT_CHANGES", changes)?;
         module.add("DUMP_SCHEMA", roost_dump::SCHEMA)?;
         module.add("VERSION", env!("CARGO_PKG_VERSION"))
     }

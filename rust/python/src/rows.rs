@@ -4,9 +4,9 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyTuple};
 use roost_core::chain::Line;
 use roost_core::engine::{
-    CleanupStep, DueSession, DumpMade, DumpedRecord, DumpedSession, DumpedTrajectory, FoundSession, FoundTrajectory,
-    HeaderRow, LoadedSession, MailFound, MailHead, RecordRow, ReleaseStep, RestoreEnd, RestoreStep, RunnableSession,
-    SessionRow, StaleTree, StoredResource,
+    CleanupStep, DueSession, DumpMade, DumpedMail, DumpedRecord, DumpedSession, DumpedTrajectory, FoundSession,
+    FoundTrajectory, HeaderRow, LoadedSession, MailFound, MailHead, RecordRow, ReleaseStep, RestoreEnd, RestoreStep,
+    RunnableSession, SessionRow, StaleTree, StoredResource,
 };
 use roost_core::ids::Uid;
 use roost_core::journal::{
@@ -211,10 +211,12 @@ pub(crate) fn key(row: &Bound<'_, PyTuple>) -> PyResult<KeyRow> {
 fn restore_step(step: &Bound<'_, PyTuple>) -> PyResult<RestoreStep> {
     let records: Vec<(Bound<'_, PyTuple>, Option<f64>)> = column(step, 1)?;
     let trajectories: Vec<Bound<'_, PyTuple>> = column(step, 2)?;
-    let end: Option<Bound<'_, PyTuple>> = column(step, 3)?;
+    let mail: Vec<Bound<'_, PyTuple>> = column(step, 3)?;
+    let end: Option<Bound<'_, PyTuple>> = column(step, 4)?;
     Ok(RestoreStep {
         records: records.iter().map(|(row, reward)| dumped_record(row, *reward)).collect::<PyResult<_>>()?,
         trajectories: trajectories.iter().map(dumped_trajectory).collect::<PyResult<_>>()?,
+        mail: mail.iter().map(dumped_mail).collect::<PyResult<_>>()?,
         end: end.as_ref().map(restore_end).transpose()?,
     })
 }
@@ -243,6 +245,21 @@ fn dumped_trajectory(row: &Bound<'_, PyTuple>) -> PyResult<DumpedTrajectory> {
         first_turn: column(row, 3)?,
         turn_count: column(row, 4)?,
         ready_ms: column(row, 5)?,
+    })
+}
+
+/// From `reader.DumpedMail`.
+fn dumped_mail(row: &Bound<'_, PyTuple>) -> PyResult<DumpedMail> {
+    Ok(DumpedMail {
+        id: uid(row, 0)?,
+        sender: maybe_uid(row, 1)?,
+        kind: column(row, 2)?,
+        expire: column(row, 3)?,
+        deliveries: column(row, 4)?,
+        fence: column(row, 5)?,
+        create_ms: column(row, 6)?,
+        meta: blob(row, 7)?,
+        content: maybe_blob(row, 8)?,
     })
 }
 

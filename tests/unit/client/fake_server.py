@@ -14,6 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from roost.v1 import (
     admin_service_pb2,
+    mail_service_pb2,
     resource_service_pb2,
     session_service_pb2,
     trajectory_service_pb2,
@@ -127,6 +128,7 @@ def default(name: str, request: Any) -> Any:
 
 MODULES = (
     admin_service_pb2,
+    mail_service_pb2,
     resource_service_pb2,
     session_service_pb2,
     trajectory_service_pb2,

@@ -15,7 +15,7 @@ from ended_sessions import House, read_now
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roost._core import DumpDecoder
+from roost._core import DUMP_SCHEMA, DumpDecoder
 from roost.handlers.dump.errors import DumpError, Why
 from roost.handlers.dump.reader import list_dumps, read_manifest, read_rows, verify_dump
 from roost.handlers.dump.target import open_target
@@ -157,6 +157,10 @@ MANIFESTS: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (lambda m: m.update(uid="0198f6a0-0000-7000-8000-000000000000"), "that of another dump"),
     (lambda m: m.update(more=1), "fields are not those"),
     (lambda m: m.pop("roost"), "fields are not those"),
+    (lambda m: m["counts"].update(mail=1), "fields are not those"),
+    (lambda m: m.update(schema=2), "fields are not those"),
+    (lambda m: m.update(schema=2) or m["counts"].update(mail=0), "schema is not that of what it counts"),
+    (lambda m: m.update(schema=2) or m["counts"].update(mail=1), "not those that its manifest counts"),
     (lambda m: m.update(schema=0), "names no schema"),
     (lambda m: m.update(schema="1"), "names no schema"),
     (lambda m: m.update(schema=True), "names no schema"),
@@ -180,8 +184,9 @@ async def test_manifests_that_are_none(copy: tuple[Path, str], content: bytes) -
 async def test_one_of_a_newer_version_is_said_to_be_that(copy: tuple[Path, str]) -> None:
     """Whatever else its manifest holds: a later version may change everything but where the schema stands."""
     where, name = copy
-    (where / name / "manifest.json").write_text('{"schema": 2, "anything": []}')
-    await refused(where, name, Why.NEWER, "has schema 2.*reads up to 1: use a newer one")
+    (where / name / "manifest.json").write_text(f'{{"schema": {DUMP_SCHEMA + 1}, "anything": []}}')
+    says = f"has schema {DUMP_SCHEMA + 1}.*reads up to {DUMP_SCHEMA}: use a newer one"
+    await refused(where, name, Why.NEWER, says)
 
 
 async def test_a_dump_under_the_name_of_another(copy: tuple[Path, str]) -> None:

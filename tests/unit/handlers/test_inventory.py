@@ -28,7 +28,7 @@ class House:
     """A reconciler, who owns what, and the time."""
 
     def __init__(self) -> None:
-        self.reconciler = Reconciler(OURS, LEASE)
+        self.reconciler = Reconciler(OURS, lambda: LEASE)
         self.owned: set[str] = set()
         self.asked: list[str] = []
         self.now = 1_000.0

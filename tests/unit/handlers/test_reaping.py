@@ -87,7 +87,7 @@ async def running(*worlds: World) -> Any:
     engine: Any = worlds[0]
     gauges: dict[str, int] = {}
     listers = {str(n): world for n, world in enumerate(worlds)}
-    reaper = Reaper(engine, engine, worlds[0].read, listers, OURS, LEASE, gauges)
+    reaper = Reaper(engine, engine, worlds[0].read, listers, OURS, lambda: LEASE, gauges)
     task = asyncio.create_task(reaper.run())
     try:
         yield gauges
@@ -164,4 +164,4 @@ async def test_drivers_are_swept_apart() -> None:
 async def test_without_a_driver_nothing_is_swept() -> None:
     world = World()
     reader: Any = world
-    await Reaper(reader, reader, world.read, {}, OURS, LEASE, {}).run()
+    await Reaper(reader, reader, world.read, {}, OURS, lambda: LEASE, {}).run()

@@ -41,6 +41,7 @@ def laid_down(where: Path, schema: int) -> str:
         trajectories=raw.count(b'{"kind":"trajectory"'),
         lines=lines,
         bytes=len(raw),
+        mail=raw.count(b'{"kind":"mail"'),
     )
     file = Part("part-00000.jsonl.zst", len(part), len(raw), lines, hashlib.sha256(part).hexdigest())
     manifest = Manifest(schema, "0.1.0", UID, CLOSE, counts, hashlib.sha256(raw).hexdigest(), (file,))

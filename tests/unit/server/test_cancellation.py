@@ -71,10 +71,20 @@ class Context:
     def peer(self) -> str:
         return "ipv4:127.0.0.1:1"
 
+    def __init__(self) -> None:
+        self._code: grpc.StatusCode | None = None
+
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
         return (("authorization", f"Bearer {ADMIN_KEY}"),)
 
+    def code(self) -> grpc.StatusCode | None:
+        return self._code
+
+    def time_remaining(self) -> float | None:
+        return None
+
     async def abort(self, code: grpc.StatusCode, message: str, _trailers: Any) -> None:
+        self._code = code
         await asyncio.sleep(0)  # where grpc writes the status
         raise Aborted(f"{code.name}: {message}")
 
@@ -89,8 +99,8 @@ class House:
         limits |= {"max_resident_sessions": 1, "max_turns_per_tenant": 2, "max_inline_checkpoint_bytes": 0}
         self.engine = Engine(limits, self.store.last_seq, secret=self.store.secret, admin_key=ADMIN_KEY)
         self.engine.set_resources("roost", self.store.store_id, self.store.epoch, [CLIENT], [])
-        reconcile = Reconciler(Ours("roost", self.store.store_id, self.store.epoch), 60.0)
-        self.transport = Transport(self.engine, self.store, 1 << 22, About({}, 0.0), reconcile, self.fail)
+        reconcile = Reconciler(Ours("roost", self.store.store_id, self.store.epoch), lambda: 60.0)
+        self.transport = Transport(self.engine, self.store, 1 << 22, About(0.0), reconcile, self.fail)
         self._loop = asyncio.get_running_loop()
         self._writer = JournalWriter(self.engine, self.store, self._wake, self.fail)
         self._reader = StoreReader(
@@ -103,7 +113,7 @@ class House:
         server: Any = SimpleNamespace(add_generic_rpc_handlers=self._add)
         read, settle, live = self._reader.read, self.transport.settle, self.live
         step, nothing = self.transport.cleanup_step, dict[str, int]()
-        cleaner = Cleaner(self.engine, self.store, read, step, lambda: None, None, False, nothing, live)
+        cleaner = Cleaner(self.engine, self.store, read, step, lambda: None, None, lambda: False, nothing, live)
         restorer = Restorer(self.engine, self.store, self.dumps, read, settle, cleaner.undo_restore, live)
         self.transport.register(server, self._reader, restorer)
         self._writer.start()
@@ -129,6 +139,8 @@ class House:
         self._reader.stop()
         self._writer.stop()
         self.store.close()
+        for method in self.transport.calls.methods():
+            assert sum(method.ended) == method.started == sum(method.seconds.counts), method.name
 
     # -- calls
 
@@ -689,6 +701,11 @@ async def sweep(_: House) -> dict[str, Any]:
 @scenario("GetStats")
 async def get_stats(_: House) -> dict[str, Any]:
     return {}
+
+
+@scenario("SetLimits")
+async def set_limits(h: House) -> dict[str, Any]:
+    return {"limits": {"max_rewind": int(h.fresh().rpartition("-")[2])}}
 
 
 @scenario("CreateApiKey")

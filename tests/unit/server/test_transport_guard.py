@@ -67,7 +67,7 @@ def guarded(panics: str) -> tuple[Any, Any, list[str]]:
     engine: Any = FakeEngine(panics)
     store: Any = None
     reconcile: Any = None
-    return Transport(engine, store, 1 << 20, About({}, 0.0), reconcile, fail), engine, failures
+    return Transport(engine, store, 1 << 20, About(0.0), reconcile, fail), engine, failures
 
 
 @pytest.mark.parametrize("method", ["tick", "completed"])

@@ -59,6 +59,7 @@ class FakeBatch:
     resource_due_rows: list[tuple[Any, ...]] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
     cleanup_due_rows: list[tuple[Any, ...]] = field(default_factory=list)
+    limit_rows: list[tuple[str, int | None]] = field(default_factory=list)
     restore_rows: list[tuple[Any, ...]] = field(default_factory=list)
     mail_rows: list[tuple[Any, ...]] = field(default_factory=list)
     mail_update_rows: list[tuple[Any, ...]] = field(default_factory=list)
@@ -108,6 +109,9 @@ class FakeBatch:
 
     def keys(self) -> list[tuple[Any, ...]]:
         return self.key_rows
+
+    def limits(self) -> list[tuple[str, int | None]]:
+        return self.limit_rows
 
     def revoked_keys(self) -> list[tuple[Any, ...]]:
         return self.revoked_key_rows

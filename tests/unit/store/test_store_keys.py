@@ -1,4 +1,4 @@
-"""Keys of tenants as rows, and the secret beside the store."""
+"""Keys of tenants and limits as rows, and the secret beside the store."""
 
 from __future__ import annotations
 
@@ -106,3 +106,27 @@ def test_a_secret_that_cannot_be_trusted_is_refused(tmp_path: Path, make: Callab
     with pytest.raises(StoreError, match=why) as refused:
         read_or_make(tmp_path)
     assert refused.value.reason == "BAD_SECRET"
+
+
+# -- limits
+
+
+def limits(seq: int, *rows: tuple[str, int | None]) -> FakeBatch:
+    """A batch of one entry about limits."""
+    return FakeBatch(seq, seq, roots=[bytes(16)], limit_rows=list(rows))
+
+
+def test_limits_are_set_replaced_and_reset(open_store: Open, put: Put, store: SqliteStore) -> None:
+    assert store.limits() == []
+    assert put(limits(1, ("max_depth", 3), ("max_turns_per_tree", 1 << 50))) is Outcome.STORED
+    assert put(limits(2, ("max_depth", 0), ("max_waiters", None))) is Outcome.STORED
+    assert store.limits() == [("max_depth", 0), ("max_turns_per_tree", 1 << 50)]
+    assert put(limits(3, ("max_turns_per_tree", None))) is Outcome.STORED
+    store.close()
+    assert open_store().limits() == [("max_depth", 0)]
+
+
+def test_a_limit_that_breaks_a_rule_is_refused_with_the_others(store: SqliteStore, put: Put) -> None:
+    for bad in (("max_depth", -1), ("", 1)):
+        assert put(limits(1, ("max_waiters", 5), bad)) is Outcome.REFUSED_CONSTRAINT
+    assert store.limits() == []

@@ -15,6 +15,7 @@ MOST_BYTES: Final = 32 << 20  # of a manifest; the most parts that a dump may ha
 MOST_PART_BYTES: Final = 160 << 20  # of a stored part: the longest there is, even if it cannot be compressed
 _HASH: Final = re.compile("[0-9a-f]{64}")
 _LARGEST: Final = 1 << 62
+_COUNTS: Final = {"records", "trajectories", "lines", "bytes"}
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,12 @@ class Counts:
     trajectories: int
     lines: int
     bytes: int  # of all lines, uncompressed
+    mail: int = 0  # messages; from schema 2 on
+
+    @property
+    def schema(self) -> int:
+        """The lowest one that can hold so much: of which a dump is."""
+        return 2 if self.mail else 1
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,10 @@ class Manifest:
 
     def encode(self) -> bytes:
         """As it is stored."""
-        return json.dumps(asdict(self), indent=1).encode() + b"\n"
+        values = asdict(self)
+        if not self.counts.mail:
+            del values["counts"]["mail"]
+        return json.dumps(values, indent=1).encode() + b"\n"
 
     @classmethod
     def decode(cls, data: bytes, name: str) -> Manifest:
@@ -92,10 +102,12 @@ class Manifest:
             roost=values["roost"],
             uid=uid,
             close_number=close_number,
-            counts=Counts(**_numbers(values["counts"], {"records", "trajectories", "lines", "bytes"}, name)),
+            counts=Counts(**_numbers(values["counts"], _COUNTS | ({"mail"} if schema > 1 else set()), name)),
             sha256=_hash(values["sha256"], name),
             parts=tuple(_part(part, number, name) for number, part in enumerate(values["parts"])),
         )
+        if manifest.counts.schema != schema:
+            raise _damaged(name, "its schema is not that of what it counts")
         sums = (sum(part.lines for part in manifest.parts), sum(part.raw_bytes for part in manifest.parts))
         if sums != (manifest.counts.lines, manifest.counts.bytes):
             raise _damaged(name, "its counts do not add up")

@@ -53,6 +53,20 @@ class DumpedTrajectory(NamedTuple):
     ready_ms: int
 
 
+class DumpedMail(NamedTuple):
+    """A message of a dump that ended with its session: columns of base.UnreadMail."""
+
+    message_id: bytes
+    sender: bytes  # b"": a host
+    kind: int
+    expire: int
+    deliveries: int
+    fence: int
+    create_ms: int
+    meta: bytes
+    content: bytes | None
+
+
 @dataclass(frozen=True)
 class DumpedRecord:
     """A record or event, as the store had it, and its reward."""
@@ -61,7 +75,7 @@ class DumpedRecord:
     reward: float | None
 
 
-Row = DumpedSession | DumpedRecord | DumpedTrajectory
+Row = DumpedSession | DumpedRecord | DumpedTrajectory | DumpedMail
 
 
 async def list_dumps(
@@ -101,9 +115,9 @@ async def verify_dump(
 
 
 async def read_rows(target: Target, name: str) -> AsyncIterator[Row]:
-    """The session, its records, oldest first, its trajectories. Each row is verified by itself; only the end of
-    the iteration says that they are all of them and that the history verifies: what was done with them before must be
-    undone if this raises."""
+    """The session, its records, oldest first, its trajectories, its mail. Each row is verified by itself; only the end
+    of the iteration says that they are all of them and that the history verifies: what was done with them before must
+    be undone if this raises."""
     from roost.store.base import RecordRow
 
     manifest = await read_manifest(target, name)
@@ -117,6 +131,8 @@ async def read_rows(target: Target, name: str) -> AsyncIterator[Row]:
                 yield DumpedRecord(RecordRow._make(row[1]), row[2])
             elif row[0] == "trajectory":
                 yield DumpedTrajectory._make(row[1])
+            elif row[0] == "mail":
+                yield DumpedMail._make(row[1])
             else:
                 session = DumpedSession._make(row[1])
                 if session.dump != name:
@@ -157,14 +173,14 @@ async def _finish(name: str, manifest: Manifest, decoder: DumpDecoder) -> None:
         summary = await asyncio.to_thread(decoder.finish)
     except ValueError as error:
         raise _damaged(name, str(error)) from None
-    if (counts_of(summary), summary[4]) != (manifest.counts, manifest.sha256):
+    if (counts_of(summary), summary[-1]) != (manifest.counts, manifest.sha256):
         raise _damaged(name, "its lines are not those that its manifest counts")
 
 
 def counts_of(summary: DumpSummary) -> Counts:
     """The counts of a summary."""
-    records, trajectories, lines, size, _ = summary
-    return Counts(records=records, trajectories=trajectories, lines=lines, bytes=size)
+    records, trajectories, mail, lines, size, _ = summary
+    return Counts(records=records, trajectories=trajectories, lines=lines, bytes=size, mail=mail)
 
 
 def _sha256(data: Any) -> str:

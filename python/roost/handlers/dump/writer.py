@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
-from roost._core import DUMP_SCHEMA, VERSION, DumpEncoder, dump_name, failpoint
+from roost._core import VERSION, DumpEncoder, dump_name, failpoint
 from roost.handlers.dump.errors import DumpError, Why
 from roost.handlers.dump.manifest import MOST_BYTES, MOST_PART_BYTES, Counts, Manifest, Part
 from roost.handlers.dump.names import MANIFEST, check_dump, part_name
@@ -153,7 +153,8 @@ async def _parts(
     While a page of payloads is encoded and its parts are stored, the next one is read: two pages and a part in memory.
     """
     try:
-        encoder = await asyncio.to_thread(DumpEncoder, row, lines, part_bytes)
+        unread = await read(partial(store.count_unread, row.uid))
+        encoder = await asyncio.to_thread(DumpEncoder, row, lines, unread, part_bytes)
         seqs = [line.seq for line in reversed(lines)]
         del lines
         rewards = await read(partial(store.read_rewards, row.uid))
@@ -161,12 +162,18 @@ async def _parts(
             for part in await asyncio.to_thread(encoder.push, page, rewards):
                 yield _Made(*part)
         trajectories = await read(partial(store.session_trajectories, row.uid))
-        parts, summary = await asyncio.to_thread(encoder.finish, trajectories)
+        for part in await asyncio.to_thread(encoder.trajectories, trajectories):
+            yield _Made(*part)
+        after = 0
+        while mail := await read(partial(store.unread_mail, row.uid, after, PAGE_BYTES)):
+            after = mail[-1].seq
+            for part in await asyncio.to_thread(encoder.mail, mail):
+                yield _Made(*part)
+        last, summary = await asyncio.to_thread(encoder.finish)
     except ValueError as error:
         raise DumpError(Why.CORRUPT, f"the session does not verify: {error}") from None
-    for part in parts:
-        yield _Made(*part)
-    yield _Summary(counts_of(summary), summary[4])
+    yield _Made(*last)
+    yield _Summary(counts_of(summary), summary[-1])
 
 
 async def _pages(store: Store, seqs: list[int], read: Read) -> AsyncIterator[list[RecordRow]]:
@@ -203,7 +210,7 @@ def _size(row: RecordRow) -> int:
 def _manifest(name: str, summary: _Summary, parts: list[Part]) -> Manifest:
     _, uid, close_number = check_dump(name)
     return Manifest(
-        schema=DUMP_SCHEMA,
+        schema=summary.counts.schema,
         roost=VERSION,
         uid=uid,
         close_number=close_number,

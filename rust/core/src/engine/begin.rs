@@ -185,7 +185,7 @@ impl Engine {
                 if waits {
                     return self.enqueue(call, gate, arrival, tree, state, index, work, now);
                 }
-                let refusal = gate_refusal(tree, state, gate, self.limits.max_turns_per_tree, now.wall_ms);
+                let refusal = gate_refusal(tree, state, gate, self.limits.max_turns_per_tree(), now.wall_ms);
                 self.reply(call.ticket, Err(refusal), tree, state, work);
                 // It may have taken over the place of a call for which the line was kept.
                 self.drop_unborn(tree, state, index, now);
@@ -357,11 +357,12 @@ impl Engine {
         Some((fence, taken))
     }
 
-    /// The log's word of the grant that was just journaled.
+    /// The log's word of the grant that was just journaled, and that of those who watch.
     pub(crate) fn log_granted(&self, tree: &Tree, state: &TreeState, index: u32, now: &Moment) {
         if let Some((line, lease)) = state.line(index).and_then(|l| Some((l, l.lease.as_ref()?))) {
             self.log_start(tree.root, line, lease, state.last_seq, now);
         }
+        self.tell_begun(tree, state, index, now);
     }
 
     /// The turn that runs ends as if its lease had run out; its slot passes to this call in the same entry, so there is
@@ -419,6 +420,7 @@ impl Engine {
         let Some(line) = state.line(index) else { return };
         let (name, by) = (outcome_name(outcome), EndedBy::Takeover);
         self.log_done(tree.root, line, &old, name, by, Ended::default(), state.last_seq, now);
+        self.tell_ended(tree, state, index, &old, outcome, by, now);
         self.log_granted(tree, state, index, now);
         let grant = line.resident.as_ref().and_then(|r| self.grant_message(line, r, begin.known_head_version, 0, now));
         let Some(mut grant) = grant else { return };
@@ -467,7 +469,7 @@ impl Engine {
         }
         let state = resident.state.as_deref().map(<[u8]>::to_vec).unwrap_or_default();
         let (offset, tokens) = resident.checkpoint.as_ref().map_or((0, &[][..]), |c| c.since(known, line.head_version));
-        let omitted = tokens.len() as u64 > self.limits.max_inline_checkpoint_bytes;
+        let omitted = tokens.len() as u64 > self.limits.max_inline_checkpoint_bytes();
         let token_ids = if omitted { Vec::new() } else { tokens.to_vec() };
         v1::Checkpoint { offset, token_ids, length, state, omitted }
     }
@@ -487,7 +489,7 @@ impl Engine {
         let gates = if line.running().is_some() { &[] } else { gates };
         let full = nodes.iter().zip(gates).find(|((node, n), _)| !node.has_room(*n)).map(|(_, gate)| *gate);
         let result = match full {
-            Some(gate) => Err(gate_refusal(tree, state, gate, self.limits.max_turns_per_tree, now.wall_ms)),
+            Some(gate) => Err(gate_refusal(tree, state, gate, self.limits.max_turns_per_tree(), now.wall_ms)),
             None => {
                 let checkpoint =
                     line.resident.as_ref().map(|r| self.checkpoint_message(line, r, begin.known_head_version));
@@ -595,6 +597,7 @@ impl Engine {
         if let Some(line) = state.line(index) {
             let by = EndedBy::Unspecified;
             self.log_done(tree.root, line, &lease, "RELEASED", by, Ended::default(), state.last_seq, now);
+            self.tell_ended(tree, &state, index, &lease, v1::TurnOutcome::Unspecified, by, now);
         }
         self.unpin_line(&state, index, now);
         self.release_header(tree, &mut state, now);
@@ -773,6 +776,7 @@ impl Lease {
             request: begin.mark.clone(),
             running: true,
             interrupted: false,
+            interrupted_seq: 0,
             polled: begin.polled.is_some(),
             answers: 1,
             deadline_ms: now.mono_ms + begin.lease_ms,

@@ -180,7 +180,7 @@ impl Engine {
         let mut turns = Vec::new();
         let mut own_receipt = Receipt::default();
         let (sealed, closed) = (v1::SessionState::Sealed as i32, v1::SessionState::Closed as i32);
-        let retained = now.wall_ms.saturating_add(self.limits.retention_ms as i64);
+        let retained = now.wall_ms.saturating_add(self.limits.retention_ms() as i64);
         for (i, slot, mut receipt) in lines {
             receipt.close_seq = seq as i64;
             if i == index {
@@ -204,7 +204,10 @@ impl Engine {
                 if has_resources {
                     ops.push(Op::ResourcesDue { session: uid, due: if dumps { 0 } else { now.wall_ms.max(1) } });
                 }
-                if line.mail.is_some() {
+                if let Some(mailbox) = &mut line.mail {
+                    // What had expired by now has not ended with its session.
+                    let expired = mailbox.expire(now.wall_ms, ops);
+                    self.counters.messages_expired.fetch_add(expired, Ordering::Relaxed);
                     ops.push(Op::MailEnd { session: uid });
                 }
                 line.provisional = 0;
@@ -258,12 +261,15 @@ impl Engine {
             if let Some(line) = state.line(index) {
                 let (by, ended) = (EndedBy::Unspecified, Ended::default());
                 self.log_done(tree.root, line, &lease, "CLOSED", by, ended, state.last_seq, now);
+                self.tell_ended(tree, state, index, &lease, v1::TurnOutcome::Unspecified, by, now);
             }
         }
-        for line in closed.iter().filter_map(|i| state.line(*i)).filter(|l| l.born) {
+        for &index in &closed {
+            let Some(line) = state.line(index).filter(|l| l.born) else { continue };
             if let Some(receipt) = &line.closed {
                 let last = last && line.uid == ending.uid;
                 self.log_closed(tree.root, line, receipt, last, state.last_seq, now);
+                self.tell_closed(tree, state, index, now);
             }
         }
         if let Some((parent, wakes)) = ending.told {

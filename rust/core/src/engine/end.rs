@@ -240,12 +240,13 @@ impl Engine {
                 self.tell_parent(appending.seq, tree, state, index, kind, Letter::default(), about, ops, now)
             },
         );
-        if let Some((parent, wakes)) = told {
-            self.mail_came(tree, state, parent, wakes, work, now);
-        }
         if let Some(line) = state.line(index) {
             let name = outcome_name(outcome);
             self.log_done(tree.root, line, lease, name, by, ended, state.last_seq, now);
+            self.tell_ended(tree, state, index, lease, outcome, by, now);
+        }
+        if let Some((parent, wakes)) = told {
+            self.mail_came(tree, state, parent, wakes, work, now);
         }
         self.turn_over(lease, tree, state, index, work, now);
     }
@@ -385,9 +386,6 @@ impl Engine {
             },
         );
         count(&self.counters.turns_committed);
-        if let Some((parent, wakes)) = told {
-            self.mail_came(tree, state, parent, wakes, work, now);
-        }
         if let Some(seq) = ready {
             self.told_ready(tree, seq);
         }
@@ -398,6 +396,10 @@ impl Engine {
         if let Some(line) = state.line(index) {
             let name = outcome_name(outcome);
             self.log_done(tree.root, line, &lease, name, EndedBy::Commit, ended, state.last_seq, now);
+            self.tell_ended(tree, state, index, &lease, outcome, EndedBy::Commit, now);
+        }
+        if let Some((parent, wakes)) = told {
+            self.mail_came(tree, state, parent, wakes, work, now);
         }
         let mut reply = v1::CommitTurnResponse { turn, head_version, ..Default::default() };
         if let Some(ending) = ending {
@@ -448,7 +450,7 @@ impl Engine {
         for ((node, _), gate) in nodes.iter().zip(gates) {
             let (cap, used) = node.cap_used();
             if used > cap {
-                return Err(super::tree::gate_refusal(tree, state, *gate, self.limits.max_turns_per_tree, 0));
+                return Err(super::tree::gate_refusal(tree, state, *gate, self.limits.max_turns_per_tree(), 0));
             }
         }
         Ok(())

@@ -249,7 +249,7 @@ impl Engine {
                     made.cleanup_due = 0;
                 } else {
                     cleanup.closed_ms = now.wall_ms;
-                    (made.state, made.cleanup_due) = (closed, later(self.limits.retention_ms));
+                    (made.state, made.cleanup_due) = (closed, later(self.limits.retention_ms()));
                 }
             }
             CleanupStep::Failed { error } if cleanup.purged_ms == 0 => {
@@ -266,7 +266,7 @@ impl Engine {
                 if (!sealed || cleanup.restoring) && cleanup.purged_ms == 0 =>
             {
                 made.state = closed;
-                let given = *acknowledged || cleanup.restoring || self.limits.purge_without_dump > 0;
+                let given = *acknowledged || cleanup.restoring || self.limits.purge_without_dump() > 0;
                 let allowed = cleanup.purging || cleanup.dump_ms > 0 || given;
                 if !allowed || *last > row.last {
                     return None;
@@ -280,8 +280,11 @@ impl Engine {
                     cleanup.purged_ms = now.wall_ms;
                     made.purged = true;
                     made.facts = tombstone(&row.facts);
-                    made.cleanup_due =
-                        if cleanup.restoring { now.wall_ms.max(1) } else { later(self.limits.tombstone_retention_ms) };
+                    made.cleanup_due = if cleanup.restoring {
+                        now.wall_ms.max(1)
+                    } else {
+                        later(self.limits.tombstone_retention_ms())
+                    };
                 }
             }
             CleanupStep::Later if cleanup.purged_ms > 0 => made.cleanup_due = now.wall_ms + LATER_MS,
@@ -494,6 +497,9 @@ impl Engine {
         if let Some(line) = lines.first().and_then(|index| state.line(*index)) {
             self.log_reopened(tree.root, line, lines.len(), seq, now);
         }
+        for index in &lines {
+            self.tell_reopened(tree, state, *index, now);
+        }
         self.hold_claim(&mut call, tree, seq, work);
         let id = call.call.session_id().to_owned();
         self.ask_row(call, &id, seq);
@@ -502,7 +508,7 @@ impl Engine {
     /// Whether there is room and a path for those who come back.
     fn check_return(&self, state: &TreeState, parent: Option<u32>, family: &[SessionRow]) -> Result<(), Refusal> {
         self.check_store_bytes()?;
-        let (limit, used) = (self.limits.max_sessions_per_tree, u64::from(state.open));
+        let (limit, used) = (self.limits.max_sessions_per_tree(), u64::from(state.open));
         if used + family.len() as u64 > limit {
             let quota = Quota { limit_name: "max_sessions_per_tree", limit, used, holders: Vec::new() };
             let message = format!("max_sessions_per_tree is {limit}; {used} in use, {} would return", family.len());
@@ -569,12 +575,14 @@ impl Engine {
             by_id.insert(&row.session_id, index);
             lines.push(index);
         }
+        self.set_tree_cap(tree);
         Some(lines)
     }
 
     /// Whether the store is small enough for another session.
     pub(crate) fn check_store_bytes(&self) -> Result<(), Refusal> {
-        let (limit, used) = (self.limits.max_store_bytes, self.store_bytes.load(std::sync::atomic::Ordering::Relaxed));
+        let (limit, used) =
+            (self.limits.max_store_bytes(), self.store_bytes.load(std::sync::atomic::Ordering::Relaxed));
         if limit == 0 || used < limit {
             return Ok(());
         }

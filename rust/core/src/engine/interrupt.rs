@@ -70,14 +70,19 @@ impl Engine {
                 self.stop(&lease, Payload::default(), left, Ended::default(), tree, state, index, work, now);
                 count(&self.counters.turns_interrupted);
             }
-            _ if flag || interrupt.is_some() => self.append(tree, state, index, now, |_, line, _| {
-                if let Some(lease) = line.lease.as_mut().filter(|l| l.running) {
-                    lease.interrupted = true;
+            _ if flag || interrupt.is_some() => {
+                self.append(tree, state, index, now, |appending, line, _| {
+                    if let Some(lease) = line.lease.as_mut().filter(|l| l.running && !l.interrupted) {
+                        (lease.interrupted, lease.interrupted_seq) = (true, appending.seq);
+                    }
+                    if let (Some(_), Some(resident)) = (&interrupt, line.resident.as_mut()) {
+                        resident.interrupt_request = interrupt;
+                    }
+                });
+                if flag {
+                    self.tell_interrupted(tree, state, index, now);
                 }
-                if let (Some(_), Some(resident)) = (&interrupt, line.resident.as_mut()) {
-                    resident.interrupt_request = interrupt;
-                }
-            }),
+            }
             _ => {}
         }
         (activity, turn)

@@ -24,7 +24,7 @@ use std::sync::Arc;
 pub const DEFAULT_TENANT: &str = "default";
 /// Active keys of one tenant: one, and one to replace it.
 pub const MAX_TENANT_KEYS: u64 = 2;
-/// What entries about keys name as their tree: no session has this uid.
+/// What entries about keys and limits name as their tree: no session has this uid.
 pub(crate) const KEYS_ROOT: Uid = Uid(0);
 
 /// What a call's metadata say of its caller. Its `Debug` shows no key (I25).

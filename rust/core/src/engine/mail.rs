@@ -69,8 +69,8 @@ impl Post {
 }
 
 /// What a request of this sender is found by among the messages to one session.
-fn request_key(sender: &Sender, mark: &RequestMark) -> String {
-    match sender.uid {
+pub(crate) fn request_key(sender: Option<Uid>, mark: &RequestMark) -> String {
+    match sender {
         Some(uid) => format!("{uid}/{}", mark.request_id),
         None => format!("/{}", mark.request_id),
     }
@@ -101,7 +101,7 @@ impl Engine {
                 let result = repeated_send(id, &meta, mark);
                 return self.reply(call.ticket, result, &tree, &state, work);
             }
-            let key = request_key(&sender, mark);
+            let key = request_key(sender.uid, mark);
             let seen = line.mail.as_ref().and_then(|m| m.asked_before(fingerprint(Asked::Send, &key)));
             // Before that, only the store knows.
             let unknown = seen.unwrap_or(0).max(line.mail_from);
@@ -195,10 +195,10 @@ impl Engine {
         }
         let (count, bytes) = line.mail.as_ref().map_or((0, 0), |m| m.bounded(now.wall_ms));
         let size = send.letter.content.len() as u64;
-        let full = if count >= self.limits.max_mailbox_messages {
-            Some(("max_mailbox_messages", self.limits.max_mailbox_messages, count))
-        } else if bytes + size > self.limits.max_mailbox_bytes {
-            Some(("max_mailbox_bytes", self.limits.max_mailbox_bytes, bytes))
+        let full = if count >= self.limits.max_mailbox_messages() {
+            Some(("max_mailbox_messages", self.limits.max_mailbox_messages(), count))
+        } else if bytes + size > self.limits.max_mailbox_bytes() {
+            Some(("max_mailbox_bytes", self.limits.max_mailbox_bytes(), bytes))
         } else {
             None
         };
@@ -230,7 +230,7 @@ impl Engine {
         let outcome = kind != v1::MessageKind::Message;
         let due = if letter.trigger { 0 } else { -1 };
         let expire = letter.ttl_ms.map_or(0, |ttl| now.wall_ms.saturating_add(ttl as i64).max(1));
-        let request = mark.as_ref().map(|mark| request_key(&sender, mark));
+        let request = mark.as_ref().map(|mark| request_key(sender.uid, mark));
         let mailbox = line.mail.get_or_insert_default();
         let expired = mailbox.expire(now.wall_ms, ops);
         self.counters.messages_expired.fetch_add(expired, Ordering::Relaxed);
@@ -303,9 +303,23 @@ impl Engine {
         work: &mut Work,
         now: &Moment,
     ) {
+        self.tell_mail(tree, state, index, trigger, now);
+        self.mail_moved(tree, state, index, trigger, work, now);
+    }
+
+    /// There is other mail in a mailbox than before: who waits for it is told; `poke`: so is who waits for sessions.
+    fn mail_moved(
+        &self,
+        tree: &Arc<Tree>,
+        state: &mut TreeState,
+        index: u32,
+        poke: bool,
+        work: &mut Work,
+        now: &Moment,
+    ) {
         self.wake_waits(tree, state, index, work, now);
         self.charge_mail(tree, state, index, now);
-        if trigger {
+        if poke {
             self.poke_line(tree, state, index, work, now);
         }
     }
@@ -330,7 +344,7 @@ impl Engine {
     /// What is to be read before a turn begins: nothing if there is no mail, or if the first of it is at hand. What has
     /// come since then is for the turn after.
     pub(crate) fn mail_to_read(&self, call: &Pending, line: &Line, over: bool, now: &Moment) -> Option<Vec<Seq>> {
-        let wanted = line.mail.as_ref()?.next(over, self.limits.max_deliveries as u32, now.wall_ms);
+        let wanted = line.mail.as_ref()?.next(over, self.limits.max_deliveries() as u32, now.wall_ms);
         let first = wanted.first()?;
         let at_hand = |(uid, found): &(Uid, Vec<MailFound>)| *uid == line.uid && found.iter().any(|f| f.seq == *first);
         (!call.mail.as_deref().is_some_and(at_hand)).then_some(wanted)
@@ -402,7 +416,7 @@ impl Engine {
         now: &Moment,
     ) {
         if state.line(index).is_some_and(|l| l.mail.is_some()) {
-            self.mail_came(tree, state, index, true, work, now);
+            self.mail_moved(tree, state, index, true, work, now);
         }
     }
 
@@ -410,7 +424,7 @@ impl Engine {
     /// runnable.
     pub(crate) fn return_mail(&self, line: &mut Line, lease: &Lease, how: Returned, ops: &mut Vec<Op>, now: &Moment) {
         let Some(mailbox) = &mut line.mail else { return };
-        let dead = mailbox.put_back(lease.fence, how, self.limits.max_deliveries as u32, now.wall_ms, ops);
+        let dead = mailbox.put_back(lease.fence, how, self.limits.max_deliveries() as u32, now.wall_ms, ops);
         self.counters.messages_dead.fetch_add(dead, Ordering::Relaxed);
     }
 

@@ -32,16 +32,17 @@ mod resident;
 mod resource;
 mod restore;
 mod rewind;
+mod set_limits;
 mod stale;
 mod trajectory;
 mod tree;
 mod wait;
+mod watch;
 
 use crate::error::{Reason, Refusal};
 use crate::gen_v1 as v1;
 use crate::ids::Uid;
 use crate::journal::{Appending, Batch, Held, Journal, Op, Seq};
-use crate::limits::Limits;
 use crate::residency::{Handle, Index};
 use crate::slots::SlotNode;
 use crate::sync::Padded;
@@ -71,8 +72,12 @@ pub(crate) use requests::Call;
 pub use requests::Method;
 pub(crate) use resource::ResourceChange;
 pub use resource::{ReleaseStep, ResourceSetup, StoredResource};
-pub use restore::{DumpedRecord, DumpedSession, DumpedTrajectory, RestoreEnd, RestoreStep};
+pub use restore::{DumpedMail, DumpedRecord, DumpedSession, DumpedTrajectory, RestoreEnd, RestoreStep};
+pub(crate) use set_limits::LimitChange;
+pub use set_limits::{LimitInForce, LimitSetup};
 pub(crate) use tree::Tree;
+pub(crate) use watch::Telling;
+pub use watch::{Filter, Owned, Told, Watch, Watched};
 
 /// When a call happens, and what it may draw randomness from.
 #[derive(Clone, Debug)]
@@ -281,7 +286,7 @@ pub(crate) fn count(counter: &AtomicU64) {
 
 /// The engine of one shard. All methods may be called from any thread.
 pub struct Engine {
-    limits: Limits,
+    limits: set_limits::InForce,
     hash_seed: u64,
     tenants: Tenants,
     journal: Journal,
@@ -314,6 +319,7 @@ pub struct Engine {
     counters: Counters,
     measures: measure::Measures,
     events: Mutex<events::Events>,
+    watches: watch::Watches,
     logging: AtomicBool,
     due: Mutex<due::Due>,
     keys: Keyring,
@@ -336,16 +342,19 @@ impl fmt::Debug for Engine {
 
 impl Engine {
     /// An engine over a store whose highest journal sequence is `last_seq`. `hash_seed` keys hash tables.
-    pub fn new(limits: Limits, last_seq: Seq, hash_seed: u64) -> Self {
+    pub fn new(limits: impl Into<LimitSetup>, last_seq: Seq, hash_seed: u64) -> Self {
+        let limits: LimitSetup = limits.into();
         // Room for all that residency may hold above its cap: running, loading and not yet durable sessions are bounded
-        // by the tenant cap, the waiters and the journal (an entry is charged at least 256 bytes). Memory is committed
-        // as it is used. The ring's horizon (in ticks) is a week.
-        let slack = limits.max_turns_per_tenant + limits.max_waiters + limits.journal_queue_bytes / 256 + 65_536;
-        let capacity = (limits.max_resident_sessions + slack) as usize;
-        let header_capacity = (limits.max_resident_bytes / Tree::LINE_BYTES + slack).min(1 << 27) as usize;
+        // by the tenant cap, the waiters and the journal (an entry is charged at least 256 bytes), each as high as it
+        // can be set. Memory is committed as it is used. The ring's horizon (in ticks) is a week.
+        let most = |name| limits.most(name);
+        let slack = most("max_turns_per_tenant") + most("max_waiters") + most("journal_queue_bytes") / 256 + 65_536;
+        let capacity = (most("max_resident_sessions") + slack) as usize;
+        let header_capacity = (most("max_resident_bytes") / Tree::LINE_BYTES + slack).min(1 << 27) as usize;
         const WEEK_TICKS: u32 = 7 * 24 * 3600 * 10;
+        let limits = set_limits::InForce::new(limits);
         Engine {
-            journal: Journal::new(last_seq, limits.journal_queue_bytes),
+            journal: Journal::new(last_seq, limits.journal_queue_bytes()),
             residents: Index::by_handle(capacity, WEEK_TICKS),
             headers: Index::by_handle(header_capacity, WEEK_TICKS),
             header_count: AtomicU64::new(0),
@@ -370,6 +379,7 @@ impl Engine {
             counters: Counters::default(),
             measures: measure::Measures::default(),
             events: Mutex::default(),
+            watches: watch::Watches::default(),
             logging: AtomicBool::new(false),
             due: Mutex::default(),
             keys: Keyring::new(Keys::default()),
@@ -520,7 +530,7 @@ impl Engine {
 
     /// The next batch to store, if none is in flight.
     pub fn take_batch(&self) -> Option<Batch> {
-        self.journal.take(self.limits.max_batch_entries as usize)
+        self.journal.take(self.limits.max_batch_entries() as usize)
     }
 
     /// Whether entries wait to be taken.
@@ -596,6 +606,7 @@ impl Engine {
             ("api_keys", self.keys.active() as i64),
             ("store_low", i64::from(self.space() != Space::Ok)),
             ("quarantined_trees", quarantined as i64),
+            ("watch_events", self.watches.events() as i64),
             ("calls_in_flight", self.tickets.lock().len() as i64),
         ]);
         stats.extend(self.resources.stats());
@@ -633,7 +644,7 @@ impl Engine {
         let new = || {
             Arc::new(Tenant {
                 name: name.clone(),
-                slots: Padded::new(SlotNode::new(self.limits.max_turns_per_tenant as u32)),
+                slots: Padded::new(SlotNode::new(self.limits.max_turns_per_tenant() as u32)),
                 queue: Queue::default(),
                 polls: poll::Polls::default(),
                 directory: Directory::new(self.hash_seed),
@@ -705,6 +716,7 @@ impl Engine {
             Call::Ack(_) => self.ack_trajectories(call, work),
             Call::CreateKey(_) => self.create_key(call, work, now),
             Call::RevokeKey(_) => self.revoke_key(call, work, now),
+            Call::SetLimits(_) => self.set_limits(call, work, now),
             Call::Reopen(_) => self.reopen_session(call, work, now),
             Call::Step(_) => self.cleanup(call),
             Call::Restore(_) => self.restore(call, work, now),
@@ -814,10 +826,11 @@ impl Engine {
     ) -> T {
         let pinned = self.pin(tree, state, index, now);
         let mut appending = self.journal.append();
-        let mut ops = Vec::with_capacity(3);
+        let (mut ops, mut opened) = (Vec::with_capacity(3), false);
         if let Some(line) = state.line_mut(index) {
             change(&mut appending, line, &mut ops);
             let prev = std::mem::replace(&mut line.seq, appending.seq);
+            opened = prev == 0;
             if let Some(row) = state.row(tree, index, prev) {
                 ops.push(Op::Upsert(Box::new(row)));
             }
@@ -826,6 +839,9 @@ impl Engine {
         state.last_seq = appending.seq;
         appending.push(tree, ops, pinned.into_iter().collect(), now.mono_ms);
         self.charge(state, index);
+        if opened {
+            self.tell_opened(tree, state, index, now);
+        }
         out
     }
 

@@ -218,12 +218,12 @@ impl Engine {
         let Some(parent) = state.line(parent_index).filter(|l| l.is_open()) else {
             return Err(Refusal::new(Reason::SessionClosed, "the parent session has ended"));
         };
-        if u64::from(parent.depth) >= self.limits.max_depth {
-            let (limit, used) = (self.limits.max_depth, u64::from(parent.depth));
+        let (limit, used) = (self.limits.max_depth(), u64::from(parent.depth));
+        if used >= limit {
             return Err(Refusal::cap(Reason::TreeDepth, "max_depth", limit, used));
         }
-        if u64::from(state.open) >= self.limits.max_sessions_per_tree {
-            let (limit, used) = (self.limits.max_sessions_per_tree, u64::from(state.open));
+        let (limit, used) = (self.limits.max_sessions_per_tree(), u64::from(state.open));
+        if used >= limit {
             return Err(Refusal::cap(Reason::TreeSessions, "max_sessions_per_tree", limit, used));
         }
         if !name.is_empty() && state.name_taken(parent_index, name) {
@@ -244,6 +244,9 @@ impl Engine {
         let index = state.add(line);
         if let Ok(calls) = site.tree.tenant.directory.insert(&session_id, &site.tree, index) {
             work.calls.extend(calls);
+            if index == 0 {
+                self.set_tree_cap(&site.tree);
+            }
             return Some(index);
         }
         state.lines[index as usize] = None;
@@ -339,8 +342,9 @@ impl Engine {
             Err(refusal) => self.reply(call.ticket, Err(refusal), &tree, &state, work),
             Ok((repeat, labels)) => {
                 if !repeat {
-                    resident.labels = labels;
-                    resident.stale_timeout_ms = update.stale_timeout_ms.unwrap_or(resident.stale_timeout_ms);
+                    let stale_timeout_ms = update.stale_timeout_ms.unwrap_or(resident.stale_timeout_ms);
+                    let changes = (&labels, stale_timeout_ms) != (&resident.labels, resident.stale_timeout_ms);
+                    (resident.labels, resident.stale_timeout_ms) = (labels, stale_timeout_ms);
                     resident.update_request = update.mark.map(Box::new).or(resident.update_request.take());
                     state.touch(now);
                     let root = state.line(index).filter(|l| l.depth == 0).map(|l| l.uid);
@@ -351,6 +355,10 @@ impl Engine {
                     let moved = root.filter(|_| update.stale_timeout_ms.is_some());
                     let moved = moved.map(|root| Op::Stale { root, stale_ms, due });
                     self.append_with(&tree, &mut state, index, now, |_, _, _| (), |_, _, ops| ops.extend(moved));
+                    // Without a change it was a sign of life.
+                    if changes {
+                        self.tell_updated(&tree, &state, index, now);
+                    }
                 }
                 let session = Some(self.line_view(&state, index).to_proto());
                 let reply = v1::UpdateSessionResponse { session }.encode_to_vec();

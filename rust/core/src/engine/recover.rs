@@ -89,6 +89,8 @@ impl Engine {
             self.measures.batches.record(released.stored);
         }
         self.unpin(released.unpin, now);
+        // Before any answer goes out: who has one finds what it did among the events.
+        self.spread(now);
         let (mut seen, mut ask) = (HashSet::new(), Vec::new());
         // By pointer: an acknowledgement's tree may bear the root of one that is in memory, and both are lost.
         for tree in released.lost_trees.into_iter().filter(|t| seen.insert(Arc::as_ptr(t))) {
@@ -106,8 +108,9 @@ impl Engine {
                 Held::Effect(id, _) => self.lost_effect(id, work),
                 Held::Claim(tree) => self.unclaim(tree.root, work),
                 Held::Key(change) => self.keys.lost(change),
+                Held::Limits(_) => self.limits_lost(),
                 Held::Resource(_, change) => self.resource_lost(change, work, now),
-                Held::Cleanup(..) | Held::Event(_) | Held::Ready(..) => {}
+                Held::Cleanup(..) | Held::Event(_) | Held::Told(_) | Held::Ready(..) => {}
             }
         }
         for held in released.held {
@@ -117,8 +120,11 @@ impl Engine {
                 Held::Cleanup(tree, closed) => self.clean_up(&tree, closed, now),
                 Held::Claim(tree) => self.unclaim(tree.root, work),
                 Held::Event(event) => self.emit(*event, now),
+                // (These go another way.)
+                Held::Told(_) => {}
                 Held::Ready(_, seq) => self.ready(seq),
                 Held::Key(change) => self.keys.happened(change),
+                Held::Limits(change) => self.limits_set(&change, work),
                 Held::Resource(_, change) => self.resource_changed(change, work),
             }
         }

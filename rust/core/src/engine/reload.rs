@@ -14,7 +14,6 @@ use crate::gen_store::{EndedBy, RecordMeta, SessionFacts};
 use crate::gen_v1 as v1;
 use crate::ids::{Asked, TrajectoryId, Uid, fingerprint};
 use crate::journal::{Held, Seq};
-use crate::slots::SlotNode;
 use parking_lot::{Mutex, MutexGuard};
 use prost::Message;
 use std::collections::{HashMap, VecDeque};
@@ -732,6 +731,7 @@ impl Engine {
                 Err(()) => {}
             }
         }
+        self.set_tree_cap(&tree);
         for index in 0..state.lines.len() as u32 {
             self.charge_mail(&tree, &mut state, index, now);
         }
@@ -759,7 +759,7 @@ impl Engine {
         Tree {
             root,
             tenant,
-            children_slots: SlotNode::new(self.limits.max_turns_per_tree as u32 - 1),
+            children_slots: self.children_slots(),
             queue: super::Queue::default(),
             state: Mutex::default(),
         }

@@ -8,6 +8,7 @@ use super::mail::{SendCall, WaitCall};
 use super::poll::PollCall;
 use super::pool::Caps;
 use super::resource::{AttachCall, DetachCall, PoolWish};
+use super::set_limits::{self, LimitChange};
 use crate::chain::digest;
 use crate::checkpoint::TOKEN;
 use crate::error::{Reason, Refusal};
@@ -15,7 +16,7 @@ use crate::gen_store::{self as store, RequestMark};
 use crate::gen_v1 as v1;
 use crate::ids::{self, LeaseToken, TrajectoryId, Uid};
 use crate::keys::SessionRef;
-use crate::limits::{LEASE_MS, Limits, MAX_FINISH_AFTER_MS};
+use crate::limits::{LEASE_MS, LiveLimits, MAX_FINISH_AFTER_MS};
 use prost::Message;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
@@ -46,6 +47,7 @@ pub enum Method {
     SendMessage,
     WaitMail,
     PollTurn,
+    SetLimits,
 }
 
 impl Method {
@@ -74,6 +76,7 @@ impl Method {
         ("/roost.v1.MailService/SendMessage", Method::SendMessage),
         ("/roost.v1.MailService/WaitMail", Method::WaitMail),
         ("/roost.v1.TurnService/PollTurn", Method::PollTurn),
+        ("/roost.v1.AdminService/SetLimits", Method::SetLimits),
     ];
 
     /// What may be done with it. `None`: nothing, by nobody.
@@ -290,6 +293,7 @@ pub(crate) enum Call {
     CreateKey(CreateKey),
     RevokeKey(Uid),
     ListKeys(ListKeys),
+    SetLimits(LimitChange),
     Attach(Box<AttachCall>),
     Detach(DetachCall),
     Send(Box<SendCall>),
@@ -416,7 +420,7 @@ fn unknown_enum(field: &str, value: i32) -> Refusal {
     Refusal::field(field, format!("{value} is not a value of this enum")).with("value", value)
 }
 
-fn options(o: v1::OpenOptions, limits: &Limits) -> Result<OpenOptions, Refusal> {
+fn options(o: v1::OpenOptions, limits: &LiveLimits) -> Result<OpenOptions, Refusal> {
     if !o.parent_session_id.is_empty() {
         ids::check_session_id("options.parent_session_id", &o.parent_session_id)?;
     }
@@ -429,7 +433,7 @@ fn options(o: v1::OpenOptions, limits: &Limits) -> Result<OpenOptions, Refusal> 
     check_labels("options.labels", &o.labels)?;
     let stale_timeout_ms = match &o.stale_timeout {
         Some(d) => millis("options.stale_timeout", d)?,
-        None => limits.default_stale_ms,
+        None => limits.default_stale_ms(),
     };
     Ok(OpenOptions {
         parent: o.parent_session_id,
@@ -441,11 +445,11 @@ fn options(o: v1::OpenOptions, limits: &Limits) -> Result<OpenOptions, Refusal> 
 }
 
 /// A message; one in `field` that may be without content (`sent`: not this one) tells that something has happened.
-fn letter(field: &str, m: v1::MessageInput, sent: bool, limits: &Limits) -> Result<Letter, Refusal> {
+fn letter(field: &str, m: v1::MessageInput, sent: bool, limits: &LiveLimits) -> Result<Letter, Refusal> {
     if sent && m.content.is_empty() {
         return Err(Refusal::field(&format!("{field}.content"), "must not be empty"));
     }
-    check_len(&format!("{field}.content"), m.content.len(), limits.max_message_bytes as usize)?;
+    check_len(&format!("{field}.content"), m.content.len(), limits.max_message_bytes() as usize)?;
     check_len(&format!("{field}.content_type"), m.content_type.len(), 128)?;
     check_labels(&format!("{field}.labels"), &m.labels)?;
     let ttl_ms = m.ttl.as_ref().map(|d| millis(&format!("{field}.ttl"), d)).transpose()?;
@@ -473,7 +477,7 @@ fn mark<M: Message>(request: &mut M, id: impl Fn(&mut M) -> &mut String) -> Resu
     Ok(ids::mark(&request_id, || request.encode_to_vec()))
 }
 
-fn payload(record: v1::RecordInput, limits: &Limits) -> Result<Payload, Refusal> {
+fn payload(record: v1::RecordInput, limits: &LiveLimits) -> Result<Payload, Refusal> {
     check_len("record.content_type", record.content_type.len(), 128)?;
     check_len("record.finish_reason", record.finish_reason.len(), 64)?;
     check_labels("record.labels", &record.labels)?;
@@ -481,7 +485,7 @@ fn payload(record: v1::RecordInput, limits: &Limits) -> Result<Payload, Refusal>
     if let Some(t) = &record.tokens {
         size += t.token_ids.len() + t.logprobs.len() + t.loss_mask.len();
     }
-    check_len("record", size, limits.max_turn_bytes as usize)?;
+    check_len("record", size, limits.max_turn_bytes() as usize)?;
     let span = record.tokens.map(span).transpose()?;
     let attachments = attachments(record.attachments)?;
     let content_digest = digest(&[&record.content]);
@@ -575,6 +579,7 @@ impl Call {
             | Call::RevokeKey(_)
             | Call::ListKeys(_)
             | Call::Poll(_)
+            | Call::SetLimits(_)
             | Call::Release(_) => "",
         }
     }
@@ -590,7 +595,7 @@ impl Call {
         bytes: &[u8],
         tenant: &str,
         own: Option<&SessionRef>,
-        limits: &Limits,
+        limits: &LiveLimits,
     ) -> Result<Call, Refusal> {
         Ok(match method {
             Method::OpenSession => {
@@ -673,7 +678,7 @@ impl Call {
                 check_timings(&timings)?;
                 let mark = mark(&mut r, |r| &mut r.request_id)?;
                 if let Some(state) = &r.state {
-                    check_len("state", state.len(), limits.max_state_bytes as usize)?;
+                    check_len("state", state.len(), limits.max_state_bytes() as usize)?;
                 }
                 let completion = r.completion.take().map(|m| letter("completion", m, false, limits)).transpose()?;
                 let commit = CommitOptions {
@@ -749,6 +754,7 @@ impl Call {
                 Call::RevokeKey(parse_key_id(&r.key_id)?)
             }
             Method::ListApiKeys => Call::ListKeys(ListKeys::of(message(bytes)?)?),
+            Method::SetLimits => Call::SetLimits(set_limits::wanted(message(bytes)?)?),
             Method::AttachResource => Call::Attach(Box::new(attach(message(bytes)?, limits)?)),
             Method::DetachResource => {
                 let r: v1::DetachResourceRequest = message(bytes)?;
@@ -780,7 +786,7 @@ impl Call {
                 let r: v1::WaitMailRequest = message(bytes)?;
                 ids::check_session_id("session_id", &r.session_id)?;
                 let wait_ms = r.wait.as_ref().map(|d| millis("wait", d)).transpose()?.unwrap_or(0);
-                let wait_ms = wait_ms.min(limits.max_wait_ms);
+                let wait_ms = wait_ms.min(limits.max_wait_ms());
                 Call::WaitMail(WaitCall { session_id: r.session_id, wait_ms, after: r.after })
             }
             Method::PollTurn => Call::Poll(poll(message(bytes)?, limits)?),
@@ -798,15 +804,15 @@ fn last_turn(mut r: v1::BeginTurnRequest) -> Result<Call, Refusal> {
     Ok(Call::Close(CloseCall { session_id: r.session_id, mark, reason: v1::CloseReason::Quit, last_turn: true }))
 }
 
-fn lease_ms(asked: Option<&prost_types::Duration>, limits: &Limits) -> Result<u64, Refusal> {
-    let lease_ms = asked.map(|d| millis("lease_duration", d)).transpose()?.unwrap_or(limits.default_lease_ms);
+fn lease_ms(asked: Option<&prost_types::Duration>, limits: &LiveLimits) -> Result<u64, Refusal> {
+    let lease_ms = asked.map(|d| millis("lease_duration", d)).transpose()?.unwrap_or(limits.default_lease_ms());
     if !LEASE_MS.contains(&lease_ms) {
         return Err(Refusal::field("lease_duration", "must be from 5 s to 1 h").with("milliseconds", lease_ms));
     }
     Ok(lease_ms)
 }
 
-fn poll(mut r: v1::PollTurnRequest, limits: &Limits) -> Result<PollCall, Refusal> {
+fn poll(mut r: v1::PollTurnRequest, limits: &LiveLimits) -> Result<PollCall, Refusal> {
     check_len("owner", r.owner.len(), 128)?;
     if !r.root_session_id.is_empty() {
         ids::check_session_id("root_session_id", &r.root_session_id)?;
@@ -818,14 +824,14 @@ fn poll(mut r: v1::PollTurnRequest, limits: &Limits) -> Result<PollCall, Refusal
         mark,
         owner: r.owner,
         // Whether anything is runnable is for the store to say.
-        wait_ms: wait_ms.clamp(1_000, limits.max_wait_ms.max(1_000)),
+        wait_ms: wait_ms.clamp(1_000, limits.max_wait_ms().max(1_000)),
         lease_ms,
         root: r.root_session_id,
         want_provisional: r.want_provisional,
     })
 }
 
-fn begin(mut r: v1::BeginTurnRequest, limits: &Limits) -> Result<Begin, Refusal> {
+fn begin(mut r: v1::BeginTurnRequest, limits: &LiveLimits) -> Result<Begin, Refusal> {
     ids::check_session_id("session_id", &r.session_id)?;
     check_len("owner", r.owner.len(), 128)?;
     if !(-1_000..=1_000).contains(&r.priority) {
@@ -846,7 +852,7 @@ fn begin(mut r: v1::BeginTurnRequest, limits: &Limits) -> Result<Begin, Refusal>
         session_id: r.session_id,
         mark,
         open,
-        wait_ms: wait_ms.min(limits.max_wait_ms),
+        wait_ms: wait_ms.min(limits.max_wait_ms()),
         expected_turn: r.expected_turn,
         expected_head_version: r.expected_head_version,
         known_head_version: r.known_head_version,
@@ -860,12 +866,12 @@ fn begin(mut r: v1::BeginTurnRequest, limits: &Limits) -> Result<Begin, Refusal>
     })
 }
 
-fn reward(mut r: v1::SetRewardRequest, limits: &Limits) -> Result<Reward, Refusal> {
+fn reward(mut r: v1::SetRewardRequest, limits: &LiveLimits) -> Result<Reward, Refusal> {
     ids::check_session_id("session_id", &r.session_id)?;
     check_reward("reward", r.reward)?;
     let finish_after_ms = match &r.finish_after {
         Some(d) => Some(millis("finish_after", d)?),
-        None => Some(limits.reward_finish_delay_ms).filter(|ms| *ms > 0),
+        None => Some(limits.reward_finish_delay_ms()).filter(|ms| *ms > 0),
     };
     if let Some(ms) = finish_after_ms.filter(|ms| *ms > MAX_FINISH_AFTER_MS) {
         return Err(Refusal::field("finish_after", "must be at most 30 days").with("milliseconds", ms));
@@ -874,15 +880,15 @@ fn reward(mut r: v1::SetRewardRequest, limits: &Limits) -> Result<Reward, Refusa
     Ok(Reward { session_id: r.session_id, mark, turn: r.turn, value: r.reward, finish_after_ms })
 }
 
-fn attach(mut r: v1::AttachResourceRequest, limits: &Limits) -> Result<AttachCall, Refusal> {
+fn attach(mut r: v1::AttachResourceRequest, limits: &LiveLimits) -> Result<AttachCall, Refusal> {
     ids::check_session_id("session_id", &r.session_id)?;
     check_len("owner", r.owner.len(), 128)?;
     check_len("handle", r.handle.len(), 1_024)?;
     if r.handle.chars().any(char::is_control) {
         return Err(Refusal::field("handle", "must not hold control characters"));
     }
-    let wait_ms = r.wait.take().map(|d| millis("wait", &d)).transpose()?.unwrap_or(limits.max_wait_ms);
-    let wait_ms = wait_ms.min(limits.max_wait_ms);
+    let wait_ms = r.wait.take().map(|d| millis("wait", &d)).transpose()?.unwrap_or(limits.max_wait_ms());
+    let wait_ms = wait_ms.min(limits.max_wait_ms());
     let mark = mark(&mut r, |r| &mut r.request_id)?;
     let kind = v1::ResourceKind::try_from(r.kind).map_err(|_| unknown_enum("kind", r.kind))?;
     let name = Some(r.name).filter(|name| !name.is_empty());

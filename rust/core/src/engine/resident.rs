@@ -172,9 +172,9 @@ impl Engine {
     pub(crate) fn evict(&self, now: &Moment) -> bool {
         const STEPS: usize = 64;
         const AT_ONCE: usize = 32;
-        let over = |bytes: u64| bytes > self.limits.max_resident_bytes;
+        let over = |bytes: u64| bytes > self.limits.max_resident_bytes();
         for _ in 0..AT_ONCE {
-            let crowded = self.residents.len() as u64 > self.limits.max_resident_sessions;
+            let crowded = self.residents.len() as u64 > self.limits.max_resident_sessions();
             let heavy = over(self.memory());
             // A header that may go has no session in memory: all of them were colder than any that is resident.
             if !crowded

@@ -158,6 +158,11 @@ impl Resources {
     }
 
     /// A turn of a session has begun or ended.
+    /// How many are attached.
+    pub(crate) fn attached(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn turn(&self, session: Uid, running: bool, now: &Moment) {
         if self.any() {
             self.table.lock().turn(session, running, now.mono_ms);
@@ -306,7 +311,7 @@ impl Engine {
         }
         let id = attach.pool.as_ref().map(|p| (tree.tenant.name.clone(), Arc::from(p.name.as_str())));
         if let (Some(wish), Some(id)) = (&attach.pool, &id) {
-            let room = table.room(id, &wish.key, wish.caps, now.mono_ms, self.limits.release_timeout_ms);
+            let room = table.room(id, &wish.key, wish.caps, now.mono_ms, self.limits.release_timeout_ms());
             let waited_ms = now.mono_ms.saturating_sub(call.since_ms);
             match room {
                 Room::Yes => {}
@@ -414,8 +419,8 @@ impl Engine {
     /// Whether one more may be attached at all.
     fn check_room(&self, table: &Table, uid: Uid) -> Result<(), Refusal> {
         let caps = [
-            ("max_resources", self.limits.max_resources, table.len()),
-            ("max_resources_per_session", self.limits.max_resources_per_session, table.left(uid)),
+            ("max_resources", self.limits.max_resources(), table.len()),
+            ("max_resources_per_session", self.limits.max_resources_per_session(), table.left(uid)),
         ];
         let full = caps.into_iter().find(|(_, limit, used)| *used as u64 >= *limit);
         full.map_or(Ok(()), |(name, limit, used)| Err(Refusal::cap(Reason::ResourceLimit, name, limit, used as u64)))
@@ -443,7 +448,7 @@ impl Engine {
         }
         let id: PoolId = (call.tenant.name.clone(), wish.name.as_str().into());
         let deadline_ms = call.since_ms.saturating_add(attach.wait_ms);
-        let look_ms = deadline_ms.min(now.mono_ms + self.limits.release_timeout_ms);
+        let look_ms = deadline_ms.min(now.mono_ms + self.limits.release_timeout_ms());
         if let Some(ticket) = self.tickets.lock().get_mut(&call.ticket) {
             *ticket = TicketState::Pooled;
         }

@@ -7,16 +7,17 @@
 
 use super::ended::{cleanup_of, is_purging, is_restoring};
 use super::keyring::Who;
+use super::mail::request_key;
 use super::open::parent_not_found;
 use super::reload::Located;
 use super::tree::Line;
 use super::{Answer, Call, Engine, Moment, Pending, SessionRow, Work, count};
 use crate::chain::FINISHED;
 use crate::error::{Reason, Refusal};
-use crate::gen_store::{Cleanup, Receipt, RequestMark, SessionFacts};
+use crate::gen_store::{Cleanup, MessageMeta, Receipt, RequestMark, SessionFacts};
 use crate::gen_v1 as v1;
 use crate::ids::{Uid, check_name, check_session_id};
-use crate::journal::{Appending, Finished, Held, Op, Record, Restore, Seq, Step};
+use crate::journal::{Appending, Finished, Held, MailRow, MailUpdate, Op, Record, Restore, Seq, Step};
 use prost::Message;
 use std::sync::Arc;
 
@@ -62,11 +63,26 @@ pub struct DumpedTrajectory {
     pub ready_ms: i64,
 }
 
+/// A message of a dump that ended with its session; its sequence is given anew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DumpedMail {
+    pub id: Uid,
+    pub sender: Option<Uid>,
+    pub kind: i32,
+    pub expire: i64,
+    pub deliveries: u32,
+    pub fence: u64,
+    pub create_ms: i64,
+    pub meta: Vec<u8>,
+    pub content: Option<Vec<u8>>,
+}
+
 /// What one step brings back. The records have consecutive sequences, and the row's `last` is that of the last one.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RestoreStep {
     pub records: Vec<DumpedRecord>,
     pub trajectories: Vec<DumpedTrajectory>,
+    pub mail: Vec<DumpedMail>,
     /// In the last one.
     pub end: Option<RestoreEnd>,
 }
@@ -256,7 +272,7 @@ impl Engine {
                     ..Cleanup::default()
                 };
                 step.cleanup = cleanup.encode_to_vec();
-                step.cleanup_due = now.wall_ms.saturating_add(self.limits.retention_ms as i64).max(1);
+                step.cleanup_due = now.wall_ms.saturating_add(self.limits.retention_ms() as i64).max(1);
             }
             step
         }))
@@ -315,10 +331,16 @@ impl RestoreStep {
                 return damaged("one of its trajectories cannot be");
             }
         }
+        for mail in &self.mail {
+            let known = (v1::MessageKind::Message as i32..=v1::MessageKind::Closed as i32).contains(&mail.kind);
+            if !known || mail.expire < 0 || mail.fence > LARGEST || MessageMeta::decode(&mail.meta[..]).is_err() {
+                return damaged("one of its messages cannot be");
+            }
+        }
         Ok(())
     }
 
-    /// Writes what it brings, with a sequence for each record, and the row that follows. The row's sequence is returned.
+    /// Writes what it brings, with a sequence for each record and message, and the row that follows. The row's sequence is returned.
     pub(crate) fn put(
         self,
         mut step: Step,
@@ -361,9 +383,44 @@ impl RestoreStep {
                 ready_ms: t.ready_ms,
             })));
         }
+        let any_mail = !self.mail.is_empty();
+        for mail in self.mail {
+            mail.put(next, row, tenant, ops);
+            next = appending.another();
+        }
+        if any_mail {
+            ops.push(Op::MailEnd { session: row.uid });
+        }
         step.seq = next;
         ops.push(Op::Step(Box::new(step)));
         next
+    }
+}
+
+impl DumpedMail {
+    /// As it was sent, and as its last turn had left it; it ends with its session in the same entry.
+    fn put(self, seq: Seq, row: &SessionRow, tenant: &Arc<str>, ops: &mut Vec<Op>) {
+        let meta = MessageMeta::decode(&self.meta[..]).unwrap_or_default();
+        let request = meta.request.as_ref().map(|mark| request_key(self.sender, mark));
+        let DumpedMail { id, sender, kind, expire, deliveries, fence, create_ms, meta, content } = self;
+        let mail = MailRow {
+            seq,
+            id,
+            recipient: row.uid,
+            root: row.root,
+            tenant: tenant.clone(),
+            sender,
+            kind,
+            due: -1,
+            expire,
+            create_ms,
+            meta,
+            content,
+            request,
+        };
+        ops.push(Op::Mail(Box::new(mail)));
+        let state = v1::MessageState::Queued as i32;
+        ops.push(Op::MailUpdate(MailUpdate { seq, state, due: -1, deliveries, fence }));
     }
 }
 

@@ -71,12 +71,13 @@ impl Engine {
         let Some(base) = base.filter(|b| *b != line.head) else { return Ok(None) };
         let first = resident.trajectory_turns;
         let back = u64::from(line.head.saturating_sub(base));
+        let max_rewind = self.limits.max_rewind();
         let message = if base > line.head {
             format!("base_turn {base} is above the turn count {}", line.head)
         } else if base < first {
             format!("base_turn {base} is before the active trajectory, which starts after turn {first}")
-        } else if back > self.limits.max_rewind {
-            format!("base_turn {base} goes back by {back} turns; max_rewind is {}", self.limits.max_rewind)
+        } else if back > max_rewind {
+            format!("base_turn {base} goes back by {back} turns; max_rewind is {max_rewind}")
         } else {
             return Ok(Some(base));
         };
@@ -86,7 +87,7 @@ impl Engine {
             .with("turn_count", line.head)
             .with("trajectory_turns", first)
             .with("back", back)
-            .with("max_rewind", self.limits.max_rewind))
+            .with("max_rewind", max_rewind))
     }
 
     /// Has what lies below a rewind read; the call runs again with it.

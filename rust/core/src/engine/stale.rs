@@ -42,7 +42,7 @@ impl Engine {
         let after = {
             let mut stale = self.stale.lock();
             // With an interval of 0 it is looked when it is asked for, and to the end of that series.
-            let never = self.limits.sweep_interval_ms == 0 && !stale.forced && stale.after.is_none();
+            let never = self.limits.sweep_interval_ms() == 0 && !stale.forced && stale.after.is_none();
             if stale.looking || never || stale.next_ms > now.mono_ms {
                 return;
             }
@@ -78,7 +78,7 @@ impl Engine {
             let mut stale = self.stale.lock();
             stale.looking = false;
             stale.after = if found.len() < AT_ONCE { None } else { found.last().cloned() };
-            let pause_ms = if stale.after.is_some() { 0 } else { self.limits.sweep_interval_ms };
+            let pause_ms = if stale.after.is_some() { 0 } else { self.limits.sweep_interval_ms() };
             stale.next_ms = now.mono_ms + pause_ms;
         }
         for tree in found {
@@ -86,6 +86,11 @@ impl Engine {
             work.calls.push_back(self.pending(0, tenant, 0, Call::Sweep(tree.session_id), &now));
         }
         self.finish(&mut work, &mut now);
+    }
+
+    /// The interval is another: the next look comes at once, and those after it in the new interval.
+    pub(crate) fn sweep_sooner(&self) {
+        self.stale.lock().next_ms = 0;
     }
 
     /// The look must not be made now: it is made again at the next tick.
@@ -97,7 +102,7 @@ impl Engine {
     /// The look could not be made: it is made again an interval later.
     pub(crate) fn stale_failed(&self, now: &Moment) {
         let mut stale = self.stale.lock();
-        (stale.looking, stale.next_ms) = (false, now.mono_ms + self.limits.sweep_interval_ms);
+        (stale.looking, stale.next_ms) = (false, now.mono_ms + self.limits.sweep_interval_ms());
     }
 
     /// Closes the tree of this root if it is stale; else says in the store before when it is not.

@@ -124,7 +124,7 @@ pub(crate) struct Lease {
     pub(crate) nonce: [u8; 16],
     pub(crate) turn: u32,
     pub(crate) attempt: u32,
-    pub(crate) owner: Box<str>,
+    pub(crate) owner: Arc<str>,
     pub(crate) lease_ms: u64,
     pub(crate) begin_wall_ms: i64,
     pub(crate) request: Option<RequestMark>,
@@ -132,6 +132,8 @@ pub(crate) struct Lease {
     pub(crate) running: bool,
     /// InterruptSession asked it to end.
     pub(crate) interrupted: bool,
+    /// The entry that says so; 0: one of an earlier time.
+    pub(crate) interrupted_seq: Seq,
     /// A PollTurn began it.
     pub(crate) polled: bool,
     /// Answers that bear it: it is released undelivered only when none of them was delivered. Never journaled.
@@ -182,6 +184,7 @@ impl Lease {
             request: grant.request,
             running,
             interrupted: grant.interrupted,
+            interrupted_seq: 0,
             polled: grant.polled,
             answers: 1,
             deadline_ms: now.mono_ms + grant.lease_ms as u64,

@@ -108,14 +108,11 @@ impl Engine {
     pub(crate) fn enter_wait(&self, connection: u64) -> Result<u64, Refusal> {
         let mut waiting = self.waiting.lock();
         let here = waiting.by_connection.get(&connection).copied().unwrap_or(0);
-        let refusal = if waiting.total as u64 >= self.limits.max_waiters {
-            Some(("max_waiters", waiting.total as u64, self.limits.max_waiters))
-        } else if u64::from(here) >= self.limits.max_waiters_per_connection {
-            Some(("max_waiters_per_connection", u64::from(here), self.limits.max_waiters_per_connection))
-        } else {
-            None
-        };
-        if let Some((limit_name, used, limit)) = refusal {
+        let caps = [
+            ("max_waiters", waiting.total as u64, self.limits.max_waiters()),
+            ("max_waiters_per_connection", u64::from(here), self.limits.max_waiters_per_connection()),
+        ];
+        if let Some((limit_name, used, limit)) = caps.into_iter().find(|(_, used, limit)| used >= limit) {
             let quota = crate::error::Quota { limit_name, limit, used, holders: Vec::new() };
             let message = format!("{used} calls wait; {limit_name} is {limit}");
             return Err(Refusal::new(Reason::QueueFull, message).quota(quota).retry_after(1_000));
@@ -217,7 +214,7 @@ impl Engine {
         // It stood in a queue, and was not parked for a read.
         call.ran_ms = now.mono_ms;
         if now.mono_ms >= waiter.deadline_ms && waiter.deadline_ms > since_ms {
-            let refusal = gate_refusal(tree, state, waiter.gate, self.limits.max_turns_per_tree, now.wall_ms);
+            let refusal = gate_refusal(tree, state, waiter.gate, self.limits.max_turns_per_tree(), now.wall_ms);
             self.return_slots(tree, state, index, work);
             self.reply(call.ticket, Err(refusal), tree, state, work);
             return self.drop_unborn(tree, state, index, now);
@@ -250,7 +247,7 @@ impl Engine {
         let gate = waiter.gate;
         let Some(waiter) = self.take_waiter(tree, &mut state, index, work, now) else { return };
         if let Some(call) = waiter.call {
-            let refusal = gate_refusal(tree, &state, gate, self.limits.max_turns_per_tree, now.wall_ms);
+            let refusal = gate_refusal(tree, &state, gate, self.limits.max_turns_per_tree(), now.wall_ms);
             let waited = now.mono_ms.saturating_sub(waiter.since_ms);
             self.reply(call.ticket, Err(refusal.with("waited_ms", waited)), tree, &state, work);
         }
@@ -267,15 +264,15 @@ impl Engine {
         let Some(waiter) = state.line_mut(index).and_then(|l| l.waiter.as_mut()).filter(waits) else { return };
         let crowded = {
             let waiting = self.waiting.lock();
-            (waiting.total + waiting.kept) as u64 > self.limits.max_waiters
+            (waiting.total + waiting.kept) as u64 > self.limits.max_waiters()
         };
-        if waiter.request.is_none() || self.limits.keep_place_ms == 0 || crowded {
+        if waiter.request.is_none() || self.limits.keep_place_ms() == 0 || crowded {
             self.take_waiter(tree, &mut state, index, work, now);
             return self.drop_unborn(tree, &mut state, index, now);
         }
         waiter.call = None;
         self.waiting.lock().kept += 1;
-        waiter.deadline_ms = now.mono_ms + self.limits.keep_place_ms;
+        waiter.deadline_ms = now.mono_ms + self.limits.keep_place_ms();
         let connection = waiter.connection;
         self.untimer(waiter.timer);
         waiter.timer = self.timer(waiter.deadline_ms, Timer::Wait(tree.clone(), index, place));

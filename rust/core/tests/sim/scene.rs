@@ -4,13 +4,15 @@
 use super::rng::Rng;
 use super::store::Store;
 use prost::Message;
-use roost_core::engine::{Appended, Caller, CleanupStep, Effect, Engine, Keys, Method, Moment, Outcome, ReleaseStep};
+use roost_core::engine::{
+    Appended, Caller, CleanupStep, Effect, Engine, Keys, LimitSetup, Method, Moment, Outcome, ReleaseStep,
+};
 use roost_core::error::{Reason, Refusal};
 use roost_core::ids::Uid;
 use roost_core::keys::Maker;
 use roost_core::limits::Limits;
 use roost_core::proto::v1;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 pub(crate) type Ended = Result<Vec<u8>, Refusal>;
 
@@ -37,7 +39,7 @@ impl World {
     pub(crate) fn new(limits: Limits) -> Self {
         let mut store = Store::default();
         (store.tenant_cap, store.tree_cap, store.max_rewind) = (1_000, 8, 8);
-        let engine = engine(&limits, 0);
+        let engine = engine(&limits, &store, 0);
         let (done, unreadable) = (HashMap::new(), HashSet::new());
         World { engine, store, limits, moments: 0, done, unreadable, loads: 0, ahead: 0, dumps: false, epoch: 1 }
     }
@@ -50,7 +52,7 @@ impl World {
 
     /// Another engine over what the store holds.
     pub(crate) fn restart(&mut self) {
-        self.engine = engine(&self.limits, self.store.last_seq);
+        self.engine = engine(&self.limits, &self.store, self.store.last_seq);
         self.engine.set_dumps(self.dumps);
         self.epoch += 1;
         let now = self.now();
@@ -242,9 +244,10 @@ impl World {
 }
 
 /// No key is needed, and one that is brought is looked at.
-fn engine(limits: &Limits, last_seq: u64) -> Engine {
+fn engine(limits: &Limits, store: &Store, last_seq: u64) -> Engine {
     let keys = Keys { maker: Some(Maker::new(&[3; 32])), ..Keys::default() };
-    Engine::new(limits.clone(), last_seq, 1).with_keys(keys)
+    let limits = LimitSetup::new(limits.clone(), BTreeMap::new(), &BTreeMap::new(), store.limits.clone());
+    Engine::new(limits, last_seq, 1).with_keys(keys)
 }
 
 pub(crate) fn begin(id: &str, parent: &str) -> v1::BeginTurnRequest {

@@ -112,6 +112,8 @@ pub(crate) struct Store {
     pub(crate) resources: BTreeMap<String, Resource>,
     /// All names that were ever given out.
     pub(crate) names: HashSet<String>,
+    /// The limits that were set.
+    pub(crate) limits: BTreeMap<String, u64>,
     /// Every message, by sequence.
     pub(crate) mail: BTreeMap<Seq, mailroom::Letter>,
     running: BTreeSet<Uid>,
@@ -243,6 +245,14 @@ impl Store {
             let session = self.sessions.get_mut(uid).ok_or("the reward of an unknown session")?;
             session.rewards.insert(*seq, *value);
         }
+        let mut limits = HashSet::new();
+        for (_, name, value) in &batch.limits {
+            ensure!(limits.insert(name), "{name} is set twice in a batch");
+            match value {
+                Some(value) => drop(self.limits.insert((*name).to_owned(), *value)),
+                None => drop(self.limits.remove(*name)),
+            }
+        }
         for (_, uid, number, _) in &batch.acks {
             let session = self.sessions.get_mut(uid).ok_or("an unknown session is acknowledged")?;
             let trajectory = session.trajectories.get_mut(*number as usize - 1);
@@ -271,6 +281,9 @@ impl Store {
             for seq in &step.purge {
                 let record = self.records.remove(seq).ok_or("an unknown record is purged")?;
                 ensure!(record.session == step.uid, "a record of another session is purged");
+            }
+            if step.purged {
+                self.mail.retain(|_, letter| letter.row.recipient != step.uid);
             }
             touched.insert(step.uid);
         }

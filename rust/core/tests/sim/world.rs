@@ -4,12 +4,16 @@ use super::request::{Clients, Req, TENANTS};
 use super::rng::Rng;
 use super::store::{OPEN, Store};
 use super::verify::{Ledger, Start};
+use super::watcher::Watcher;
+use prost::Message;
 use roost_core::engine::{
-    Appended, Caller, CleanupStep, DumpMade, Effect, Engine, Moment, Outcome, ReleaseStep, Space,
+    Appended, Caller, CleanupStep, DumpMade, Effect, Engine, LimitSetup, Method, Moment, Outcome, ReleaseStep, Space,
 };
 use roost_core::error::Refusal;
+use roost_core::ids::Uid;
 use roost_core::journal::Batch;
 use roost_core::limits::Limits;
+use roost_core::proto::v1;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What one run is like.
@@ -52,12 +56,15 @@ pub(crate) struct World {
     /// In place of fresh entropy for each moment.
     pub(crate) entropy: Option<[u8; 32]>,
     pub(crate) ledger: Ledger,
+    watchers: Vec<Watcher>,
     clients: Clients,
     mono: u64,
     wall: i64,
     calls: BTreeMap<u64, OpenCall>,
     /// Tickets of steps of clean-ups.
     steps: BTreeSet<u64>,
+    /// Changes of limits under way.
+    tunings: BTreeSet<u64>,
     flight: Option<Flight>,
     asked: Vec<Effect>,
     read: Vec<(u64, Read)>,
@@ -85,11 +92,13 @@ impl World {
             rng,
             entropy: None,
             ledger: Ledger::default(),
+            watchers: Vec::new(),
             clients: Clients::new(config.long_lives),
             mono: 1_000,
             wall: 1_700_000_000_000,
             calls: BTreeMap::new(),
             steps: BTreeSet::new(),
+            tunings: BTreeSet::new(),
             flight: None,
             asked: Vec::new(),
             read: Vec::new(),
@@ -121,6 +130,7 @@ impl World {
 
     /// Runs the whole simulation.
     pub(crate) fn run(&mut self) -> Result<(), String> {
+        self.watch();
         for step in 0..self.config.ops {
             self.step = step;
             self.act()?;
@@ -179,6 +189,10 @@ impl World {
             952..960 => {
                 self.space = Space::Ok;
                 self.engine.set_space(Space::Ok);
+                Ok(())
+            }
+            960..964 => {
+                self.set_limits();
                 Ok(())
             }
             _ => {
@@ -249,6 +263,27 @@ impl World {
         }
     }
 
+    /// An operator changes some caps: below what is configured, or back to that.
+    fn set_limits(&mut self) {
+        let mut request = v1::SetLimitsRequest::default();
+        for name in ["max_turns_per_tree", "max_turns_per_tenant", "max_depth", "max_waiters", "max_resident_sessions"]
+        {
+            let (_, _, least, _) = Limits::TABLE.iter().find(|(known, ..)| *known == name).expect("there is one");
+            let most = self.config.limits.get(name).expect("there is one");
+            match self.rng.below(6) {
+                0 => drop(request.limits.insert(name.into(), (*least).max(self.rng.next() % (most + 1)) as i64)),
+                1 | 2 => request.reset.push(name.into()),
+                _ => {}
+            }
+        }
+        let now = self.now();
+        match self.engine.call(Method::SetLimits, &request.encode_to_vec(), &Caller::of(TENANTS[0]), 0, now) {
+            Outcome::Ticket(ticket) => drop(self.tunings.insert(ticket)),
+            Outcome::Reply(_) => self.count("SetLimits OK"),
+            Outcome::Refused(refusal) => self.count(format!("SetLimits {}", refusal.reason.name())),
+        }
+    }
+
     /// An attempt to release some resource that is due.
     fn release(&mut self) {
         let due: Vec<&String> = self.store.resources.iter().filter(|(_, r)| r.due > 0).map(|(name, _)| name).collect();
@@ -295,6 +330,11 @@ impl World {
                 self.count(format!("step {told}"));
                 continue;
             }
+            if self.tunings.remove(&ticket) {
+                let told = result.as_ref().map_or_else(|refusal| refusal.reason.name(), |_| "OK");
+                self.count(format!("SetLimits {told}"));
+                continue;
+            }
             let Some(call) = self.calls.remove(&ticket) else { return Err(format!("ticket {ticket} ends unasked")) };
             self.answered(&call, result)?;
         }
@@ -306,6 +346,9 @@ impl World {
         for event in events {
             self.count(event.name);
             self.ledger.logged(&self.store, &event)?;
+        }
+        for watcher in &mut self.watchers {
+            watcher.read(&self.engine, &self.store)?;
         }
         Ok(())
     }
@@ -337,7 +380,10 @@ impl World {
         if self.rng.chance(self.config.quarantined) {
             let broken = batch.roots[self.rng.below(batch.roots.len())];
             self.count("quarantined");
-            self.store.broken.insert(broken);
+            // What is of no tree runs no turns.
+            if broken != Uid(0) {
+                self.store.broken.insert(broken);
+            }
             for part in batch.split().iter().filter(|p| p.roots[0] != broken) {
                 self.store.apply(part)?;
             }
@@ -392,6 +438,14 @@ impl World {
         }
     }
 
+    /// Somebody watches from now on.
+    fn watch(&mut self) {
+        for watcher in std::mem::take(&mut self.watchers) {
+            watcher.seen.into_iter().for_each(|(what, n)| *self.seen.entry(what).or_default() += n);
+        }
+        self.watchers = TENANTS.iter().map(|tenant| Watcher::new(tenant, &self.engine, &self.store)).collect();
+    }
+
     fn restart(&mut self) {
         self.count("restart");
         self.count_kinds();
@@ -402,11 +456,15 @@ impl World {
         (self.asked, self.read) = Default::default();
         self.space = Space::Ok;
         let seed = self.rng.next();
-        self.engine = Engine::new(self.config.limits.clone(), self.store.last_seq, seed);
+        let none = BTreeMap::new();
+        let limits = LimitSetup::new(self.config.limits.clone(), BTreeMap::new(), &none, self.store.limits.clone());
+        self.engine = Engine::new(limits, self.store.last_seq, seed);
         self.engine.set_logging(true);
         self.engine.set_dumps(self.config.seed.is_multiple_of(2));
         self.steps.clear();
+        self.tunings.clear();
         self.ledger.restarted();
+        self.watch();
         self.epoch += 1;
         let now = self.now();
         self.store.bring_resources(&self.engine, self.epoch, &now);
@@ -451,6 +509,9 @@ impl World {
         }
         self.engine.check(true)?;
         self.ledger.log_is_whole(&self.store)?;
+        for watcher in &self.watchers {
+            watcher.agrees(&self.store)?;
+        }
         self.count("came to rest");
         Ok(())
     }
