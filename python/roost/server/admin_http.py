@@ -1,8 +1,8 @@
 """The admin port: `/metrics`, `/healthz` and `/readyz` over plain HTTP, for who watches the server and for nobody else.
 
-h11 reads HTTP, the event loop serves it, and a thread renders metrics, one scrape after another with a rest after each.
-So a client that says too much, too little, nothing, or the same again and again costs a bounded piece of memory and of
-a core, and holds up no call. Answers are counts and words of ours: no id and no content is in them (I25).
+h11 reads HTTP, the event loop serves it, and a thread renders metrics, once for all who wait for them and with a rest
+after each time. So a client that says too much, too little, nothing, or the same again and again costs a bounded piece
+of memory and of a core, and holds up no call. Answers are counts and words of ours: no id and no content (I25).
 """
 
 from __future__ import annotations
@@ -11,30 +11,32 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
 from typing import Final
 
 import h11
 import structlog
 
 from roost.server import address
+from roost.server.metrics import wants_openmetrics
 
-CONNECTIONS: Final = 64  # at once; one more takes the place of the one that has been silent longest
+CONNECTIONS: Final = 64  # at once; one more takes the place of the one in which nothing has happened for longest
 HEAD_BYTES: Final = 8_192  # a request's line and headers
 HEAD_SECONDS: Final = 5.0  # for them to arrive in, from their first byte or the connection's begin
 IDLE_SECONDS: Final = 120.0  # between two requests: longer than between two scrapes
 WRITE_SECONDS: Final = 10.0  # for an answer to be taken in
-SCRAPES: Final = 8  # that may wait for their turn
 _LINGER_SECONDS: Final = 1.0  # what still comes after the last answer is read for so long, or the answer may be lost
 _READ: Final = 4_096
-_REST: Final = 4  # times as long as a scrape took it is rested: scrapes use a fifth of a core at most
+_REST: Final = 4  # times as long as metrics took it is rested: they use a fifth of a core at most
 _BACKLOG: Final = 64
 _TEXT: Final = "text/plain; charset=utf-8"
 
 # A state that the server is in, and whether calls are taken in it.
 STARTING, READY, DRAINING, FAILING = "starting", "ready", "draining", "failing"
 
-# Renders the metrics, on a thread, as the Accept header wants them: (content type, text).
-Render = Callable[[str], tuple[str, bytes]]
+# Renders the metrics, on a thread, in one of their two formats, OpenMetrics or the older text: (content type, text).
+Page = tuple[str, bytes]
+Render = Callable[[bool], Page]
 
 log = structlog.get_logger("roost.admin")
 
@@ -47,12 +49,11 @@ class AdminPort:
         self._where = where
         self._render = render
         self._thread = ThreadPoolExecutor(1, "roost-metrics")
-        self._scrape = asyncio.Lock()
-        self._scrapes = 0  # that wait or run
-        self._rested = 0.0  # when the next one may begin
+        self._turn = asyncio.Lock()
+        self._rested = 0.0  # when the next rendering may begin
+        self._next: dict[bool, asyncio.Task[Page]] = {}  # renderings that have not begun, by format
         self._server: asyncio.Server | None = None
-        # The connections, and since when it is the client's turn (None: it is ours).
-        self._silent: dict[asyncio.Task[None], float | None] = {}
+        self._active: dict[asyncio.Task[None], float] = {}  # the connections, and when something last happened in each
 
     @property
     def ready(self) -> bool:
@@ -76,11 +77,11 @@ class AdminPort:
         return self._where.named(0 if self._where.path else self._server.sockets[0].getsockname()[1])
 
     async def stop(self) -> None:
-        """Listen no more, and end the connections; a scrape that is under way ends first."""
+        """Listen no more, and end the connections; a rendering that is under way ends first."""
         if self._server is None:
             return
         self._server.close()
-        tasks = list(self._silent)
+        tasks = [*self._active, *self._next.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -92,28 +93,21 @@ class AdminPort:
         task = asyncio.current_task()
         assert task is not None
         try:
-            if len(self._silent) < CONNECTIONS or self._make_room():
-                self._silent[task] = time.monotonic()
-                writer.transport.set_write_buffer_limits(high=0)  # `drain` waits until all is sent
-                await self._serve(reader, writer, task)
-                await self._linger(reader, writer)
+            if len(self._active) >= CONNECTIONS:
+                oldest = min(self._active, key=self._active.__getitem__)
+                del self._active[oldest]
+                oldest.cancel()
+            self._active[task] = time.monotonic()
+            writer.transport.set_write_buffer_limits(high=0)  # `drain` waits until all is sent
+            await self._serve(reader, writer, task)
+            await self._linger(reader, writer)
         except (OSError, TimeoutError, asyncio.CancelledError, h11.LocalProtocolError):
             pass  # it is gone, too slow, or in the way
         except Exception:
             log.exception("admin_failed")
         finally:
-            self._silent.pop(task, None)
+            self._active.pop(task, None)
             writer.transport.abort()
-
-    def _make_room(self) -> bool:
-        """End the connection that has been silent longest; False if all are being answered."""
-        silent = [(since, number, task) for number, (task, since) in enumerate(self._silent.items()) if since]
-        if not silent:
-            return False
-        task = min(silent)[2]
-        del self._silent[task]
-        task.cancel()
-        return True
 
     async def _serve(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, task: asyncio.Task[None]
@@ -130,14 +124,13 @@ class AdminPort:
                 return
             if request is None:
                 return
-            self._silent[task] = None
-            answer = await self._reply(http, request)
-            self._silent[task] = time.monotonic()
-            await self._answer(http, writer, request, *answer)
+            self._active[task] = time.monotonic()
+            await self._answer(http, writer, request, *await self._reply(http, request))
+            self._active[task] = time.monotonic()
             if http.our_state is not h11.DONE or http.their_state is not h11.DONE:
                 return
             http.start_next_cycle()
-            seconds = IDLE_SECONDS
+            seconds = HEAD_SECONDS if http.trailing_data[0] else IDLE_SECONDS  # it may have begun
 
     async def _linger(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write_eof()
@@ -170,27 +163,34 @@ class AdminPort:
             return (503 if self.state == FAILING else 200), _TEXT, b"failing\n" if self.state == FAILING else b"ok\n"
         if path == b"/readyz":
             return (200 if self.ready else 503), _TEXT, f"{self.state}\n".encode()
-        if self._scrapes >= SCRAPES:
-            return 503, _TEXT, b"too many scrapes at once\n"
         accept = ",".join(value.decode("latin-1") for name, value in request.headers if name == b"accept")
-        self._scrapes += 1
         try:
-            return 200, *await self._rendered(accept)
+            return 200, *await self._page(wants_openmetrics(accept))
         except Exception:
             log.exception("scrape_failed")
             return 500, _TEXT, b"the metrics cannot be told; see the log\n"
-        finally:
-            self._scrapes -= 1
 
-    async def _rendered(self, accept: str) -> tuple[str, bytes]:
-        async with self._scrape:
-            await asyncio.sleep(max(0.0, self._rested - time.monotonic()))
-            began = time.monotonic()
-            try:
-                return await asyncio.get_running_loop().run_in_executor(self._thread, self._render, accept)
-            finally:
-                ended = time.monotonic()
-                self._rested = ended + _REST * (ended - began)
+    async def _page(self, openmetrics: bool) -> Page:
+        """The metrics as they are from now on. Whoever asks before their rendering has begun shares it."""
+        page = self._next.get(openmetrics)
+        if page is None:
+            page = self._next[openmetrics] = asyncio.create_task(self._rendered(openmetrics))
+        return await asyncio.shield(page)
+
+    async def _rendered(self, openmetrics: bool) -> Page:
+        try:
+            async with self._turn:
+                await asyncio.sleep(max(0.0, self._rested - time.monotonic()))
+                del self._next[openmetrics]
+                began = time.monotonic()
+                try:
+                    return await asyncio.get_running_loop().run_in_executor(self._thread, self._render, openmetrics)
+                finally:
+                    ended = time.monotonic()
+                    self._rested = ended + _REST * (ended - began)
+        except asyncio.CancelledError:
+            self._next.pop(openmetrics, None)
+            raise
 
     async def _answer(
         self,
@@ -211,7 +211,7 @@ class AdminPort:
             headers.append(("allow", "GET, HEAD"))
         if request is None or status == 413:
             headers.append(("connection", "close"))
-        parts = [http.send(h11.Response(status_code=status, headers=headers))]
+        parts = [http.send(h11.Response(status_code=status, reason=HTTPStatus(status).phrase, headers=headers))]
         if request is None or request.method != b"HEAD":
             parts.append(http.send(h11.Data(data=body)))
         parts.append(http.send(h11.EndOfMessage()))

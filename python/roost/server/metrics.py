@@ -22,7 +22,8 @@ from prometheus_client.core import (
     InfoMetricFamily,
     Metric,
 )
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder, generate_latest
+from prometheus_client.openmetrics import exposition
 from prometheus_client.registry import Collector
 
 from roost._core import VERSION
@@ -187,6 +188,14 @@ _MAKE: Final[dict[Kind, Callable[..., Any]]] = {
 Series = Iterator[tuple[Any, ...]]  # label values, and what `add_metric` takes of values
 
 
+def wants_openmetrics(accept: str) -> bool:
+    """Whether an Accept header prefers OpenMetrics to the older text, as prometheus_client reads it."""
+    try:
+        return choose_encoder(accept)[1].startswith("application/openmetrics-text")
+    except (TypeError, ValueError):  # it names a version that is none
+        return False
+
+
 class Metrics(Collector):
     """Reads this server's numbers. Any thread may call it.
 
@@ -240,13 +249,12 @@ class Metrics(Collector):
             ),
         }
 
-    def render(self, accept: str) -> tuple[str, bytes]:
-        """All metrics in the format that an Accept header asks for: its content type, and the text."""
-        try:
-            encode, content_type = choose_encoder(accept)
-        except (TypeError, ValueError):  # a version that is none
-            encode, content_type = choose_encoder("")
-        return content_type, encode(self._registry)
+    def render(self, openmetrics: bool) -> tuple[str, bytes]:
+        """All metrics in one of the two formats: its content type, and the text."""
+        if openmetrics:
+            encode: Any = exposition.generate_latest  # it has no types
+            return exposition.CONTENT_TYPE_LATEST, encode(self._registry)
+        return CONTENT_TYPE_PLAIN_0_0_4, generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
         """Every metric of the table but those of the process."""

@@ -59,9 +59,9 @@ use tree::{Gate, Line, Place, Queue, Tenant, Tenants, TreeState};
 pub use access::{Granted, Rule};
 pub use ended::{CleanupStep, DumpMade};
 pub use events::{Event, Value};
-pub use measure::Distribution;
 pub use keyring::{Caller, DEFAULT_TENANT, Keys, MAX_TENANT_KEYS, maker};
 pub(crate) use keyring::{KEYS_ROOT, KeyChange};
+pub use measure::Distribution;
 pub use read::{Dress, RecordRow, SessionView, verify_history};
 pub use recover::Appended;
 pub use reload::{
