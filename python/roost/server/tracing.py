@@ -160,14 +160,12 @@ class Traces(Spans):
 
     def _begin(self, path: str, context: Context) -> Span:
         """A span for a call. Each runs in a task of its own, whose context variables end with it."""
-        given = [(str(name), str(value)) for name, value in context.invocation_metadata() or ()]
-        carrier = {name: value for name, value in given if name in ("traceparent", "tracestate")}
-        # More than one parent is none.
-        parent = self._remote.extract(carrier) if sum(name == "traceparent" for name, _ in given) == 1 else None
+        given = dict(context.invocation_metadata() or ())
+        carrier = {name: str(given[name]) for name in ("traceparent", "tracestate") if name in given}
         service, _, method = path.lstrip("/").partition("/")
         span = self._tracer.start_span(
             f"{service}/{method}",
-            context=parent or self._nothing(),
+            context=self._remote.extract(carrier, self._nothing()),
             kind=self._api.SpanKind.SERVER,
             attributes={"rpc.system": "grpc", "rpc.service": service, "rpc.method": method},
         )
