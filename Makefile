@@ -134,7 +134,17 @@ lint-proto: $(VENV)
 
 lint-docs: $(EXT)
 	$(BIN)/python scripts/gen_docs.py --check
+	$(BIN)/python scripts/gen_chart.py --check
 	$(BIN)/python scripts/check_docs.py
+
+.PHONY: lint-deploy
+lint-deploy: $(EXT) ## the image's and the chart's checks; installs their tools (Go is needed) into .tools
+	scripts/deploy_tools.sh lint
+	ROOST_DEPLOY_TOOLS=required $(BIN)/pytest -q tests/deploy $(PYTEST_ARGS)
+
+.PHONY: prove-image
+prove-image: ## do what the Dockerfile does without a container engine, and run the result (root; compiles the engine)
+	deploy/docker/prove.sh $(WHEELS)
 
 .PHONY: fmt
 fmt: $(VENV) ## format everything
@@ -154,8 +164,19 @@ proto-baseline: $(VENV) ## take today's protos as what later ones must not break
 	$(BIN)/buf build --exclude-source-info --output proto/baseline.binpb
 
 .PHONY: docs
-docs: $(EXT) ## write the generated tables of docs/
+docs: $(EXT) ## write the generated tables of docs/, and what the Helm chart has from the code
 	$(BIN)/python scripts/gen_docs.py
+	$(BIN)/python scripts/gen_chart.py
+
+.PHONY: manifests
+manifests: $(EXT) ## write deploy/manifests from the chart with its default values (needs the tools of lint-deploy)
+	@scripts/deploy_tools.sh lint
+	$(BIN)/python scripts/gen_manifests.py
+
+.PHONY: sbom
+sbom: ## write dist/sbom: what the image's Python packages and crates are, from the lock files
+	@scripts/deploy_tools.sh sbom
+	scripts/sbom.sh
 
 .PHONY: lock
 lock: ## write the lock files of Python and Rust; LOCK_ARGS=--upgrade to take the newest
@@ -165,4 +186,4 @@ lock: ## write the lock files of Python and Rust; LOCK_ARGS=--upgrade to take th
 
 .PHONY: clean
 clean: ## remove everything that make made
-	rm -rf .venv .venv-proto .venv-lock target dist .mypy_cache .ruff_cache .pytest_cache .hypothesis python/roost/_core*.so
+	rm -rf .venv .venv-proto .venv-lock .tools target dist .mypy_cache .ruff_cache .pytest_cache .hypothesis python/roost/_core*.so

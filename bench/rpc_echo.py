@@ -244,7 +244,7 @@ def fill(data_dir: Path, count: int) -> None:
 
         statuses = closes = rewards = finished = acks = stales = reopens = restores = steps = forgets = records
         keys = revoked_keys = resources = resource_updates = resources_due = cleanups_due = records
-        mail = mail_updates = records
+        mail = mail_updates = copies = records
 
         def purged_records(self) -> list[int]:
             return []

@@ -79,7 +79,7 @@ class Rows:
         return []
 
     closes = rewards = finished = acks = stales = reopens = restores = steps = forgets = keys = revoked_keys = statuses
-    resources = resource_updates = resources_due = cleanups_due = mail = mail_updates = statuses
+    copies = resources = resource_updates = resources_due = cleanups_due = mail = mail_updates = statuses
 
     def purged_records(self) -> list[int]:
         return []

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Write the Python lock files from pyproject.toml and requirements/proto.in: hashes, no index, any platform.
+# Write the Python lock files from pyproject.toml and requirements/*.in: hashes, no index, any platform.
 #   lock.sh [--upgrade]
 set -eu
 cd "$(dirname "$0")/.."
@@ -13,3 +13,7 @@ compile() {
 }
 compile requirements/dev.lock pyproject.toml --all-extras "$@"
 compile requirements/proto.lock requirements/proto.in "$@"
+compile requirements/deploy.lock requirements/deploy.in "$@"
+# What the image builds with and what it runs: the versions that were tested, and nothing that only tests need.
+compile requirements/build.lock requirements/build.in --constraint requirements/dev.lock
+compile requirements/server.lock pyproject.toml --extra server --extra cli --constraint requirements/dev.lock

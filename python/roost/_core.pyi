@@ -78,6 +78,7 @@ class Batch:
     roots: list[bytes]
     def sessions(self) -> list[tuple[Any, ...]]: ...  # SessionUpsert columns
     def records(self) -> list[tuple[Any, ...]]: ...  # RecordInsert columns
+    def copies(self) -> list[tuple[Any, ...]]: ...  # RecordCopy columns
     def statuses(self) -> list[tuple[Any, ...]]: ...  # StatusUpdate columns
     def closes(self) -> list[tuple[Any, ...]]: ...  # SessionClose columns
     def rewards(self) -> list[tuple[Any, ...]]: ...  # RewardUpsert columns
@@ -299,7 +300,7 @@ class Engine:
     def next_effects(self, timeout_ms: int) -> list[tuple[Any, ...]]:
         """Reads the engine needs, in order:
         ("find", id, tenant, session_id)  ("header", id, root)  ("read", id, tenant, session_id)
-        ("session", id, uid, with_tokens, with_provisional, state_turn)
+        ("session", id, uid, with_tokens, with_provisional, state_turn, with_size)
         ("trajectories", id, [(uid, number)])  ("due", id, until_ms, (finish_due, uid) | None, limit)"""
     def found(self, effect: int, found: tuple[Any, ...] | None) -> bool: ...  # Found
     def header_loaded(self, effect: int, tenant: str, rows: Sequence[tuple[Any, ...]]) -> bool: ...  # HeaderRow

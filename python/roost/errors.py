@@ -62,6 +62,13 @@ class RoostError(Exception):
         self.quota: tuple[QuotaHit, ...] = tuple(quota)
         self.method = method
 
+    @property
+    def holders(self) -> list[tuple[str, float]]:
+        """Of a cap that refused: the sessions that hold it, longest first, and for how long in seconds; at most eight,
+        those that the caller may see."""
+        found = (one.rpartition("=") for one in self.metadata.get("holders", "").split())
+        return [(name, int(ms) / 1_000) for name, _, ms in found if ms.isdecimal()]
+
     def __str__(self) -> str:
         label = self.reason or self.code.name
         where = f" ({self.method.rsplit('/', 1)[-1]})" if self.method else ""
@@ -452,11 +459,13 @@ class TreeTurns(RoostError):
 
 
 class TenantTurns(RoostError):
-    """TENANT_TURNS: The tenant runs as many turns as it may. Wait for a slot (`wait`), or end a running turn (list
-    them by activity RUNNING)."""
+    """TENANT_TURNS: The tenant runs as many turns as it may. Wait for a slot (`wait`), or end a turn that the
+    details name; ListSessions has the rest by activity RUNNING."""
 
     REASON = "TENANT_TURNS"
-    ADVICE = "Wait for a slot (`wait`), or end a running turn (list them by activity RUNNING)."
+    ADVICE = (
+        "Wait for a slot (`wait`), or end a turn that the details name; ListSessions has the rest by activity RUNNING."
+    )
 
 
 class TreeSessions(RoostError):

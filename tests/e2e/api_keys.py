@@ -11,6 +11,7 @@ from roost_server import DEADLINE, Api, Refusal, Server, refusal
 
 from roost._core import new_admin_key
 from roost.v1 import admin_service_pb2 as admin
+from roost.v1 import mail_service_pb2 as mail
 from roost.v1 import resource_service_pb2 as resources
 from roost.v1 import session_service_pb2 as sessions
 from roost.v1 import trajectory_service_pb2 as trajectories
@@ -21,10 +22,11 @@ OTHER_ADMIN = new_admin_key()
 
 SERVICES = tuple(
     service
-    for file in (sessions, turns, trajectories, resources, admin)
+    for file in (sessions, turns, mail, trajectories, resources, admin)
     for service in file.DESCRIPTOR.services_by_name.values()
 )
 METHODS = {f"/{service.full_name}/{method.name}": method for service in SERVICES for method in service.methods}
+ENDLESS = {"WatchSessions"}  # streams whose first message comes at once, and whose last never does
 STREAMS = {"ReadHistory", "GetCheckpoint", "ExportTrajectories", "WatchOwner"}
 
 
@@ -89,8 +91,18 @@ def opened(api: Api, session_id: str, parent: str = "", **labels: str) -> str:
 def invoke(api: Api, path: str, data: bytes = b"") -> list[bytes]:
     """Call any method with the bytes of a request; the messages it answers with."""
     name = path.rpartition("/")[2]
+    if name in ENDLESS:
+        stream = api.channel.unary_stream(path)(data, timeout=DEADLINE)
+        first = next(stream)
+        stream.cancel()
+        return [first]
     if name in STREAMS:
-        return list(api.channel.unary_stream(path)(data, timeout=DEADLINE))
+        stream = api.channel.unary_stream(path)(data, timeout=DEADLINE)
+        if name != "WatchSessions":
+            return list(stream)
+        first = next(stream)  # it answers at once, and does not end by itself
+        stream.cancel()
+        return [first]
     return [api.channel.unary_unary(path)(data, timeout=DEADLINE)]
 
 

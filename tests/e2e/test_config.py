@@ -55,6 +55,7 @@ def test_defaults_are_those_of_the_design() -> None:
         "max_turn_bytes": 1 << 20,
         "max_state_bytes": 65_536,
         "max_rewind": 8,
+        "max_fork_bytes": 64 << 20,
         "reward_finish_delay_ms": 0,
         "max_inline_checkpoint_bytes": 1 << 20,
         "journal_queue_bytes": 64 << 20,

@@ -16,7 +16,14 @@ from api_keys import ADMIN, METHODS, create, keyed, opened, said
 from roost_server import DEADLINE, Api, ClockedServer, Server, fresh, refused
 
 from roost._core import RULES
-from roost.v1 import resource_service_pb2, session_service_pb2, trajectory_service_pb2, turn_service_pb2, types_pb2
+from roost.v1 import (
+    mail_service_pb2,
+    resource_service_pb2,
+    session_service_pb2,
+    trajectory_service_pb2,
+    turn_service_pb2,
+    types_pb2,
+)
 
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
 DENIED = grpc.StatusCode.PERMISSION_DENIED
@@ -98,6 +105,7 @@ def about(method: str, name: str, trees: Trees) -> Any:
         "ListSessions": session_service_pb2.ListSessionsRequest(root_session_id=name),
         "UpdateSession": session_service_pb2.UpdateSessionRequest(session_id=name),
         "ReadHistory": session_service_pb2.ReadHistoryRequest(session_id=name),
+        "WatchSessions": session_service_pb2.WatchSessionsRequest(root_session_id=name),
         "CloseSession": session_service_pb2.CloseSessionRequest(session_id=name),
         "ReopenSession": session_service_pb2.ReopenSessionRequest(session_id=name),
         "InterruptSession": session_service_pb2.InterruptSessionRequest(session_id=name),
@@ -105,6 +113,11 @@ def about(method: str, name: str, trees: Trees) -> Any:
         "CommitTurn": turn_service_pb2.CommitTurnRequest(session_id=name, lease=lease, record=record),
         "AbortTurn": turn_service_pb2.AbortTurnRequest(session_id=name, lease=lease),
         "GetCheckpoint": turn_service_pb2.GetCheckpointRequest(session_id=name, lease=lease),
+        "SendMessage": mail_service_pb2.SendMessageRequest(
+            session_id=name, message=types_pb2.MessageInput(content=b"x")
+        ),
+        "WaitMail": mail_service_pb2.WaitMailRequest(session_id=name),
+        "ListMail": mail_service_pb2.ListMailRequest(session_id=name),
         "SetReward": trajectory_service_pb2.SetRewardRequest(session_id=name, reward=1.0, turn=1),
         "FinishTrajectory": trajectory_service_pb2.FinishTrajectoryRequest(session_id=name),
         "ExportTrajectories": trajectory_service_pb2.ExportTrajectoriesRequest(session_ids=[name]),
@@ -120,7 +133,7 @@ ABOUT_ONE = [path for path, rule in RULES.items() if rule in ("inside", "outline
 
 
 def test_every_rule_is_tried_here() -> None:
-    each = {"RenewTurns", "AckTrajectories", "ExportTrajectories"}
+    each = {"RenewTurns", "AckTrajectories", "ExportTrajectories", "PollTurn"}
     assert {path.rpartition("/")[2] for path, rule in RULES.items() if rule == "each"} == each
     tenant = {"WatchOwner", "ReconcileInventory", "RestoreSessions"}
     assert {path.rpartition("/")[2] for path, rule in RULES.items() if rule == "tenant"} == tenant
@@ -259,6 +272,49 @@ def test_i17_it_makes_sessions_below_its_own_and_nowhere_else(trees: Trees, agen
     with refused(FAILED, "SESSION_CLOSED"):
         agent.open("a0", parent_session_id="a")
     agent.close(child)
+
+
+def test_i17_it_writes_to_all_of_its_tree_in_its_own_name_alone(trees: Trees, agent: Api) -> None:
+    before = {name: len(listed(trees, name)) for name in Trees.OUTLINE}
+    for name in Trees.OUTLINE:
+        agent.send(name, b"from a")
+        agent.send(name, b"from a1", sender_session_id="a1")
+    for name in (*Trees.OUTLINE, *Trees.HIDDEN, Trees.GONE_OUTLINE, "nobody"):
+        with refused(NOT_FOUND, "SESSION_NOT_FOUND") as why:
+            agent.send("root", sender_session_id=name)
+        assert why.message == f'no session "{name}" is known'  # as of one that never was
+    with refused(FAILED, "ROOT_TRIGGER"):
+        agent.send("root", trigger=True)
+    for name in Trees.OUTLINE:
+        told = [(m.content, m.sender_session_id) for m in listed(trees, name)[before[name] :]]
+        assert told == [(b"from a", "a"), (b"from a1", "a1")]
+        with refused(NOT_FOUND, "SESSION_NOT_FOUND"):
+            agent.list_mail(name)
+    # What became of its own it sees, whoever it was to.
+    assert {m.session_id for m in agent.list_mail(sender_session_id="a")} >= set(Trees.OUTLINE)
+    with refused(NOT_FOUND, "SESSION_NOT_FOUND"):
+        agent.list_mail(sender_session_id="b")
+
+
+def listed(trees: Trees, name: str) -> list[Any]:
+    with keyed(trees.server, trees.tenant_key) as api:
+        return api.list_mail(name)
+
+
+def test_i17_it_polls_turns_of_its_own_sessions(tmp_path: Path) -> None:
+    server = Server(tmp_path / "data", ROOST_ADMIN_KEY=ADMIN).start()
+    try:
+        with keyed(server, create(server, "t").key) as api:
+            keys = {name: opened(api, name, parent) for name, parent in (("root", ""), ("a", "root"), ("b", "root"))}
+            for name in ("root", "b"):
+                api.send(name, b"go", trigger=True)
+            with keyed(server, keys["a"]) as agent:
+                assert not agent.poll().session_id
+                api.send("a", b"go", trigger=True)
+                assert agent.poll().session_id == "a"
+            assert {api.poll().session_id for _ in range(2)} == {"root", "b"}
+    finally:
+        server.end()
 
 
 def test_an_id_made_from_a_request_id_is_the_sessions_own(trees: Trees) -> None:

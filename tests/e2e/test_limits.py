@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 from conftest import Start
 from roost_server import DEADLINE, Api, fresh, record_input, refusal, refused
 
+from roost.client import Client
+from roost.errors import TreeTurns
 from roost.v1 import turn_service_pb2, types_pb2
 
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -47,6 +50,67 @@ def test_i2_the_tree_cap_keeps_a_place_for_the_root(start: Start) -> None:
         api.commit(one, held)
         api.turn(two)
         assert api.stats().gauges["slots_held"] == 0
+
+
+def test_a_full_gate_says_who_holds_it_and_where_a_call_stands(start: Start) -> None:
+    """As a person reads it, as a program does, and as the client raises it."""
+    server = start("--max-turns-per-tree", "3", "--max-turns-per-tenant", "3")
+    with server.api() as api:
+        root = api.open().session.session_id
+        names = [api.open(parent_session_id=root).session.session_id for _ in range(4)]
+        lease = api.begin(names[0]).grant.lease
+        api.begin(names[1])
+        with refused(EXHAUSTED, "TREE_TURNS") as why:
+            api.begin(names[2])
+        assert why.message.startswith(
+            "2 turns run in this tree, and max_turns_per_tree is 3, one place of which is kept for the root; "
+            f'the longest is that of session "{names[0]}", for '
+        )
+        assert why.message.endswith(
+            "; this call would be number 1 in the queue: wait for a place (`wait`), or end a turn"
+        )
+        assert why.details == ["ErrorInfo", "QuotaFailure", "RetryInfo"]
+        assert [name.partition("=")[0] for name in why.metadata["holders"].split()] == names[:2]
+        assert (why.metadata["queue_position"], why.metadata["waiting"]) == ("1", "0")
+        waiting = begin_waiting(api, names[2])
+        with refused(EXHAUSTED, "TREE_TURNS") as why:
+            api.begin(names[3], wait=0.001)
+        assert (why.metadata["queue_position"], why.metadata["waiting"]) == ("2", "1")
+        assert int(why.metadata["waited_ms"]) >= 1
+        assert "and was number 2 in the queue" in why.message
+        with Client(server.address) as client, pytest.raises(TreeTurns) as raised:
+            client.begin_turn(names[3])
+        assert [name for name, _ in raised.value.holders] == names[:2]
+        assert all(seconds >= 0 for _, seconds in raised.value.holders)
+        assert "held by" in raised.value.quota[0].description
+        # At the tenant's gate the holders are those of all trees.
+        api.begin(root)
+        with refused(EXHAUSTED, "TENANT_TURNS") as why:
+            api.begin(api.open().session.session_id)
+        assert [name.partition("=")[0] for name in why.metadata["holders"].split()] == [*names[:2], root]
+        assert "3 turns run for this tenant, and max_turns_per_tenant is 3" in why.message
+        api.commit(names[0], lease)
+        assert waiting.result(DEADLINE).grant.turn == 1
+
+
+def test_i22_who_only_asks_gets_the_same_answer_and_takes_nothing(start: Start) -> None:
+    with start("--max-turns-per-tenant", "1").api() as api:
+        one, two = api.open().session.session_id, api.open().session.session_id
+        asked = api.begin(one, validate_only=True).grant
+        assert (asked.turn, asked.lease, asked.fence) == (1, b"", 0)
+        assert api.stats().gauges["slots_held"] == 0
+        api.begin(one)
+        said = []
+        for only in (True, False):
+            with refused(EXHAUSTED, "TENANT_TURNS") as why:
+                api.begin(two, validate_only=only)
+            held = why.metadata.pop("holders").partition("=")[0]
+            said.append((why.message.partition(", for ")[0], why.metadata, why.details, held))
+        assert said[0] == said[1]
+        with refused(EXHAUSTED, "TENANT_TURNS") as why:
+            api.begin(two, validate_only=True, wait=20)
+        assert why.metadata["queue_position"] == "1"
+        assert api.stats().gauges["waiting"] == 0
 
 
 def test_the_tenant_cap_and_its_queue(start: Start) -> None:

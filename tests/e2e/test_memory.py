@@ -96,8 +96,9 @@ def test_an_unloaded_session_takes_no_more_than_its_line_in_a_loaded_header() ->
     assert found.each <= PER_LINE, found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
-    "trees", [pytest.param(True, id="in-trees"), pytest.param(False, id="alone", marks=pytest.mark.long)]
+    "trees", [pytest.param(True, id="in-trees"), pytest.param(False, id="alone")]
 )
 def test_memory_does_not_grow_with_the_number_of_known_sessions(trees: bool) -> None:
     """Headers go as well when bytes are short: a session that nobody asks for costs nothing."""

@@ -107,6 +107,9 @@ class Limits(BaseModel):
     max_state_bytes: Size = Field(64 * _KIB, ge=0, le=_MIB, description="the client's own state")
     max_inline_checkpoint_bytes: Size = Field(_MIB, ge=0, le=64 * _MIB, description="checkpoint tokens in a grant")
     max_rewind: Count = Field(8, ge=0, le=1_000_000, description="turns that a commit may go back (`base_turn`)")
+    max_fork_bytes: Size = Field(
+        64 * _MIB, ge=0, le=_GIB, description="what a session that is a fork (`fork_from`) may copy"
+    )
     reward_finish_delay_ms: Millis = Field(
         0, ge=0, le=30 * _DAY, description="a trajectory finishes this long after its latest reward; 0: not by itself"
     )

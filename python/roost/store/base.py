@@ -67,6 +67,19 @@ class RecordInsert(NamedTuple):
     content: bytes | None
 
 
+class RecordCopy(NamedTuple):
+    """One record whose tokens, state, arrays and content are those of the record `source`, which is stored."""
+
+    seq: int
+    session: bytes
+    prev: int
+    status: int
+    turn: int
+    meta: bytes
+    chain: bytes
+    source: int
+
+
 class TrajectoryInsert(NamedTuple):
     """A trajectory that was finished: the records of its session with after_seq < seq <= ready_seq."""
 
@@ -293,6 +306,7 @@ class Batch(Protocol):
 
     def sessions(self) -> list[tuple[Any, ...]]: ...
     def records(self) -> list[tuple[Any, ...]]: ...
+    def copies(self) -> list[tuple[Any, ...]]: ...
     def statuses(self) -> list[tuple[Any, ...]]: ...
     def closes(self) -> list[tuple[Any, ...]]: ...
     def rewards(self) -> list[tuple[Any, ...]]: ...
@@ -520,13 +534,15 @@ class RecordRow(NamedTuple):
 class LoadedSession(NamedTuple):
     """What a reload reads. `records` are newest first, all of them, linked by `prev`; `state` is the client's state and
     `state_seq` the record that set it (None and 0 if none did); `provisional` the live provisional, if it was asked
-    for and there is one."""
+    for and there is one; `size` how many bytes of payloads and metas the COMMITTED records up to the turn asked for have,
+    if that was asked for, else 0."""
 
     row: SessionRow
     records: list[RecordLine]
     state_seq: int
     state: bytes | None
     provisional: RecordRow | None
+    size: int
 
 
 class TrajectoryRow(NamedTuple):
@@ -715,9 +731,15 @@ class Store(Protocol):
         """The tenant and the OPEN sessions of a tree, parents before children."""
 
     def load_session(
-        self, uid: bytes, with_tokens: bool, with_provisional: bool = False, state_turn: int | None = None
+        self,
+        uid: bytes,
+        with_tokens: bool,
+        with_provisional: bool = False,
+        state_turn: int | None = None,
+        with_size: bool = False,
     ) -> LoadedSession | None:
-        """Read one session for a reload, in one snapshot. The state is the newest, or that after turn `state_turn`."""
+        """Read one session for a reload, in one snapshot. The state is the newest, or that after turn `state_turn`; the
+        size that of the records up to there."""
 
     def read_session(self, tenant: str, session_id: str) -> SessionRow | None:
         """Read one session row."""

@@ -195,6 +195,12 @@ _COMMITTED = 1  # roost.v1.RECORD_STATUS_COMMITTED
 
 _RECORD = "SELECT seq, prev, status, turn, meta, chain, tokens, state, arrays, content FROM record WHERE seq IN ({})"
 
+# A length is in the row's head: the payloads are not read.
+_SIZE = (
+    "SELECT sum(length(meta) + coalesce(length(tokens), 0) + coalesce(length(state), 0) + coalesce(length(arrays), 0) "
+    "+ coalesce(length(content), 0)) FROM record WHERE seq IN ({})"
+)
+
 # The uids of one page of a list, each over an index that yields them in order. The paths below a path are a range.
 _PATH = " AND (path = :path OR (path >= :below AND path < :past))"
 _PAGE_OF_STATE = "SELECT uid FROM session WHERE tenant = :tenant AND state = {} AND uid > :after{}"
@@ -306,7 +312,12 @@ class Reader:
             return tenant or "", _header(conn, root)
 
     def load_session(
-        self, uid: bytes, with_tokens: bool, with_provisional: bool = False, state_turn: int | None = None
+        self,
+        uid: bytes,
+        with_tokens: bool,
+        with_provisional: bool = False,
+        state_turn: int | None = None,
+        with_size: bool = False,
     ) -> LoadedSession | None:
         """See base.Store."""
         with self._snapshot() as conn:
@@ -319,7 +330,8 @@ class Reader:
             if with_provisional and row.provisional:
                 found = conn.execute(_RECORD.format("?"), (row.provisional,)).fetchone()
                 provisional = None if found is None else RecordRow._make(found)
-            return LoadedSession(row, records, place, state, provisional)
+            size = _size(conn, records, state_turn) if with_size else 0
+            return LoadedSession(row, records, place, state, provisional, size)
 
     def read_session(self, tenant: str, session_id: str) -> SessionRow | None:
         """See base.Store."""
@@ -632,10 +644,23 @@ def _state(conn: apsw.Connection, row: SessionRow) -> tuple[int, bytes | None]:
     return place, state
 
 
+def _up_to(records: list[RecordLine], turn: int | None) -> list[int]:
+    """The records of the live line up to a turn, newest first."""
+    return [line.seq for line in records if line.status == _COMMITTED and (turn is None or line.turn <= turn)]
+
+
+def _size(conn: apsw.Connection, records: list[RecordLine], turn: int | None) -> int:
+    """How many bytes of payloads and metas the records of the live line up to a turn have."""
+    size = 0
+    for part, marks in _parts(_up_to(records, turn)):
+        found: Any = conn.execute(_SIZE.format(marks), part).get
+        size += found or 0
+    return size
+
+
 def _state_after(conn: apsw.Connection, records: list[RecordLine], turn: int) -> tuple[int, bytes | None]:
     """The client's state after a turn of the live line, and the record that set it."""
-    seqs = [line.seq for line in records if line.status == _COMMITTED and line.turn <= turn]  # newest first
-    for part, marks in _parts(seqs):
+    for part, marks in _parts(_up_to(records, turn)):
         sql = f"SELECT seq, state FROM record WHERE seq IN ({marks}) AND state IS NOT NULL ORDER BY seq DESC LIMIT 1"
         found: Any = conn.execute(sql, part).fetchone()
         if found is not None:

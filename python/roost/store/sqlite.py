@@ -218,10 +218,15 @@ class SqliteStore:
         return self._reader.load_header(root)
 
     def load_session(
-        self, uid: bytes, with_tokens: bool, with_provisional: bool = False, state_turn: int | None = None
+        self,
+        uid: bytes,
+        with_tokens: bool,
+        with_provisional: bool = False,
+        state_turn: int | None = None,
+        with_size: bool = False,
     ) -> LoadedSession | None:
         """See base.Store."""
-        return self._reader.load_session(uid, with_tokens, with_provisional, state_turn)
+        return self._reader.load_session(uid, with_tokens, with_provisional, state_turn, with_size)
 
     def read_session(self, tenant: str, session_id: str) -> SessionRow | None:
         """See base.Store."""

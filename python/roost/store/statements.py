@@ -71,6 +71,9 @@ _END_MAIL = (
     "WHERE state <= 2 AND (root, recipient) IN (SELECT root, uid FROM session WHERE uid IN (VALUES "
 )
 
+# What is told of a copy, and what it has of the record that it is a copy of.
+_COPIED = ", ".join([f"v.column{n}" for n in range(1, 8)] + [f"r.{name}" for name in RecordInsert._fields[7:]])
+
 # What else the row of a session has that is to be restored: nothing of it is there yet.
 _RESTORE_REST = {
     "state": SEALED_STATE,
@@ -136,6 +139,11 @@ _KINDS: dict[str, tuple[int, str, str]] = {
         11,
         f"INSERT INTO record ({', '.join(RecordInsert._fields)}) VALUES ",
         "",
+    ),
+    "copy_record": (
+        8,
+        f"INSERT INTO record ({', '.join(RecordInsert._fields)}) SELECT {_COPIED} FROM (VALUES ",
+        ") AS v CROSS JOIN record AS r WHERE r.seq = v.column8",
     ),
     "set_status": (
         2,
@@ -288,6 +296,7 @@ class Plan:
         yield from self._births()
         yield from chunks("restore_session", [(*row, *_RESTORE_REST.values()) for row in batch.restores()])
         yield from chunks("insert_record", batch.records())
+        yield from chunks("copy_record", batch.copies())
         yield from chunks("set_status", batch.statuses())
         yield from chunks("set_reward", batch.rewards())
         yield from chunks("insert_trajectory", [(*row, 0) for row in batch.finished()])

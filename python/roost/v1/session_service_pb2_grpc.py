@@ -92,7 +92,7 @@ class SessionServiceServicer(object):
         """Makes a session. Errors: ALREADY_EXISTS SESSION_EXISTS (unless if_exists says RETURN) or
         PATH_COLLISION, NOT_FOUND PARENT_NOT_FOUND, FAILED_PRECONDITION SESSION_CLOSED (this id ended, or
         the parent did), RESOURCE_EXHAUSTED TREE_SESSIONS or TREE_DEPTH; of `fork_from` also SESSION_NOT_FOUND,
-        SESSION_PURGED, TURN_NOT_FOUND and TOO_LARGE. Any failure leaves nothing behind.
+        SESSION_PURGED, SESSION_RESTORING, SESSION_CORRUPT, TURN_NOT_FOUND and TOO_LARGE. Any failure leaves nothing behind.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -155,7 +155,8 @@ class SessionServiceServicer(object):
     def WatchSessions(self, request, context):
         """Streams what happens to sessions, from a bounded ring in memory: each event once it is durable, in order, for as long
         as the caller listens. A stream goes on after a break with the `resume_token` of its last answer; one from before the
-        ring, or from before a restart, is answered with `resync`: list the sessions, and go on from its token.
+        ring, or from before a restart, is answered with `resync`: list the sessions, and go on from its token. Errors:
+        SESSION_NOT_FOUND (root_session_id), BAD_PAGE_TOKEN (resume_token).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

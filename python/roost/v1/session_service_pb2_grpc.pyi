@@ -39,7 +39,7 @@ class SessionServiceStub:
     """Makes a session. Errors: ALREADY_EXISTS SESSION_EXISTS (unless if_exists says RETURN) or
     PATH_COLLISION, NOT_FOUND PARENT_NOT_FOUND, FAILED_PRECONDITION SESSION_CLOSED (this id ended, or
     the parent did), RESOURCE_EXHAUSTED TREE_SESSIONS or TREE_DEPTH; of `fork_from` also SESSION_NOT_FOUND,
-    SESSION_PURGED, TURN_NOT_FOUND and TOO_LARGE. Any failure leaves nothing behind.
+    SESSION_PURGED, SESSION_RESTORING, SESSION_CORRUPT, TURN_NOT_FOUND and TOO_LARGE. Any failure leaves nothing behind.
     """
     GetSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.GetSessionRequest, _session_service_pb2.GetSessionResponse]
     """Reads one session. Loads nothing and does not count as a use."""
@@ -66,7 +66,8 @@ class SessionServiceStub:
     WatchSessions: _grpc.UnaryStreamMultiCallable[_session_service_pb2.WatchSessionsRequest, _session_service_pb2.WatchSessionsResponse]
     """Streams what happens to sessions, from a bounded ring in memory: each event once it is durable, in order, for as long
     as the caller listens. A stream goes on after a break with the `resume_token` of its last answer; one from before the
-    ring, or from before a restart, is answered with `resync`: list the sessions, and go on from its token.
+    ring, or from before a restart, is answered with `resync`: list the sessions, and go on from its token. Errors:
+    SESSION_NOT_FOUND (root_session_id), BAD_PAGE_TOKEN (resume_token).
     """
 
 @_typing.type_check_only
@@ -80,7 +81,7 @@ class SessionServiceAsyncStub(SessionServiceStub):
     """Makes a session. Errors: ALREADY_EXISTS SESSION_EXISTS (unless if_exists says RETURN) or
     PATH_COLLISION, NOT_FOUND PARENT_NOT_FOUND, FAILED_PRECONDITION SESSION_CLOSED (this id ended, or
     the parent did), RESOURCE_EXHAUSTED TREE_SESSIONS or TREE_DEPTH; of `fork_from` also SESSION_NOT_FOUND,
-    SESSION_PURGED, TURN_NOT_FOUND and TOO_LARGE. Any failure leaves nothing behind.
+    SESSION_PURGED, SESSION_RESTORING, SESSION_CORRUPT, TURN_NOT_FOUND and TOO_LARGE. Any failure leaves nothing behind.
     """
     GetSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.GetSessionRequest, _session_service_pb2.GetSessionResponse]  # type: ignore[assignment]
     """Reads one session. Loads nothing and does not count as a use."""
@@ -107,7 +108,8 @@ class SessionServiceAsyncStub(SessionServiceStub):
     WatchSessions: _aio.UnaryStreamMultiCallable[_session_service_pb2.WatchSessionsRequest, _session_service_pb2.WatchSessionsResponse]  # type: ignore[assignment]
     """Streams what happens to sessions, from a bounded ring in memory: each event once it is durable, in order, for as long
     as the caller listens. A stream goes on after a break with the `resume_token` of its last answer; one from before the
-    ring, or from before a restart, is answered with `resync`: list the sessions, and go on from its token.
+    ring, or from before a restart, is answered with `resync`: list the sessions, and go on from its token. Errors:
+    SESSION_NOT_FOUND (root_session_id), BAD_PAGE_TOKEN (resume_token).
     """
 
 class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -124,7 +126,7 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         """Makes a session. Errors: ALREADY_EXISTS SESSION_EXISTS (unless if_exists says RETURN) or
         PATH_COLLISION, NOT_FOUND PARENT_NOT_FOUND, FAILED_PRECONDITION SESSION_CLOSED (this id ended, or
         the parent did), RESOURCE_EXHAUSTED TREE_SESSIONS or TREE_DEPTH; of `fork_from` also SESSION_NOT_FOUND,
-        SESSION_PURGED, TURN_NOT_FOUND and TOO_LARGE. Any failure leaves nothing behind.
+        SESSION_PURGED, SESSION_RESTORING, SESSION_CORRUPT, TURN_NOT_FOUND and TOO_LARGE. Any failure leaves nothing behind.
         """
 
     @_abc_1.abstractmethod
@@ -199,7 +201,8 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_session_service_pb2.WatchSessionsResponse], _abc.AsyncIterator[_session_service_pb2.WatchSessionsResponse]]:
         """Streams what happens to sessions, from a bounded ring in memory: each event once it is durable, in order, for as long
         as the caller listens. A stream goes on after a break with the `resume_token` of its last answer; one from before the
-        ring, or from before a restart, is answered with `resync`: list the sessions, and go on from its token.
+        ring, or from before a restart, is answered with `resync`: list the sessions, and go on from its token. Errors:
+        SESSION_NOT_FOUND (root_session_id), BAD_PAGE_TOKEN (resume_token).
         """
 
 def add_SessionServiceServicer_to_server(servicer: SessionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -130,7 +130,8 @@ class TurnServiceServicer(object):
     def WatchOwner(self, request, context):
         """Streams to a host what becomes of what it owns: the turns it began, their sessions until another owner begins one, and
         the resources of kind CLIENT it attached. A stream begins with all that is still to be done (INTERRUPT, MAIL and
-        RELEASE), so that a broken one is simply opened again. Not for keys of sessions.
+        RELEASE), so that a broken one is simply opened again; CLOSED and LEASE_LOST of meanwhile it does not tell, renewals
+        and commits do. A stream tells each thing once. Not for keys of sessions.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

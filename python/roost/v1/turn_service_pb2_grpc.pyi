@@ -62,7 +62,8 @@ class TurnServiceStub:
     WatchOwner: _grpc.UnaryStreamMultiCallable[_turn_service_pb2.WatchOwnerRequest, _turn_service_pb2.WatchOwnerResponse]
     """Streams to a host what becomes of what it owns: the turns it began, their sessions until another owner begins one, and
     the resources of kind CLIENT it attached. A stream begins with all that is still to be done (INTERRUPT, MAIL and
-    RELEASE), so that a broken one is simply opened again. Not for keys of sessions.
+    RELEASE), so that a broken one is simply opened again; CLOSED and LEASE_LOST of meanwhile it does not tell, renewals
+    and commits do. A stream tells each thing once. Not for keys of sessions.
     """
 
 @_typing.type_check_only
@@ -99,7 +100,8 @@ class TurnServiceAsyncStub(TurnServiceStub):
     WatchOwner: _aio.UnaryStreamMultiCallable[_turn_service_pb2.WatchOwnerRequest, _turn_service_pb2.WatchOwnerResponse]  # type: ignore[assignment]
     """Streams to a host what becomes of what it owns: the turns it began, their sessions until another owner begins one, and
     the resources of kind CLIENT it attached. A stream begins with all that is still to be done (INTERRUPT, MAIL and
-    RELEASE), so that a broken one is simply opened again. Not for keys of sessions.
+    RELEASE), so that a broken one is simply opened again; CLOSED and LEASE_LOST of meanwhile it does not tell, renewals
+    and commits do. A stream tells each thing once. Not for keys of sessions.
     """
 
 class TurnServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -175,7 +177,8 @@ class TurnServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_turn_service_pb2.WatchOwnerResponse], _abc.AsyncIterator[_turn_service_pb2.WatchOwnerResponse]]:
         """Streams to a host what becomes of what it owns: the turns it began, their sessions until another owner begins one, and
         the resources of kind CLIENT it attached. A stream begins with all that is still to be done (INTERRUPT, MAIL and
-        RELEASE), so that a broken one is simply opened again. Not for keys of sessions.
+        RELEASE), so that a broken one is simply opened again; CLOSED and LEASE_LOST of meanwhile it does not tell, renewals
+        and commits do. A stream tells each thing once. Not for keys of sessions.
         """
 
 def add_TurnServiceServicer_to_server(servicer: TurnServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -57,7 +57,7 @@ reasons! {
     MalformedRequest "MALFORMED_REQUEST" InvalidArgument "The bytes are not a message of this method." "Fix the client; do not retry.";
     InvalidField "INVALID_FIELD" InvalidArgument "A field breaks its rule; `field` names it." "Fix the request; do not retry.";
     TooLarge "TOO_LARGE" InvalidArgument "A field is over its size limit; `field`, `size` and `limit` say by how much." "Send less, or put large arrays in your own object store.";
-    BadPageToken "BAD_PAGE_TOKEN" InvalidArgument "The page token is not one of this list with these filters." "Start the list again.";
+    BadPageToken "BAD_PAGE_TOKEN" InvalidArgument "The page or resume token is not one of this list, or watch, with these filters and this key." "Start again without it.";
     LeaseMalformed "LEASE_MALFORMED" InvalidArgument "The bytes are not a lease of this server." "Send the lease of BeginTurn as it came.";
     RequestMismatch "REQUEST_MISMATCH" InvalidArgument "This request_id was used with another payload." "Use a new request_id for a new request.";
     KeyInvalid "KEY_INVALID" Unauthenticated "The call bears no API key that is valid here: none, one that is not known, or one that was revoked." "Send a valid key as `authorization: Bearer <key>`.";
@@ -92,7 +92,7 @@ reasons! {
     ResourceReleasing "RESOURCE_RELEASING" FailedPrecondition "The resource is to end: its pool needed the place, it was idle for too long, or it was detached." "Do not make it; if it is there, end it and detach it. Attach another.";
     DriverOff "DRIVER_OFF" FailedPrecondition "The server has no driver for resources of this kind." "Configure the driver, or use kind CLIENT.";
     TreeTurns "TREE_TURNS" ResourceExhausted "The tree runs as many turns as it may." "Wait for a slot (`wait`), or end a turn that the details name.";
-    TenantTurns "TENANT_TURNS" ResourceExhausted "The tenant runs as many turns as it may." "Wait for a slot (`wait`), or end a running turn (list them by activity RUNNING).";
+    TenantTurns "TENANT_TURNS" ResourceExhausted "The tenant runs as many turns as it may." "Wait for a slot (`wait`), or end a turn that the details name; ListSessions has the rest by activity RUNNING.";
     TreeSessions "TREE_SESSIONS" ResourceExhausted "The tree has as many open sessions as it may." "Close sessions of the tree.";
     ResourceLimit "RESOURCE_LIMIT" ResourceExhausted "The session, or the server, has as many resources as it may." "Detach resources, or raise the limit that the details name.";
     PoolFull "POOL_FULL" ResourceExhausted "The pool has no place: it admits nothing, all its holders run turns, or none ended in time." "Wait until a holder's turn ends, or raise the cap.";
@@ -162,6 +162,18 @@ impl Refusal {
         self.metadata.insert("limit_name".into(), quota.limit_name.into());
         self.metadata.insert("limit".into(), quota.limit.to_string());
         self.metadata.insert("used".into(), quota.used.to_string());
+        let mut holders = String::new();
+        for (id, ms) in quota.holders.iter().take(8) {
+            let one = format!("{}{id}={ms}", if holders.is_empty() { "" } else { " " });
+            // All details are to fit 4 KiB, and those of the violation name them again.
+            if holders.len() + one.len() > 600 {
+                break;
+            }
+            holders += &one;
+        }
+        if !holders.is_empty() {
+            self.metadata.insert("holders".into(), holders);
+        }
         self.quota = Some(Box::new(quota));
         self
     }
@@ -292,7 +304,7 @@ mod tests {
             used: u64::MAX,
             holders: vec![("s".repeat(256), u64::MAX); 20],
         };
-        let status = Refusal::new(Reason::TenantTurns, "m".repeat(200)).quota(quota).retry_after(1).to_status();
+        let status = Refusal::new(Reason::TenantTurns, "m".repeat(600)).quota(quota).retry_after(1).to_status();
         assert!(status.len() < 4096, "{}", status.len());
     }
 }

@@ -88,6 +88,19 @@ pub struct Record {
     pub content: Option<Vec<u8>>,
 }
 
+/// A COMMITTED record that begins as a copy of a stored one: its payload is the store's to copy.
+#[derive(Debug, Clone)]
+pub struct RecordCopy {
+    pub seq: Seq,
+    pub session: Uid,
+    pub prev: Seq,
+    pub turn: u32,
+    pub meta: Vec<u8>,
+    pub chain: [u8; 32],
+    /// The record whose payload it has: durable, and not to be deleted before this entry is.
+    pub source: Seq,
+}
+
 /// The end of a session, from its header line alone.
 #[derive(Debug, Clone)]
 pub struct Close {
@@ -245,6 +258,7 @@ pub struct MailUpdate {
 pub enum Op {
     Upsert(Box<Row>),
     Append(Box<Record>),
+    Copy(Box<RecordCopy>),
     Status {
         seq: Seq,
         status: i32,
@@ -318,6 +332,8 @@ impl Op {
         let variable = match self {
             Op::Upsert(r) => r.facts.len() + len(&r.lease) + r.session_id.len() + r.path.len(),
             Op::Append(r) => r.meta.len() + len(&r.tokens) + len(&r.state) + len(&r.arrays) + len(&r.content),
+            // What it takes in memory: its payload is read and written by the store alone.
+            Op::Copy(c) => c.meta.len(),
             Op::Status { .. }
             | Op::Reward { .. }
             | Op::Finish(_)
@@ -357,6 +373,12 @@ impl Entry {
     fn alone(&self) -> bool {
         matches!(self.ops.first(), Some(Op::Reopen(_)))
     }
+
+    /// Whether its batch ends with it: how much it has the store copy does not show in its bytes, and one fork is enough
+    /// for a transaction.
+    fn last(&self) -> bool {
+        matches!(self.ops.first(), Some(Op::Copy(_)))
+    }
 }
 
 /// What the journal keeps of an entry while it is in flight.
@@ -376,8 +398,8 @@ pub(crate) enum Held {
     Effect(u64, Option<Uid>),
     /// Lines of a tree that are closed and can go.
     Cleanup(Arc<Tree>, Vec<u32>),
-    /// Ended sessions of this tree may be changed again: the entry that did so is stored, or lost.
-    Claim(Arc<Tree>),
+    /// A claim of the tree of this root is over: the entry that was made under it is stored, or lost.
+    Claim(Uid),
     /// Something to log, which did not happen before.
     Event(Box<Event>),
     /// Something to tell those who watch.
@@ -401,6 +423,7 @@ pub struct Batch {
     pub roots: Vec<Uid>,
     pub sessions: Vec<(u32, Row)>,
     pub records: Vec<(u32, Record)>,
+    pub copies: Vec<(u32, RecordCopy)>,
     pub statuses: Vec<(u32, Seq, i32)>,
     pub closes: Vec<(u32, Close)>,
     pub rewards: Vec<(u32, Uid, Seq, f64)>,
@@ -454,6 +477,7 @@ impl Batch {
                 }
             },
             Op::Append(record) => self.records.push((root, *record)),
+            Op::Copy(copy) => self.copies.push((root, *copy)),
             Op::Status { seq, status } => self.statuses.push((root, seq, status)),
             Op::Close(close) => self.closes.push((root, *close)),
             Op::Reward { session, seq, value } => self.rewards.push((root, session, seq, value)),
@@ -521,6 +545,7 @@ impl Batch {
                 roots: vec![self.roots[n as usize]],
                 sessions: self.sessions.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),
                 records: self.records.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),
+                copies: self.copies.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),
                 statuses: self.statuses.iter().filter(|r| r.0 == n).map(|r| (0, r.1, r.2)).collect(),
                 closes: self.closes.iter().filter(|r| r.0 == n).map(|r| (0, r.1.clone())).collect(),
                 rewards: self.rewards.iter().filter(|r| r.0 == n).map(|r| (0, r.1, r.2, r.3)).collect(),
@@ -715,7 +740,7 @@ impl Journal {
         let (mut folded, mut roots, mut bytes, mut count) = (Folded::default(), HashMap::new(), 0, 0);
         while inner.queue.front().is_some_and(|entry| count == 0 || !entry.alone()) {
             let Some(entry) = inner.queue.pop_front() else { break };
-            let alone = entry.alone();
+            let ends = entry.alone() || entry.last();
             bytes += entry.sent.bytes;
             count += 1;
             inner.queued += entry.seqs;
@@ -727,7 +752,7 @@ impl Journal {
                 batch.add(root, op, &mut folded);
             }
             inner.flight.push(entry.sent);
-            if alone || count >= max_entries || bytes >= MAX_BYTES {
+            if ends || count >= max_entries || bytes >= MAX_BYTES {
                 break;
             }
         }
@@ -759,12 +784,12 @@ impl Journal {
                 let (gone, kept): (Vec<_>, Vec<_>) = held.1.into_iter().partition(|h| match h {
                     // One of several trees (RenewTurns) may tell of one that was lost.
                     Held::Answer(a) => a.root.is_none_or(|r| quarantine.contains(&r)),
-                    Held::Cleanup(t, _) | Held::Claim(t) => lost(t),
+                    Held::Cleanup(t, _) => lost(t),
                     // Where it is not known which tree it is of, what it is for is decided again.
                     Held::Effect(_, root) => root.is_none_or(|r| quarantine.contains(&r)),
                     Held::Event(e) => quarantine.contains(&e.root),
                     Held::Told((_, told)) => quarantine.contains(&told.root()),
-                    Held::Ready(root, _) | Held::Resource(root, _) => quarantine.contains(root),
+                    Held::Claim(root) | Held::Ready(root, _) | Held::Resource(root, _) => quarantine.contains(root),
                     Held::Key(_) | Held::Limits(_) => quarantine.contains(&KEYS_ROOT),
                 });
                 out.lost_held.extend(gone);

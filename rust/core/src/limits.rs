@@ -154,6 +154,8 @@ limits! {
     max_state_bytes: 64 << 10, 0, 1 << 20;
     /// How many turns a commit may go back.
     max_rewind: 8, 0, 1_000_000;
+    /// What a session that begins with a copy of another's history may copy: payloads and what is stored with them.
+    max_fork_bytes: 64 << 20, 0, 1 << 30;
     /// How long after a SetReward its trajectory finishes by itself; 0 = never.
     reward_finish_delay_ms: 0, 0, 30 * 86_400_000;
     /// Checkpoint tokens that an answer carries inline.

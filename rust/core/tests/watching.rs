@@ -45,7 +45,7 @@ fn kinds(world: &World, watch: &mut Watch) -> Vec<(Kind, String)> {
 fn owned(world: &World, watch: &mut Watch) -> Vec<Event> {
     let (owned, lost, more) = world.engine.watch_owned(watch, 1_000);
     assert!(!lost && !more);
-    owned.into_iter().map(|told| told.event).collect()
+    owned.into_iter().filter_map(|told| told.event).collect()
 }
 
 fn begun_by(world: &mut World, id: &str, owner: &str, takeover: bool) -> v1::Grant {
@@ -232,7 +232,8 @@ fn turns_that_are_asked_to_end_are_found_again() {
         begun_by(&mut world, id, owner, false);
     }
     let found = |world: &World| {
-        let mut found: Vec<_> = world.engine.interrupts_of(TENANT, "mine").into_iter().map(|told| told.event).collect();
+        let mut found: Vec<_> =
+            world.engine.interrupts_of(TENANT, "mine").into_iter().filter_map(|told| told.event).collect();
         found.sort_by_key(|event| format!("{event:?}"));
         found
     };

@@ -568,8 +568,9 @@ impl Engine {
                 Effect::Find { id, tenant, session_id } => list.append(("find", id, &*tenant, &*session_id))?,
                 Effect::Header { id, root } => list.append(("header", id, PyBytes::new(py, &root.bytes())))?,
                 Effect::Session { id, uid, wanted } => {
-                    let Wanted { tokens, provisional, state_turn } = wanted;
-                    list.append(("session", id, PyBytes::new(py, &uid.bytes()), tokens, provisional, state_turn))?;
+                    let Wanted { tokens, provisional, state_turn, size } = wanted;
+                    let uid = PyBytes::new(py, &uid.bytes());
+                    list.append(("session", id, uid, tokens, provisional, state_turn, size))?;
                 }
                 Effect::Trajectories { id, wanted } => {
                     let ids: Vec<_> = wanted.iter().map(|w| (PyBytes::new(py, &w.session.bytes()), w.number)).collect();
@@ -773,6 +774,10 @@ impl Batch {
 
     fn records<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyTuple>>> {
         self.batch.records.iter().map(|(_, record)| rows::insert(py, record)).collect()
+    }
+
+    fn copies<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyTuple>>> {
+        self.batch.copies.iter().map(|(_, copy)| rows::copy(py, copy)).collect()
     }
 
     fn statuses<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyTuple>>> {

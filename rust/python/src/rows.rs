@@ -10,7 +10,7 @@ use roost_core::engine::{
 };
 use roost_core::ids::Uid;
 use roost_core::journal::{
-    Close, Finished, KeyRow, MailRow, Record, Reopen, ResourceRow, ResourceUpdate, Restore, Row, Step,
+    Close, Finished, KeyRow, MailRow, Record, RecordCopy, Reopen, ResourceRow, ResourceUpdate, Restore, Row, Step,
 };
 use roost_core::keys::KeyHash;
 
@@ -98,6 +98,22 @@ pub(crate) fn insert<'py>(py: Python<'py>, record: &Record) -> PyResult<Bound<'p
         maybe(py, &record.state),
         maybe(py, &record.arrays),
         maybe(py, &record.content),
+    )
+}
+
+pub(crate) fn copy<'py>(py: Python<'py>, copy: &RecordCopy) -> PyResult<Bound<'py, PyTuple>> {
+    // roost.v1.RecordStatus.COMMITTED: only the live line is copied.
+    const COMMITTED: i32 = 1;
+    tuple!(
+        py,
+        copy.seq,
+        bytes(py, &copy.session.bytes()),
+        copy.prev,
+        COMMITTED,
+        copy.turn,
+        bytes(py, &copy.meta),
+        bytes(py, &copy.chain),
+        copy.source,
     )
 }
 
@@ -522,6 +538,7 @@ pub(crate) fn loaded(row: &Bound<'_, PyTuple>) -> PyResult<LoadedSession> {
             record if record.is_none() => None,
             record => Some(record_row(record.cast::<PyTuple>()?)?),
         },
+        size: column(row, 5)?,
     })
 }
 

@@ -650,12 +650,8 @@ async def reconcile(h: House) -> dict[str, Any]:
     return {"node": "one", "items": [{"name": await h.attached(await h.opened()), "instance": "1"}]}
 
 
-@scenario("WatchOwner")
-async def watch_an_owner(h: House) -> dict[str, Any]:
-    owner, sessions = h.fresh(), [await h.opened() for _ in range(2)]
-    for name in sessions:
-        await h.attached(name, owner)
-    await h.call("CloseSession", session_id=sessions[0])
+def watched(h: House, happens: Callable[[], Any]) -> None:
+    """Has something happen while a stream waits for that, and then ends the stream."""
     h.transport._stopping = False
     for followers in h.transport._followers.values():
         followers._over = False
@@ -668,12 +664,41 @@ async def watch_an_owner(h: House) -> dict[str, Any]:
 
     async def one_more() -> None:
         if await waits(LATE):  # else the call was given up before
-            await h.call("CloseSession", session_id=sessions[1])
+            await happens()
             if await waits(4 * LATE):
                 h.transport.stop_following()  # a stream ends no other way by itself
 
     h.meanwhile(one_more())
+
+
+@scenario("WatchOwner")
+async def watch_an_owner(h: House) -> dict[str, Any]:
+    owner, sessions = h.fresh(), [await h.opened() for _ in range(2)]
+    for name in sessions:
+        await h.attached(name, owner)
+    await h.call("CloseSession", session_id=sessions[0])
+    watched(h, lambda: h.call("CloseSession", session_id=sessions[1]))
     return {"owner": owner}
+
+
+@scenario("WatchOwner")
+async def watch_an_owner_of_turns_and_mail(h: House) -> dict[str, Any]:
+    owner, name = h.fresh(), await h.opened()
+    grant = (await h.call("BeginTurn", session_id=name, owner=owner)).grant
+    await h.call("AbortTurn", session_id=name, lease=grant.lease)
+    await h.sent(name, trigger=True)
+    running = await h.opened()
+    await h.call("BeginTurn", session_id=running, owner=owner)
+    await h.call("InterruptSession", session_id=running)
+    watched(h, lambda: h.call("InterruptSession", session_id=running, force=True))
+    return {"owner": owner}
+
+
+@scenario("WatchSessions")
+async def watch_sessions(h: House) -> dict[str, Any]:
+    name = await h.opened()
+    watched(h, lambda: h.call("UpdateSession", session_id=name, labels={"a": "b"}))
+    return {"root_session_id": name}
 
 
 @scenario("ReopenSession")

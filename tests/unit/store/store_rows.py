@@ -64,12 +64,16 @@ class FakeBatch:
     mail_rows: list[tuple[Any, ...]] = field(default_factory=list)
     mail_update_rows: list[tuple[Any, ...]] = field(default_factory=list)
     mail_ended: list[bytes] = field(default_factory=list)
+    copy_rows: list[tuple[Any, ...]] = field(default_factory=list)
 
     def sessions(self) -> list[tuple[Any, ...]]:
         return self.session_rows
 
     def records(self) -> list[tuple[Any, ...]]:
         return self.record_rows
+
+    def copies(self) -> list[tuple[Any, ...]]:
+        return self.copy_rows
 
     def statuses(self) -> list[tuple[Any, ...]]:
         return self.status_rows

@@ -11,8 +11,18 @@ import apsw
 import pytest
 from store_rows import CLOSED, SEALED, FakeBatch, Maker, dump, integrity, make_older, sessions, take, uid_of
 
-from roost.store import SqliteStore, StoreFailed
-from roost.store.base import ListedMail, MailFilter, MailFound, MailHead, MailInsert, Outcome, RunnableRow, UnreadMail
+from roost.store import SqliteStore, StoreFailed, reader
+from roost.store.base import (
+    ListedMail,
+    MailFilter,
+    MailFound,
+    MailHead,
+    MailInsert,
+    Outcome,
+    OwnerMail,
+    RunnableRow,
+    UnreadMail,
+)
 
 Put = Callable[[FakeBatch], Outcome]
 Open = Callable[..., SqliteStore]
@@ -587,3 +597,74 @@ def test_i22_new_columns_of_a_session_have_rules(
     batch.session_rows = [tuple(row)]
     assert put(batch) is Outcome.REFUSED_CONSTRAINT
     assert dump(store._path) == before
+
+
+def test_a_host_finds_the_mail_of_the_sessions_that_it_ran(
+    store: SqliteStore, put: Put, maker: Maker, post: Post
+) -> None:
+    """Sessions 1, 2 and 3 ran a turn of host-1, 4 runs one, 5 is another tenant's."""
+    for n in (1, 2, 3, 5):
+        maker.begin(n)
+        maker.commit(n)
+    maker.begin(4)
+    take(put, maker)
+    letters = [
+        post.letter(1, due=0),
+        post.letter(1),
+        post.letter(1, due=300),
+        post.letter(2, due=500),
+        post.letter(2, due=0, expire=50),
+        post.letter(3),
+        post.letter(4, tree=4, due=0),
+        post.letter(5, tree=5, tenant="u", due=0),
+    ]
+    seqs = post.sent(*letters)
+    mine = {uid_of(n) for n in (1, 2, 4)}
+    for examine in (1, 2, 100):
+        found: set[bytes] = set()
+        after = None
+        for _ in range(10):
+            part, after = store.owner_mail("t", "host-1", after, examine)
+            found |= part
+            if after is None:
+                break
+        assert (found, after) == (mine, None), examine
+    assert store.owner_mail("t", "host-2", None, 100) == (set(), None)
+    assert store.owner_mail("u", "host-1", None, 100) == ({uid_of(5)}, None)
+    everyone = [uid_of(n) for n in range(1, 6)]
+
+    def boxes(now_ms: int, owner: str = "host-1") -> dict[bytes, OwnerMail]:
+        return {row.session: row for row in store.mailboxes(owner, everyone, now_ms)}
+
+    five = OwnerMail(uid_of(5), "s5", 1, seqs[7], seqs[7], 0, 0)
+    one = OwnerMail(uid_of(1), "s1", 3, seqs[0], seqs[2], 0, 300)
+    assert boxes(10) == {
+        uid_of(1): one,
+        uid_of(2): OwnerMail(uid_of(2), "s2", 2, seqs[3], seqs[4], 0, 500),
+        uid_of(5): five,
+    }
+    # What has expired is none.
+    two = OwnerMail(uid_of(2), "s2", 1, seqs[3], seqs[3], 500, 500)
+    assert boxes(60) == {uid_of(1): one, uid_of(2): two, uid_of(5): five}
+    assert boxes(10, "host-2") == {}
+    assert store.mailboxes("host-1", [], 10) == []
+    # A turn has taken the first; what does not make it runnable is counted all the same.
+    post.update((seqs[0], DELIVERED, 0, 1, 1), (seqs[2], QUEUED, -1, 0, 0))
+    assert set(boxes(60)) == {uid_of(2), uid_of(5)}
+    post.update((seqs[1], QUEUED, 7, 0, 0))
+    assert boxes(60)[uid_of(1)] == OwnerMail(uid_of(1), "s1", 2, seqs[1], seqs[1], 7, 7)
+    # One that ended has none.
+    maker.close(2)
+    take(put, maker)
+    post.end(2)
+    assert set(boxes(60)) == {uid_of(1), uid_of(5)}
+    assert store.owner_mail("t", "host-1", None, 100)[0] == {uid_of(1), uid_of(4)}
+
+
+def test_what_a_host_asks_for_reads_indexes(store: SqliteStore) -> None:
+    for query, bindings in (
+        (reader._OWNER_MAIL, ("t", 0, 0, 10, "host")),
+        (reader._MAILBOXES_OF.format("?"), (b"", "host", 0)),
+    ):
+        plan = [str(row[3]) for row in store._conn.execute("EXPLAIN QUERY PLAN " + query, bindings)]
+        assert not any(line.startswith("SCAN") for line in plan), plan

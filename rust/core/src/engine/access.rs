@@ -238,7 +238,7 @@ impl Engine {
                 let (back, above) = self.standing(call, &parent, own, tree, work)?;
                 call = back;
                 match (above, standing) {
-                    (Standing::Inside, Standing::Absent) => return Some(call),
+                    (Standing::Inside, Standing::Absent) => return self.within_source(call, own, tree, work),
                     // Ids are one for a tenant: this is all that shows of a session elsewhere, and not what became of it.
                     (Standing::Inside, _) => super::open::exists(&target),
                     _ => super::open::parent_not_found(&parent),
@@ -247,6 +247,17 @@ impl Engine {
         };
         // It tells what stands where by now, in whatever tree: not before that is durable (I6).
         self.refuse_whole(call, refusal, self.journal.last_seq(), work);
+        None
+    }
+
+    /// A call that may make its session: so may it what that is to be a copy of, if of anything.
+    fn within_source(&self, call: Pending, own: &SessionRef, tree: &Arc<Tree>, work: &mut Work) -> Option<Pending> {
+        let Some(source) = call.call.copies().map(ToOwned::to_owned) else { return Some(call) };
+        let (call, standing) = self.standing(call, &source, own, tree, work)?;
+        if matches!(standing, Standing::Inside) {
+            return Some(call);
+        }
+        self.refuse_whole(call, not_found(&source), self.journal.last_seq(), work);
         None
     }
 
@@ -337,6 +348,14 @@ impl Call {
         match self {
             Call::Open(open) => Some(&open.options),
             Call::Begin(begin) => begin.open.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// The session whose history the one that it makes is to begin with.
+    fn copies(&self) -> Option<&str> {
+        match self {
+            Call::Open(open) => open.fork.as_ref().map(|fork| &*fork.session_id),
             _ => None,
         }
     }

@@ -2,11 +2,12 @@
 
 use super::end::{Left, leave};
 use super::events::{Ended, Times, outcome_name};
+use super::full::Met;
 use super::mail::returned;
 use super::mailbox::Returned;
 use super::reload::{Located, Need, Wanted, Why};
 use super::requests::{Begin, Payload};
-use super::tree::{Lease, Line, Resident, Tree, TreeState, gate_refusal};
+use super::tree::{Lease, Line, Place, Resident, Tree, TreeState};
 use super::{
     Answer, Call, Engine, Found, MailFound, Moment, Pending, TicketState, Timer, Work, closed, count, duration,
     not_found, timestamp,
@@ -157,8 +158,8 @@ impl Engine {
                 let refusal = Refusal::new(Reason::TurnInProgress, "the same request waits for a slot in another call");
                 return self.reply(call.ticket, Err(refusal), tree, state, work);
             }
+            arrival = same.then_some(waiter.place.arrival);
             if !begin.validate_only {
-                arrival = same.then_some(waiter.place.arrival);
                 if let Some(old) = self.take_waiter(tree, state, index, work, now).and_then(|w| w.call) {
                     let refusal = Refusal::new(Reason::TurnInProgress, "the same request waits in another call");
                     self.reply(old.ticket, Err(refusal), tree, state, work);
@@ -172,7 +173,7 @@ impl Engine {
             }
         }
         if matches!(&call.call, Call::Begin(b) if b.validate_only) {
-            return self.preview_begin(&call, tree, state, index, work, now);
+            return self.preview_begin(&call, tree, state, index, arrival, work, now);
         }
         if takes_over {
             return self.take_over(call, tree, state, index, work, now);
@@ -185,7 +186,12 @@ impl Engine {
                 if waits {
                     return self.enqueue(call, gate, arrival, tree, state, index, work, now);
                 }
-                let refusal = gate_refusal(tree, state, gate, self.limits.max_turns_per_tree(), now.wall_ms);
+                let Call::Begin(begin) = &call.call else { return };
+                let place = Place::of(begin.priority, arrival);
+                let waited_ms = now.mono_ms.saturating_sub(call.since_ms);
+                let waited = begin.wait_ms > 0;
+                let met = if waited { Met::Waiting(place, waited_ms) } else { Met::AtOnce(place) };
+                let refusal = self.gate_refusal(&call.who, gate, met, tree, state, now);
                 self.reply(call.ticket, Err(refusal), tree, state, work);
                 // It may have taken over the place of a call for which the line was kept.
                 self.drop_unborn(tree, state, index, now);
@@ -353,13 +359,14 @@ impl Engine {
             // A PollTurn waits for a session that is runnable, and not for a slot alone.
             self.measures.waits.record(times.queue_wait);
         }
-        self.log_granted(tree, state, index, now);
+        self.turn_began(tree, state, index, now);
         Some((fence, taken))
     }
 
-    /// The log's word of the grant that was just journaled, and that of those who watch.
-    pub(crate) fn log_granted(&self, tree: &Tree, state: &TreeState, index: u32, now: &Moment) {
+    /// A grant was just journaled: the tenant's turns, the log and those who watch are told.
+    pub(crate) fn turn_began(&self, tree: &Tree, state: &TreeState, index: u32, now: &Moment) {
         if let Some((line, lease)) = state.line(index).and_then(|l| Some((l, l.lease.as_ref()?))) {
+            tree.tenant.turns.began(line.uid, &line.session_id, lease.begin_wall_ms);
             self.log_start(tree.root, line, lease, state.last_seq, now);
         }
         self.tell_begun(tree, state, index, now);
@@ -421,7 +428,7 @@ impl Engine {
         let (name, by) = (outcome_name(outcome), EndedBy::Takeover);
         self.log_done(tree.root, line, &old, name, by, Ended::default(), state.last_seq, now);
         self.tell_ended(tree, state, index, &old, outcome, by, now);
-        self.log_granted(tree, state, index, now);
+        self.turn_began(tree, state, index, now);
         let grant = line.resident.as_ref().and_then(|r| self.grant_message(line, r, begin.known_head_version, 0, now));
         let Some(mut grant) = grant else { return };
         if begin.want_provisional && line.provisional != 0 {
@@ -480,16 +487,22 @@ impl Engine {
         tree: &Arc<Tree>,
         state: &TreeState,
         index: u32,
+        arrival: Option<u64>,
         work: &mut Work,
         now: &Moment,
     ) {
         let (Call::Begin(begin), Some(line)) = (&call.call, state.line(index)) else { return };
         let (nodes, gates) = tree.gates(line);
+        let place = Place::of(begin.priority, arrival);
         // Who takes over passes no gate.
         let gates = if line.running().is_some() { &[] } else { gates };
         let full = nodes.iter().zip(gates).find(|((node, n), _)| !node.has_room(*n)).map(|(_, gate)| *gate);
         let result = match full {
-            Some(gate) => Err(gate_refusal(tree, state, gate, self.limits.max_turns_per_tree(), now.wall_ms)),
+            // It would wait, if it may.
+            Some(gate) => Err(match self.may_wait(call.connection) {
+                Err(refusal) if begin.wait_ms > 0 && !line.waits() => refusal,
+                _ => self.gate_refusal(&call.who, gate, Met::AtOnce(place), tree, state, now),
+            }),
             None => {
                 let checkpoint =
                     line.resident.as_ref().map(|r| self.checkpoint_message(line, r, begin.known_head_version));
@@ -554,6 +567,12 @@ impl Engine {
         }
         grant.provisional = live_provisional(line, call.found.as_ref());
         (grant.mail, grant.more_mail) = self.taken_mail(&call, line, grant.fence, now);
+        if begin.validate_only {
+            // Who would only know is given nothing to hold.
+            (grant.lease, grant.fence) = Default::default();
+            let reply = begun(begin, line, grant, false);
+            return self.reply(call.ticket, Ok(reply), tree, state, work);
+        }
         let reply = begun(begin, line, grant, false);
         if let Some(lease) = state.line_mut(index).and_then(|l| l.lease.as_mut()) {
             // Its first caller may be gone and not noticed yet: that one's end must not take it from this one.
@@ -738,7 +757,7 @@ impl Wanted {
         Wanted {
             tokens: begin.known_head_version != Some(line.head_version),
             provisional: begin.want_provisional && line.provisional != 0,
-            state_turn: None,
+            ..Wanted::default()
         }
     }
 }

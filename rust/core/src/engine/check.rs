@@ -4,6 +4,7 @@
 
 use super::tree::{Gate, Tree, TreeState};
 use super::{Engine, TicketState};
+use crate::ids::Uid;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -29,6 +30,8 @@ struct Sums {
     header_bytes: u64,
     lines: usize,
     standing: usize,
+    /// Of one tenant: session and wall-clock time of its begin.
+    turns: Vec<(Uid, i64)>,
     /// A cap may have been lowered below what is in use.
     lowered: bool,
 }
@@ -58,6 +61,11 @@ impl Engine {
             }
             let (running, used) = (sums.running - before, u64::from(tenant.slots.used()));
             ensure!(running == used, "I1: tenant {} holds {used} slots, {running} turns run", tenant.name);
+            let mut listed = tenant.turns.list();
+            listed.sort_unstable();
+            sums.turns.sort_unstable();
+            ensure!(listed == sums.turns, "turns listed: {listed:?}, run: {:?}", sums.turns);
+            sums.turns.clear();
             let listed = tenant.directory.lines();
             ensure!(listed == sums.lines - lines, "{listed} directory entries for {} lines", sums.lines - lines);
             self.recount_queue(&tenant.queue, Gate::Tenant)?;
@@ -85,6 +93,9 @@ impl Engine {
         ensure!(bytes == sums.header_bytes, "{bytes} header bytes charged, {} held", sums.header_bytes);
         let waits = self.tickets.lock().values().filter(|t| matches!(t, TicketState::Waiting(..))).count();
         ensure!(waits == sums.waiting, "{waits} tickets wait for {} waiters", sums.waiting);
+        let claimed = self.claims.lock().len();
+        let busy = !self.flushed() || self.reads_open();
+        ensure!(busy || claimed == 0, "{claimed} trees are claimed by nobody");
         Ok(())
     }
 
@@ -115,6 +126,7 @@ impl Engine {
                 uses += 1;
                 below += u32::from(line.depth > 0);
                 sums.running += 1;
+                sums.turns.extend(line.running().map(|lease| (line.uid, lease.begin_wall_ms)));
             }
             if let Some(waiter) = &line.waiter {
                 uses += 1;

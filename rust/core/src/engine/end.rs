@@ -3,7 +3,9 @@
 use super::begin::{Taken, lease_lost, turn_ended};
 use super::close::Ending;
 use super::events::{Ended, Times, outcome_name};
+use super::full::Met;
 use super::interrupt::interrupted;
+use super::keyring::Who;
 use super::mail::returned;
 use super::reload::{LoadedSession, Located, Wanted, Why};
 use super::requests::{Begin, CommitOptions, End, Letter, Payload, TurnEnd};
@@ -23,6 +25,7 @@ use std::sync::Arc;
 /// A commit that nothing stands against.
 struct Commit {
     ticket: u64,
+    who: Who,
     lease: Lease,
     payload: Payload,
     mark: Option<RequestMark>,
@@ -149,7 +152,7 @@ impl Engine {
             }
         }
         let reload = call.reload_ms;
-        let Pending { ticket, call, found, mail, .. } = call;
+        let Pending { ticket, who, call, found, mail, .. } = call;
         let end = match call {
             Call::End(end) => *end,
             _ => return self.expire(&lease, reload, tree, state, index, work, now),
@@ -169,7 +172,7 @@ impl Engine {
         }
         match how {
             TurnEnd::Commit(options) => {
-                let commit = Commit { ticket, lease, payload, mark, options, base, mail, ended };
+                let commit = Commit { ticket, who, lease, payload, mark, options, base, mail, ended };
                 self.commit(commit, tree, state, index, work, now);
             }
             TurnEnd::Abort { give_up } => {
@@ -260,11 +263,12 @@ impl Engine {
         work: &mut Work,
         now: &mut Moment,
     ) {
-        let Commit { ticket, lease, payload, mark, mut options, base, mail, mut ended } = commit;
+        let Commit { ticket, who, lease, payload, mark, mut options, base, mail, mut ended } = commit;
         let completion = options.completion.take().or_else(|| options.completed.then(Letter::default));
         let held_slot = lease.running;
         let outcome = if options.completed { v1::TurnOutcome::Completed } else { v1::TurnOutcome::Committed };
-        let keep = (options.then == v1::Then::Continue).then(|| self.may_continue(&lease, tree, state, index));
+        let keep =
+            (options.then == v1::Then::Continue).then(|| self.may_continue(&who, &lease, tree, state, index, now));
         let nonce = now.draw().to_le_bytes();
         let turn = base.as_ref().map_or(lease.turn, |b| b.turn + 1);
         let next = matches!(keep, Some(Ok(()))).then(|| Lease {
@@ -426,7 +430,7 @@ impl Engine {
             }
             self.charge_mail(tree, state, index, now);
             count(&self.counters.turns_begun);
-            self.log_granted(tree, state, index, now);
+            self.turn_began(tree, state, index, now);
         } else {
             self.turn_over(&lease, tree, state, index, work, now);
             if let Some(Err(refusal)) = keep {
@@ -437,7 +441,15 @@ impl Engine {
     }
 
     /// Whether a turn that commits may keep its slot for the next one.
-    fn may_continue(&self, lease: &Lease, tree: &Tree, state: &TreeState, index: u32) -> Result<(), Refusal> {
+    fn may_continue(
+        &self,
+        who: &Who,
+        lease: &Lease,
+        tree: &Tree,
+        state: &TreeState,
+        index: u32,
+        now: &Moment,
+    ) -> Result<(), Refusal> {
         let Some(line) = state.line(index) else { return Ok(()) };
         if !lease.running {
             return Err(lease_lost(&line.session_id, "it ran out before the commit, which stands"));
@@ -450,7 +462,7 @@ impl Engine {
         for ((node, _), gate) in nodes.iter().zip(gates) {
             let (cap, used) = node.cap_used();
             if used > cap {
-                return Err(super::tree::gate_refusal(tree, state, *gate, self.limits.max_turns_per_tree(), 0));
+                return Err(self.gate_refusal(who, *gate, Met::Above, tree, state, now));
             }
         }
         Ok(())

@@ -3,6 +3,7 @@
 //!
 //! An ended session is not in memory; its row in the store is all there is of it. One call at a time may change the ended
 //! sessions of a tree (a *claim*): it reads their rows, decides, appends, and the next one reads when that is durable.
+//! Forks share one, for as long as what they copy may not be deleted.
 
 use super::keyring::Who;
 use super::reload::{Effect, Located, Purpose};
@@ -19,9 +20,17 @@ use prost::Message;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-/// The trees whose ended sessions a call may change, by root, and the calls that wait for it. By tree, because a session
-/// comes back with its descendants.
-pub(crate) type Claims = Mutex<HashMap<Uid, Vec<Pending>>>;
+/// The trees whose ended sessions a call may change, or that calls copy from, by root. By tree, because a session comes
+/// back with its descendants.
+pub(crate) type Claims = Mutex<HashMap<Uid, Claim>>;
+
+#[derive(Debug, Default)]
+pub(crate) struct Claim {
+    /// How many calls copy from it, while nobody changes it; 0: one call may change it.
+    shares: u32,
+    /// The calls that wait for its end.
+    waiting: Vec<Pending>,
+}
 
 /// How many of its closes and reopens a session remembers, for late repeats.
 const REMEMBERED: usize = 8;
@@ -116,18 +125,43 @@ impl Engine {
             return Some(call);
         }
         let mut claims = self.claims.lock();
-        if let Some(waiting) = claims.get_mut(&root) {
-            waiting.push(call);
+        if let Some(claim) = claims.get_mut(&root) {
+            claim.waiting.push(call);
             return None;
         }
-        claims.insert(root, Vec::new());
+        claims.insert(root, Claim::default());
         call.claimed = Some(root);
         Some(call)
     }
 
-    /// The claim is over: who waited for it runs from the start.
+    /// Makes this one of the calls that copy from a tree: until its claim is over nothing of it is deleted. Parks it behind
+    /// one that may delete something, or waits to.
+    pub(crate) fn share(&self, mut call: Pending, root: Uid) -> Option<Pending> {
+        if call.claimed == Some(root) {
+            return Some(call);
+        }
+        let mut claims = self.claims.lock();
+        match claims.get_mut(&root) {
+            // Who waits is not passed by: else forks that follow each other would hold clean-up off for good.
+            Some(claim) if claim.shares == 0 || !claim.waiting.is_empty() => {
+                claim.waiting.push(call);
+                return None;
+            }
+            Some(claim) => claim.shares += 1,
+            None => drop(claims.insert(root, Claim { shares: 1, waiting: Vec::new() })),
+        }
+        call.claimed = Some(root);
+        Some(call)
+    }
+
+    /// The claim is over: who waited for it runs from the start, after the last of those who shared it.
     pub(crate) fn unclaim(&self, root: Uid, work: &mut Work) {
-        work.calls.extend(self.claims.lock().remove(&root).into_iter().flatten());
+        let mut claims = self.claims.lock();
+        if let Some(claim) = claims.get_mut(&root).filter(|claim| claim.shares > 1) {
+            claim.shares -= 1;
+            return;
+        }
+        work.calls.extend(claims.remove(&root).into_iter().flat_map(|claim| claim.waiting));
     }
 
     pub(crate) fn unclaim_call(&self, call: &mut Pending, work: &mut Work) {
@@ -143,11 +177,11 @@ impl Engine {
         self.refuse(call.ticket, refusal, work);
     }
 
-    /// The call's entry is in the journal: its claim is over when that is durable, or lost.
-    pub(crate) fn hold_claim(&self, call: &mut Pending, tree: &Arc<Tree>, seq: Seq, work: &mut Work) {
-        call.claimed = None;
-        if let Some(Held::Claim(tree)) = self.journal.hold(seq, Held::Claim(tree.clone())) {
-            self.unclaim(tree.root, work);
+    /// The entry of a call is in the journal: what it has claimed it has no more when that is durable, or lost.
+    pub(crate) fn hold_claim(&self, claimed: Option<Uid>, seq: Seq, work: &mut Work) {
+        let held = claimed.and_then(|root| self.journal.hold(seq, Held::Claim(root)));
+        if let Some(Held::Claim(root)) = held {
+            self.unclaim(root, work);
         }
     }
 
@@ -216,7 +250,7 @@ impl Engine {
         if waits {
             self.hold_due(root, seq, work);
         }
-        self.hold_claim(&mut call, &tree, seq, work);
+        self.hold_claim(call.claimed.take(), seq, work);
         work.answers.push(answer(call.ticket, DONE, seq));
     }
 
@@ -500,7 +534,7 @@ impl Engine {
         for index in &lines {
             self.tell_reopened(tree, state, *index, now);
         }
-        self.hold_claim(&mut call, tree, seq, work);
+        self.hold_claim(call.claimed.take(), seq, work);
         let id = call.call.session_id().to_owned();
         self.ask_row(call, &id, seq);
     }

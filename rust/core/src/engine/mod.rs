@@ -16,6 +16,8 @@ mod due;
 mod end;
 mod ended;
 mod events;
+mod fork;
+mod full;
 mod interrupt;
 mod keyring;
 mod mail;
@@ -142,7 +144,8 @@ pub(crate) struct Pending {
     pub(crate) found: Option<Found>,
     /// Mail that was read for it, and whose.
     pub(crate) mail: Option<Box<(Uid, Vec<MailFound>)>>,
-    /// It is the one call that may change ended sessions of this tree; it runs to its end whoever waits for it.
+    /// It is the one call that may change ended sessions of this tree, and runs to its end whoever waits for it; or one of
+    /// those that copy from it.
     pub(crate) claimed: Option<Uid>,
     /// When it was last run, and for how long it has been parked for reads before that. Unit: milliseconds.
     pub(crate) ran_ms: u64,
@@ -152,7 +155,12 @@ pub(crate) struct Pending {
 impl Pending {
     /// Whether it runs to its end though nobody waits for its answer any more.
     fn outlives_its_caller(&self) -> bool {
-        self.claimed.is_some() || matches!(self.call, Call::Close(_))
+        match self.call {
+            Call::Close(_) => true,
+            // What is copied only had to stay for as long as it was to be.
+            Call::Open(_) => false,
+            _ => self.claimed.is_some(),
+        }
     }
 }
 
@@ -167,12 +175,16 @@ pub(crate) enum Found {
     Turn { head_version: u64, turn: u32, seq: Seq },
     /// A session that ended, and those below it that the same close took down.
     Family(Arc<Vec<SessionRow>>),
+    /// What a session begins with that is a fork.
+    Forked(Arc<fork::Forked>),
 }
 
 /// A session that is not open, as the store tells it to who looks its id up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Past {
     pub(crate) uid: Uid,
+    /// Of its tree.
+    pub(crate) root: Uid,
     /// Unless it is a root.
     pub(crate) parent: Option<Uid>,
     /// Its content is deleted, in part or whole.
@@ -274,7 +286,7 @@ macro_rules! counters {
 counters! {
     turns_begun, turns_committed, turns_rewound, turns_aborted, turns_expired, turns_taken_over, turns_interrupted,
     turns_released, trajectories_finished, trajectories_acknowledged, sessions_opened, sessions_closed, sessions_reopened,
-    sessions_dumped, sessions_purged, sessions_restored, trees_swept, cleanup_failures,
+    sessions_dumped, sessions_purged, sessions_restored, sessions_forked, trees_swept, cleanup_failures,
     evictions, header_evictions, reloads, header_loads, load_failures, refusals, batches_stored, entries_stored, batches_refused,
     messages_sent, messages_delivered, messages_consumed, messages_expired, messages_dead,
     resources_attached, resources_released, releases_failed, pool_evictions,
@@ -646,6 +658,7 @@ impl Engine {
                 name: name.clone(),
                 slots: Padded::new(SlotNode::new(self.limits.max_turns_per_tenant() as u32)),
                 queue: Queue::default(),
+                turns: full::Turns::default(),
                 polls: poll::Polls::default(),
                 directory: Directory::new(self.hash_seed),
             })
@@ -658,9 +671,11 @@ impl Engine {
         loop {
             if let Some(answer) = work.answers.pop() {
                 self.answer(answer, work);
-            } else if let Some(call) = work.calls.pop_front() {
+            } else if let Some(mut call) = work.calls.pop_front() {
                 if call.ticket == 0 || call.outlives_its_caller() || self.tickets.lock().contains_key(&call.ticket) {
                     self.run(call, work, now);
+                } else {
+                    self.unclaim_call(&mut call, work);
                 }
             } else if let Some((tree, gate)) = work.gates.pop() {
                 self.pump(&tree, gate, work, now);
@@ -883,6 +898,7 @@ impl Engine {
         self.running.fetch_sub(1, Ordering::Relaxed);
         let Some(line) = state.line(index) else { return };
         self.resources.turn(line.uid, false, now);
+        tree.tenant.turns.ended(line.uid);
         tree.tenant.polls.ended(line.uid);
         if line.depth > 0 {
             tree.children_slots.release(1);

@@ -1,10 +1,11 @@
 //! Making sessions: OpenSession, and the unborn line that a BeginTurn with `open` waits on.
 
+use super::fork::Forked;
 use super::mail::{Post, Sender};
 use super::reload::{Located, Wanted, Why};
 use super::requests::{Begin, Open, OpenOptions, Update};
 use super::tree::{Line, Resident, Tree, TreeState};
-use super::{Call, Engine, Moment, Pending, Work, closed, count, not_found};
+use super::{Call, Engine, Found, Moment, Pending, Work, closed, count, not_found};
 use crate::error::{Reason, Refusal};
 use crate::gen_store::RequestMark;
 use crate::gen_v1 as v1;
@@ -40,13 +41,24 @@ impl Engine {
         let id = open.session_id.clone();
         match self.locate(call, &id, work) {
             Located::Gone => {}
-            Located::Ended(call, ..) => self.refuse(call.ticket, closed(&id), work),
-            Located::At(call, tree, index) => match Self::still_at(&tree, index, &id) {
-                // It came to be there since the gate was passed.
-                Some(state) if !call.who.reaches(&state, index) => work.calls.push_back(call),
-                Some(mut state) => self.open_existing(call, &tree, &mut state, index, work, now),
-                None => work.calls.push_back(call),
-            },
+            Located::Ended(call, ..) => self.refuse_call(call, closed(&id), work),
+            Located::At(mut call, tree, index) => {
+                if !call.call.only_asks() {
+                    // It is not to be made: what it would have begun with is of no use.
+                    self.unclaim_call(&mut call, work);
+                }
+                match Self::still_at(&tree, index, &id) {
+                    // It came to be there since the gate was passed.
+                    Some(state) if !call.who.reaches(&state, index) => work.calls.push_back(call),
+                    Some(state) if call.call.only_asks() && state.line(index).is_some_and(|l| !l.born) => {
+                        // A BeginTurn waits to make it: this call would make it before that.
+                        drop(state);
+                        self.open_new(call, &id, work, now);
+                    }
+                    Some(mut state) => self.open_existing(call, &tree, &mut state, index, work, now),
+                    None => work.calls.push_back(call),
+                }
+            }
             Located::Absent(call) => self.open_new(call, &id, work, now),
         }
     }
@@ -92,33 +104,31 @@ impl Engine {
     }
 
     fn open_new(&self, call: Pending, id: &str, work: &mut Work, now: &mut Moment) {
-        let Call::Open(open) = &call.call else { return };
-        if open.validate_only && open.options.parent.is_empty() {
-            let session = preview(open, &open.session_id, "/root".to_owned(), now);
-            let reply = v1::OpenSessionResponse { session: Some(session), ..Default::default() };
-            work.answers.push(super::Answer {
-                ticket: call.ticket,
-                result: Ok(reply.encode_to_vec()),
-                after: 0,
-                root: None,
-            });
-            return;
-        }
-        let Some((call, site)) = self.site(call, work, now) else { return };
-        let Call::Open(open) = &call.call else { return };
+        let Some((mut call, site)) = self.site(call, work, now) else { return };
         let Some(mut state) = site.enter() else {
             work.calls.push_back(call);
             return;
         };
+        let Call::Open(open) = &call.call else { return };
         if let Err(refusal) = self.check_birth(&state, site.parent, &open.options.name) {
+            self.unclaim_call(&mut call, work);
             return self.reply(call.ticket, Err(refusal), &site.tree, &state, work);
         }
+        if open.fork.is_some() && call.forked().is_none() {
+            drop(state);
+            return self.ask_fork(call, work);
+        }
         if open.validate_only {
-            let path = site.parent.map_or_else(String::new, |p| state.path(p));
-            let root = state.line(0).map(|l| l.session_id.to_string()).unwrap_or_default();
-            let session = preview(open, &root, path + "/" + &name_or_made(&open.options.name, id), now);
-            let reply = v1::OpenSessionResponse { session: Some(session), ..Default::default() }.encode_to_vec();
-            return self.reply(call.ticket, Ok(reply), &site.tree, &state, work);
+            let result = self.may_mint(open.mint_key).map(|()| {
+                let path = match site.parent {
+                    Some(parent) => state.path(parent) + "/" + &free_name(&state, parent, &open.options.name, id, now),
+                    None => "/root".to_owned(),
+                };
+                let root = state.line(0).map_or(id, |l| &l.session_id);
+                let session = Some(preview(open, call.forked().map(|f| &**f), root, path, now));
+                v1::OpenSessionResponse { session, ..Default::default() }.encode_to_vec()
+            });
+            return self.reply(call.ticket, result, &site.tree, &state, work);
         }
         let Some(index) = self.add_unborn(&site, &mut state, id, work) else {
             drop(state);
@@ -137,25 +147,39 @@ impl Engine {
         work: &mut Work,
         now: &mut Moment,
     ) {
-        let Call::Open(open) = call.call else { return };
-        if let Err(refusal) = self.may_mint(open.mint_key) {
-            self.reply(call.ticket, Err(refusal), tree, state, work);
+        let Pending { ticket, who, call: Call::Open(open), found, claimed, .. } = call else { return };
+        let born =
+            self.may_mint(open.mint_key).and_then(|()| self.birth(tree, state, index, open.options, open.mark, now));
+        if let Err(refusal) = born {
+            if let Some(root) = claimed {
+                self.unclaim(root, work);
+            }
+            self.reply(ticket, Err(refusal), tree, state, work);
             return self.drop_unborn(tree, state, index, now);
         }
-        if let Err(refusal) = self.birth(tree, state, index, open.options, open.mark, now) {
-            self.reply(call.ticket, Err(refusal), tree, state, work);
-            return self.drop_unborn(tree, state, index, now);
+        let forked = match found {
+            Some(Found::Forked(forked)) => Some(Arc::unwrap_or_clone(forked)),
+            _ => None,
+        };
+        if forked.is_some() {
+            count(&self.counters.sessions_forked);
         }
         let trigger = open.first_message.as_ref().map(|letter| letter.trigger);
-        let own = call.who.session.as_ref().and_then(|own| state.of_uid(own.uid));
+        let own = who.session.as_ref().and_then(|own| state.of_uid(own.uid));
         let from = own.or(state.line(index).and_then(|l| l.parent));
+        let begin = |appending: &mut Appending<'_>, line: &mut Line, ops: &mut Vec<Op>| {
+            if let Some(forked) = forked {
+                forked.put(appending, line, ops);
+            }
+        };
         let tail = |appending: &mut Appending<'_>, state: &mut TreeState, ops: &mut Vec<Op>| {
             if let Some(letter) = open.first_message {
                 let sender = from.map(|from| Sender::at(state, from)).unwrap_or_default();
                 self.post(appending.seq, tree, state, index, Post::message(letter, sender, None), ops, now);
             }
         };
-        self.append_with(tree, state, index, now, |_, _, _| (), tail);
+        self.append_with(tree, state, index, now, begin, tail);
+        self.hold_claim(claimed, state.last_seq, work);
         if let Some(trigger) = trigger {
             self.mail_came(tree, state, index, trigger, work, now);
         }
@@ -164,7 +188,7 @@ impl Engine {
         let reply = self
             .minted(open.mint_key, tree, line)
             .map(|session_key| v1::OpenSessionResponse { session, created: true, session_key }.encode_to_vec());
-        self.reply(call.ticket, reply, tree, state, work);
+        self.reply(ticket, reply, tree, state, work);
         work.evict = true;
     }
 
@@ -182,14 +206,14 @@ impl Engine {
         match self.locate(call, &parent, work) {
             Located::Gone => None,
             Located::Absent(call) => {
-                self.refuse(call.ticket, parent_not_found(&parent), work);
+                self.refuse_call(call, parent_not_found(&parent), work);
                 None
             }
             Located::Ended(call, ..) => {
-                self.refuse(call.ticket, closed(&parent), work);
+                self.refuse_call(call, closed(&parent), work);
                 None
             }
-            Located::At(call, tree, index) => {
+            Located::At(mut call, tree, index) => {
                 let Some(state) = Self::still_at(&tree, index, &parent) else {
                     work.calls.push_back(call);
                     return None;
@@ -201,6 +225,7 @@ impl Engine {
                     _ => None,
                 };
                 if let Some(refusal) = refusal {
+                    self.unclaim_call(&mut call, work);
                     self.reply(call.ticket, Err(refusal), &tree, &state, work);
                     return None;
                 }
@@ -279,19 +304,12 @@ impl Engine {
         self.check_birth(state, parent, &options.name)?;
         let uid = if parent.is_none() { tree.root } else { Uid::v7(now.wall_ms, now.draw()) };
         let id = state.line(index).map(|l| l.session_id.clone()).unwrap_or_default();
-        let mut name = name_or_made(&options.name, &id);
-        if let Some(parent) = parent {
-            // A made name gives way until it is free: nobody asked for it.
-            let made = name.clone();
-            while options.name.is_empty() && state.name_taken(parent, &name) {
-                name = format!("{made}-{:06x}", now.draw() & 0xFF_FFFF);
-            }
-        }
+        let name = parent.map_or_else(String::new, |parent| free_name(state, parent, &options.name, &id, now));
         if let Some(line) = state.line_mut(index) {
             line.wakes = options.wakes;
             line.born = true;
             line.uid = uid;
-            line.name = if parent.is_none() { "".into() } else { name.into() };
+            line.name = name.into();
         }
         state.open += 1;
         state.touch(now);
@@ -418,12 +436,22 @@ pub(crate) fn parent_not_found(parent: &str) -> Refusal {
     Refusal::new(Reason::ParentNotFound, format!("no parent session {parent:?} is known")).with("session_id", parent)
 }
 
-fn name_or_made(name: &str, session_id: &str) -> String {
-    if name.is_empty() { ids::name_from_id(session_id) } else { name.to_owned() }
+/// The name that was asked for; else one made from the id, which gives way until it is free: nobody asked for it.
+fn free_name(state: &TreeState, parent: u32, name: &str, session_id: &str, now: &mut Moment) -> String {
+    if !name.is_empty() {
+        return name.to_owned();
+    }
+    let made = ids::name_from_id(session_id);
+    let mut name = made.clone();
+    while state.name_taken(parent, &name) {
+        name = format!("{made}-{:06x}", now.draw() & 0xFF_FFFF);
+    }
+    name
 }
 
 /// A session as it would be.
-fn preview(open: &Open, root: &str, path: String, now: &Moment) -> v1::Session {
+fn preview(open: &Open, forked: Option<&Forked>, root: &str, path: String, now: &Moment) -> v1::Session {
+    let turns = forked.map_or(0, |f| f.turns);
     v1::Session {
         session_id: open.session_id.clone(),
         parent_session_id: open.options.parent.clone(),
@@ -433,6 +461,9 @@ fn preview(open: &Open, root: &str, path: String, now: &Moment) -> v1::Session {
         activity: v1::Activity::Idle as i32,
         last_outcome: v1::TurnOutcome::None as i32,
         residency: v1::Residency::Unloaded as i32,
+        turn_count: turns,
+        head_version: turns.into(),
+        checkpoint_tokens: forked.map_or(0, Forked::tokens),
         labels: open.options.labels.clone(),
         stale_timeout: Some(super::duration(open.options.stale_timeout_ms as u64)),
         create_time: Some(super::timestamp(now.wall_ms)),

@@ -375,7 +375,7 @@ impl Engine {
             }
             inner.standing += 1;
         }
-        let place = Place { against_priority: i32::MAX, arrival: self.next_arrival() };
+        let place = Place { against_priority: Place::BEHIND_ALL, arrival: self.next_arrival() };
         let Some(line) = state.line_mut(index) else { return };
         line.waiter = Some(Box::new(Waiter {
             call: None,

@@ -106,7 +106,7 @@ impl Engine {
             match held {
                 Held::Answer(answer) => self.deliver(answer.ticket, Err(not_stored()), work),
                 Held::Effect(id, _) => self.lost_effect(id, work),
-                Held::Claim(tree) => self.unclaim(tree.root, work),
+                Held::Claim(root) => self.unclaim(root, work),
                 Held::Key(change) => self.keys.lost(change),
                 Held::Limits(_) => self.limits_lost(),
                 Held::Resource(_, change) => self.resource_lost(change, work, now),
@@ -118,7 +118,7 @@ impl Engine {
                 Held::Answer(answer) => self.deliver(answer.ticket, answer.result, work),
                 Held::Effect(id, _) => self.start_effect(id),
                 Held::Cleanup(tree, closed) => self.clean_up(&tree, closed, now),
-                Held::Claim(tree) => self.unclaim(tree.root, work),
+                Held::Claim(root) => self.unclaim(root, work),
                 Held::Event(event) => self.emit(*event, now),
                 // (These go another way.)
                 Held::Told(_) => {}

@@ -76,6 +76,8 @@ pub struct Wanted {
     pub provisional: bool,
     /// The client's state after this turn, instead of the newest.
     pub state_turn: Option<u32>,
+    /// How much the COMMITTED records up to that turn take.
+    pub size: bool,
 }
 
 /// A session whose trajectory is due.
@@ -221,6 +223,8 @@ pub struct LoadedSession {
     pub lines: Vec<chain::Line>,
     pub state: Option<(Seq, Vec<u8>)>,
     pub provisional: Option<RecordRow>,
+    /// Bytes of payloads and metas, if that was asked for.
+    pub size: u64,
 }
 
 /// What an answer of the store is for.
@@ -245,6 +249,10 @@ pub(crate) enum Purpose {
     },
     Recover {
         root: Uid,
+    },
+    /// The session that a call forks from.
+    Fork {
+        call: Box<Pending>,
     },
     /// The trajectories that a call acknowledges.
     Ack {
@@ -319,7 +327,7 @@ impl Engine {
                 Known::Ended(past) => Located::Ended(call, past),
                 // Its own tree it would have met first.
                 Known::Quarantined if call.who.is_beyond(id) => {
-                    Located::Ended(call, Past { uid: Uid(0), parent: None, purging: false })
+                    Located::Ended(call, Past { uid: Uid(0), root: Uid(0), parent: None, purging: false })
                 }
                 Known::Quarantined => {
                     self.refuse_part(call, super::quarantined(id), work);
@@ -409,11 +417,18 @@ impl Engine {
                 _,
                 Purpose::Records { call, .. }
                 | Purpose::Read { call }
+                | Purpose::Fork { call }
                 | Purpose::Ack { call }
                 | Purpose::Mail { call, .. }
-                | Purpose::Sent { call }
                 | Purpose::Family { call },
             )) => work.calls.push_back(*call),
+            Some((_, Purpose::Sent { mut call })) => {
+                // The store was not looked through after all.
+                if let super::Call::Send(send) = &mut call.call {
+                    send.looked = None;
+                }
+                work.calls.push_back(*call);
+            }
             Some((_, Purpose::Due)) => self.look_again(),
             Some((_, Purpose::Stale)) => self.look_for_stale_again(),
             Some(other) => {
@@ -588,6 +603,11 @@ impl Engine {
         self.effects.lock().queue.drain(..).collect()
     }
 
+    /// Whether a read has not been answered yet.
+    pub(crate) fn reads_open(&self) -> bool {
+        !self.effects.lock().open.is_empty()
+    }
+
     /// Whether [`Engine::effects`] has something.
     pub fn has_effects(&self) -> bool {
         !self.effects.lock().queue.is_empty()
@@ -615,7 +635,8 @@ impl Engine {
         let known = match found {
             None => Some(Known::Absent),
             Some(f) if f.state != v1::SessionState::Open as i32 => {
-                Some(Known::Ended(Past { uid: f.uid, parent: f.parent, purging: is_purging(f.cleanup.as_deref()) }))
+                let purging = is_purging(f.cleanup.as_deref());
+                Some(Known::Ended(Past { uid: f.uid, root: f.root, parent: f.parent, purging }))
             }
             Some(f) if self.recovery.lock().quarantined.contains(&f.root) => Some(Known::Quarantined),
             Some(f) => {
@@ -744,6 +765,7 @@ impl Engine {
                 tenant.polls.began(&mark.request_id, uid, &session_id);
             }
             lease.timer = self.timer(lease.deadline_ms, Timer::Lease(tree.clone(), index, lease.fence));
+            tenant.turns.began(uid, &session_id, lease.begin_wall_ms);
             tree.tenant.slots.force_add(1).expect("fewer than 2^32 turns run");
             if depth > 0 {
                 tree.children_slots.force_add(1).expect("fewer than 2^32 turns run");
@@ -765,13 +787,14 @@ impl Engine {
         }
     }
 
-    /// The answer to a Session: a reload, or the records that a repeat is answered from.
+    /// The answer to a Session: a reload, the records that a repeat is answered from, or what is copied.
     pub fn session_loaded(&self, id: u64, loaded: Option<LoadedSession>, mut now: Moment) {
         let _going = self.world.read();
         let mut work = Work::default();
         match self.purpose(id) {
             Some(Purpose::Load { tree, index, uid }) => self.loaded(&tree, index, uid, loaded, &mut work, &mut now),
             Some(Purpose::Records { call, why }) => self.records_loaded(*call, why, loaded, &mut work, &now),
+            Some(Purpose::Fork { call }) => self.fork_loaded(*call, loaded, &mut work),
             _ => {}
         }
         work.evict = true;
@@ -893,6 +916,7 @@ impl Engine {
             Some(
                 Purpose::Records { call, .. }
                 | Purpose::Read { call }
+                | Purpose::Fork { call }
                 | Purpose::Ack { call }
                 | Purpose::Mail { call, .. }
                 | Purpose::Sent { call }
@@ -914,6 +938,21 @@ impl Engine {
     }
 }
 
+/// Verifies the records of a session and that its live line is what they make it; its facts, and the decoded metas.
+pub(crate) fn verify_line(loaded: &LoadedSession) -> Result<(SessionFacts, Vec<RecordMeta>), Refusal> {
+    let corrupt = |what: &str| Refusal::new(Reason::SessionCorrupt, what.to_owned());
+    let facts = SessionFacts::decode(&loaded.row.facts[..]).map_err(|_| corrupt("its facts do not decode"))?;
+    let metas = chain::verify(&loaded.lines, loaded.row.last, &facts.chain)?;
+    let statuses = chain::statuses(&loaded.lines, &metas)?;
+    let committed = v1::RecordStatus::Committed as i32;
+    if statuses.iter().zip(&loaded.lines).any(|(status, line)| *status != line.status)
+        || statuses.iter().filter(|s| **s == committed).count() != loaded.row.head as usize
+    {
+        return Err(corrupt("its records' statuses or its turn count are not what its records make them"));
+    }
+    Ok((facts, metas))
+}
+
 /// What a reload read, verified.
 struct Reloaded {
     facts: SessionFacts,
@@ -928,15 +967,7 @@ struct Reloaded {
 impl Reloaded {
     fn verify(loaded: &LoadedSession) -> Result<Self, Refusal> {
         let corrupt = |what: &str| Refusal::new(Reason::SessionCorrupt, what.to_owned());
-        let facts = SessionFacts::decode(&loaded.row.facts[..]).map_err(|_| corrupt("its facts do not decode"))?;
-        let metas = chain::verify(&loaded.lines, loaded.row.last, &facts.chain)?;
-        let statuses = chain::statuses(&loaded.lines, &metas)?;
-        let committed = v1::RecordStatus::Committed as i32;
-        if statuses.iter().zip(&loaded.lines).any(|(status, line)| *status != line.status)
-            || statuses.iter().filter(|s| **s == committed).count() != loaded.row.head as usize
-        {
-            return Err(corrupt("its records' statuses or its turn count are not what its records make them"));
-        }
+        let (facts, metas) = verify_line(loaded)?;
         if facts.state_seq != 0 {
             let setter = loaded.lines.iter().position(|l| l.seq == facts.state_seq as u64);
             let digest = chain::digest(&[loaded.state.as_ref().map_or(&[][..], |(_, state)| state)]);

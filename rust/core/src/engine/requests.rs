@@ -106,6 +106,13 @@ pub(crate) struct Letter {
     pub(crate) ttl_ms: Option<u64>,
 }
 
+/// The session whose history another begins with, and the last turn of it that is copied; 0: all of them.
+#[derive(Debug)]
+pub(crate) struct Fork {
+    pub(crate) session_id: String,
+    pub(crate) turn: u32,
+}
+
 #[derive(Debug)]
 pub(crate) struct Open {
     pub(crate) session_id: String,
@@ -115,6 +122,7 @@ pub(crate) struct Open {
     pub(crate) validate_only: bool,
     pub(crate) mint_key: bool,
     pub(crate) first_message: Option<Letter>,
+    pub(crate) fork: Option<Fork>,
 }
 
 #[derive(Debug)]
@@ -470,6 +478,14 @@ fn check_parent(session_id: &str, options: &OpenOptions) -> Result<(), Refusal> 
     Ok(())
 }
 
+fn fork(session_id: &str, from: v1::ForkFrom) -> Result<Fork, Refusal> {
+    ids::check_session_id("fork_from.session_id", &from.session_id)?;
+    if from.session_id == session_id {
+        return Err(Refusal::field("fork_from.session_id", "a session is not forked from itself"));
+    }
+    Ok(Fork { session_id: from.session_id, turn: from.turn })
+}
+
 /// The mark of a request: its id, and the hash of the rest of it.
 fn mark<M: Message>(request: &mut M, id: impl Fn(&mut M) -> &mut String) -> Result<Option<RequestMark>, Refusal> {
     let request_id = std::mem::take(id(request));
@@ -584,6 +600,15 @@ impl Call {
         }
     }
 
+    /// Whether it is to say what would happen, and have nothing happen.
+    pub(crate) fn only_asks(&self) -> bool {
+        match self {
+            Call::Open(open) => open.validate_only,
+            Call::Begin(begin) => begin.validate_only,
+            _ => false,
+        }
+    }
+
     /// Whether its answer brings the live provisional.
     pub(crate) fn wants_provisional(&self) -> bool {
         matches!(self, Call::Begin(begin) if begin.want_provisional)
@@ -602,6 +627,7 @@ impl Call {
                 let mut r: v1::OpenSessionRequest = message(bytes)?;
                 let if_exists =
                     v1::IfExists::try_from(r.if_exists).map_err(|_| unknown_enum("if_exists", r.if_exists))?;
+                let validate_only = std::mem::take(&mut r.validate_only);
                 let mark = mark(&mut r, |r| &mut r.request_id)?;
                 if r.session_id.is_empty() {
                     let id = mark
@@ -615,14 +641,16 @@ impl Call {
                 let options = options(r.options.unwrap_or_default(), limits)?;
                 check_parent(&r.session_id, &options)?;
                 let first_message = r.first_message.map(|m| letter("first_message", m, true, limits)).transpose()?;
+                let fork = r.fork_from.map(|f| fork(&r.session_id, f)).transpose()?;
                 Call::Open(Open {
                     session_id: r.session_id,
                     mark,
                     options,
                     return_existing: if_exists == v1::IfExists::Return,
-                    validate_only: r.validate_only,
+                    validate_only,
                     mint_key: r.mint_key,
                     first_message,
+                    fork,
                 })
             }
             Method::GetSession => {
@@ -839,8 +867,9 @@ fn begin(mut r: v1::BeginTurnRequest, limits: &LiveLimits) -> Result<Begin, Refu
     }
     let lease_ms = lease_ms(r.lease_duration.as_ref(), limits)?;
     let wait_ms = r.wait.as_ref().map(|d| millis("wait", d)).transpose()?.unwrap_or(0);
-    // How long a repeat waits is not part of what was asked for.
+    // How long a repeat waits is not part of what was asked for, nor whether it would only know.
     r.wait = None;
+    let validate_only = std::mem::take(&mut r.validate_only);
     let mark = mark(&mut r, |r| &mut r.request_id)?;
     let if_running = v1::IfRunning::try_from(r.if_running).map_err(|_| unknown_enum("if_running", r.if_running))?;
     if r.expected_turn == Some(0) {
@@ -859,7 +888,7 @@ fn begin(mut r: v1::BeginTurnRequest, limits: &LiveLimits) -> Result<Begin, Refu
         lease_ms,
         owner: r.owner,
         priority: r.priority,
-        validate_only: r.validate_only,
+        validate_only,
         takeover: if_running == v1::IfRunning::Takeover,
         want_provisional: r.want_provisional,
         polled: None,

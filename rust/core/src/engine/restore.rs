@@ -243,7 +243,7 @@ impl Engine {
             // The writer was faster.
             work.cleanups.push((tree, lines));
         }
-        self.hold_claim(&mut call, &tree, seq, work);
+        self.hold_claim(call.claimed.take(), seq, work);
         let root = Some(tree.root);
         work.answers.push(Answer { ticket: call.ticket, result: Ok(b"done".to_vec()), after: seq, root });
     }

@@ -50,14 +50,19 @@ impl Base {
         let furthest = tries.last_key_value().map_or(turn + 1, |(t, _)| *t);
         let attempts_ahead = (turn + 2..=furthest).map(|t| tries.get(&t).copied().unwrap_or(0)).collect();
         let checkpoint = Checkpoint::fold(&loaded.lines, metas, turn);
-        if let Some((seq, state)) = &loaded.state {
-            let setter = lines.clone().find(|(l, _)| l.seq == *seq).map(|(_, m)| &m.state_digest);
-            if setter != Some(&chain::digest(&[state])) {
-                return Err(Refusal::new(Reason::SessionCorrupt, "its state does not match its digest"));
-            }
-        }
+        verify_state(&loaded, metas)?;
         Ok(Base { turn, last: loaded.row.last, checkpoint, state: loaded.state, later, attempts, attempts_ahead })
     }
+}
+
+/// Whether the client's state that was read is what the record says that set it.
+pub(crate) fn verify_state(loaded: &LoadedSession, metas: &[RecordMeta]) -> Result<(), Refusal> {
+    let Some((seq, state)) = &loaded.state else { return Ok(()) };
+    let setter = loaded.lines.iter().position(|l| l.seq == *seq).map(|at| &metas[at].state_digest);
+    if setter != Some(&chain::digest(&[state])) {
+        return Err(Refusal::new(Reason::SessionCorrupt, "its state does not match its digest"));
+    }
+    Ok(())
 }
 
 impl Engine {
@@ -93,7 +98,7 @@ impl Engine {
     /// Has what lies below a rewind read; the call runs again with it.
     pub(crate) fn ask_base(&self, call: Pending, uid: Uid, turn: u32, after: Seq) {
         let purpose = Purpose::Records { call: Box::new(call), why: Why::Base(turn) };
-        let wanted = Wanted { tokens: true, provisional: false, state_turn: Some(turn) };
+        let wanted = Wanted { tokens: true, state_turn: Some(turn), ..Wanted::default() };
         self.ask_session(after, purpose, uid, wanted);
     }
 }

@@ -3,7 +3,6 @@
 //! One lock per tree orders its transitions. Nothing in here takes another tree's lock.
 
 use crate::checkpoint::Checkpoint;
-use crate::error::{Quota, Reason, Refusal};
 use crate::gen_store::{Receipt, RequestMark, RunningGrant, SessionFacts};
 use crate::gen_v1 as v1;
 use crate::ids::{LeaseToken, Uid};
@@ -27,6 +26,8 @@ pub(crate) struct Tenant {
     pub(crate) slots: crate::sync::Padded<SlotNode>,
     /// Who waits at that gate.
     pub(crate) queue: Queue,
+    /// Which they are.
+    pub(crate) turns: super::full::Turns,
     /// Who waits for sessions that become runnable.
     pub(crate) polls: super::poll::Polls,
     /// Where each session in memory is.
@@ -218,6 +219,11 @@ pub(crate) struct Place {
     pub(crate) arrival: u64,
 }
 
+impl Place {
+    /// In place of a priority: behind every call.
+    pub(crate) const BEHIND_ALL: i32 = i32::MAX;
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Gate {
     Tree,
@@ -230,12 +236,34 @@ pub(crate) enum Gate {
 /// again after that, both through this lock: one of them comes second and sees the other.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
-    places: Mutex<BTreeMap<Place, (Arc<Tree>, u32)>>,
+    places: Mutex<BTreeMap<Place, Queued>>,
+}
+
+#[derive(Debug)]
+struct Queued {
+    tree: Arc<Tree>,
+    index: u32,
+    /// A call waits here. Else the place is kept for its repeat, or a runnable session's.
+    called: bool,
 }
 
 impl Queue {
     pub(crate) fn put(&self, place: Place, tree: Arc<Tree>, index: u32) {
-        self.places.lock().insert(place, (tree, index));
+        let called = place.against_priority != Place::BEHIND_ALL;
+        self.places.lock().insert(place, Queued { tree, index, called });
+    }
+
+    /// Its call is gone, and the place is kept.
+    pub(crate) fn keep(&self, place: Place) {
+        if let Some(queued) = self.places.lock().get_mut(&place) {
+            queued.called = false;
+        }
+    }
+
+    /// Shows the places, at most so many, where calls wait.
+    pub(crate) fn look(&self, most: usize, see: impl FnMut(Place)) {
+        let places = self.places.lock();
+        places.iter().take(most).filter(|(_, queued)| queued.called).map(|(place, _)| *place).for_each(see);
     }
 
     pub(crate) fn remove(&self, place: Place) {
@@ -244,7 +272,7 @@ impl Queue {
 
     /// Who has this place.
     pub(crate) fn at(&self, place: Place) -> Option<(Arc<Tree>, u32)> {
-        self.places.lock().get(&place).cloned()
+        self.places.lock().get(&place).map(|queued| (queued.tree.clone(), queued.index))
     }
 
     /// The first waiter behind `after`.
@@ -252,7 +280,7 @@ impl Queue {
         use std::ops::Bound::{Excluded, Unbounded};
         let from = after.map_or(Unbounded, Excluded);
         let places = self.places.lock();
-        places.range((from, Unbounded)).next().map(|(place, (tree, index))| (*place, tree.clone(), *index))
+        places.range((from, Unbounded)).next().map(|(place, queued)| (*place, queued.tree.clone(), queued.index))
     }
 }
 
@@ -668,36 +696,6 @@ impl TreeState {
     pub(crate) fn stale_due(&self) -> u64 {
         if self.stale_ms > 0 { (self.active_ms + self.stale_ms as u64).max(1) } else { 0 }
     }
-
-    /// Who holds slots of this tree, longest first, at most eight.
-    pub(crate) fn holders(&self, wall_ms: i64) -> Vec<(String, u64)> {
-        let mut holders: Vec<(i64, &Line)> =
-            self.iter().filter_map(|(_, l)| Some((l.running()?.begin_wall_ms, l))).collect();
-        holders.sort_by_key(|(begin, line)| (*begin, line.uid));
-        holders
-            .into_iter()
-            .take(8)
-            .map(|(begin, line)| (line.session_id.to_string(), (wall_ms - begin).max(0) as u64))
-            .collect()
-    }
-}
-
-/// The refusal of a full gate.
-pub(crate) fn gate_refusal(tree: &Tree, state: &TreeState, gate: Gate, tree_cap: u64, wall_ms: i64) -> Refusal {
-    let (reason, limit_name, limit, used, holders) = match gate {
-        Gate::Tree => {
-            let running = state.iter().filter(|(_, l)| l.running().is_some()).count();
-            (Reason::TreeTurns, "max_turns_per_tree", tree_cap, running as u64, state.holders(wall_ms))
-        }
-        Gate::Tenant => {
-            let (cap, used) = tree.tenant.slots.cap_used();
-            (Reason::TenantTurns, "max_turns_per_tenant", u64::from(cap), u64::from(used), Vec::new())
-        }
-    };
-    // One place is always kept for the root: below it the cap binds one earlier.
-    Refusal::new(reason, format!("{used} turns run; {limit_name} is {limit}"))
-        .quota(Quota { limit_name, limit, used, holders })
-        .retry_after(1_000)
 }
 
 /// The tenants by name.

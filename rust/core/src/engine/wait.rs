@@ -5,7 +5,8 @@
 //! with its old priority and arrival, and the next one here is tried. A lost wake-up cannot be: after it has parked,
 //! the gate is looked at once more.
 
-use super::tree::{Gate, Place, Tree, TreeState, Waiter, gate_refusal};
+use super::full::Met;
+use super::tree::{Gate, Place, Tree, TreeState, Waiter};
 use super::{Call, Engine, Moment, Pending, TicketState, Timer, Work, closed};
 use crate::error::{Reason, Refusal};
 use crate::slots::reserve;
@@ -80,7 +81,7 @@ impl Engine {
                 return self.drop_unborn(tree, state, index, now);
             }
         };
-        let place = Place { against_priority: -priority, arrival };
+        let place = Place::of(priority, Some(arrival));
         let deadline_ms = call.since_ms.saturating_add(wait_ms);
         if let Some(ticket) = self.tickets.lock().get_mut(&call.ticket) {
             *ticket = TicketState::Waiting(tree.clone(), index, place);
@@ -107,6 +108,19 @@ impl Engine {
     /// Counts one more call that waits; its arrival. Refused if as many wait as may.
     pub(crate) fn enter_wait(&self, connection: u64) -> Result<u64, Refusal> {
         let mut waiting = self.waiting.lock();
+        self.may_enter(&waiting, connection)?;
+        waiting.total += 1;
+        *waiting.by_connection.entry(connection).or_default() += 1;
+        waiting.arrivals += 1;
+        Ok(waiting.arrivals)
+    }
+
+    /// Whether one more call may wait.
+    pub(crate) fn may_wait(&self, connection: u64) -> Result<(), Refusal> {
+        self.may_enter(&self.waiting.lock(), connection)
+    }
+
+    fn may_enter(&self, waiting: &Waiting, connection: u64) -> Result<(), Refusal> {
         let here = waiting.by_connection.get(&connection).copied().unwrap_or(0);
         let caps = [
             ("max_waiters", waiting.total as u64, self.limits.max_waiters()),
@@ -117,10 +131,7 @@ impl Engine {
             let message = format!("{used} calls wait; {limit_name} is {limit}");
             return Err(Refusal::new(Reason::QueueFull, message).quota(quota).retry_after(1_000));
         }
-        waiting.total += 1;
-        *waiting.by_connection.entry(connection).or_default() += 1;
-        waiting.arrivals += 1;
-        Ok(waiting.arrivals)
+        Ok(())
     }
 
     /// The next arrival, of what waits without being a call.
@@ -214,7 +225,8 @@ impl Engine {
         // It stood in a queue, and was not parked for a read.
         call.ran_ms = now.mono_ms;
         if now.mono_ms >= waiter.deadline_ms && waiter.deadline_ms > since_ms {
-            let refusal = gate_refusal(tree, state, waiter.gate, self.limits.max_turns_per_tree(), now.wall_ms);
+            let met = Met::Waiting(place, now.mono_ms.saturating_sub(since_ms));
+            let refusal = self.gate_refusal(&call.who, waiter.gate, met, tree, state, now);
             self.return_slots(tree, state, index, work);
             self.reply(call.ticket, Err(refusal), tree, state, work);
             return self.drop_unborn(tree, state, index, now);
@@ -247,9 +259,9 @@ impl Engine {
         let gate = waiter.gate;
         let Some(waiter) = self.take_waiter(tree, &mut state, index, work, now) else { return };
         if let Some(call) = waiter.call {
-            let refusal = gate_refusal(tree, &state, gate, self.limits.max_turns_per_tree(), now.wall_ms);
-            let waited = now.mono_ms.saturating_sub(waiter.since_ms);
-            self.reply(call.ticket, Err(refusal.with("waited_ms", waited)), tree, &state, work);
+            let met = Met::Waiting(place, now.mono_ms.saturating_sub(waiter.since_ms));
+            let refusal = self.gate_refusal(&call.who, gate, met, tree, &state, now);
+            self.reply(call.ticket, Err(refusal), tree, &state, work);
         }
         self.drop_unborn(tree, &mut state, index, now);
     }
@@ -271,12 +283,14 @@ impl Engine {
             return self.drop_unborn(tree, &mut state, index, now);
         }
         waiter.call = None;
+        let gate = waiter.gate;
         self.waiting.lock().kept += 1;
         waiter.deadline_ms = now.mono_ms + self.limits.keep_place_ms();
         let connection = waiter.connection;
         self.untimer(waiter.timer);
         waiter.timer = self.timer(waiter.deadline_ms, Timer::Wait(tree.clone(), index, place));
         self.waiting.lock().leave(connection);
+        tree.queue(gate).keep(place);
         // Who is behind it need not wait for it.
         work.gates.push((tree.clone(), Gate::Tree));
         work.gates.push((tree.clone(), Gate::Tenant));

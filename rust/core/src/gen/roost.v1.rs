@@ -1373,14 +1373,16 @@ pub struct OpenSessionRequest {
     pub fork_from: ::core::option::Option<ForkFrom>,
 }
 /// Where a session's history begins that is a copy. Only the live line is copied: COMMITTED records with their payloads,
-/// without rewards and request_ids. Nothing is shared afterwards.
+/// without rewards and request_ids; their attempt is 1, their fence and head_version are their turn. They are of the
+/// session's first trajectory. Nothing is shared afterwards.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ForkFrom {
-    /// The session whose history is copied, in any state but purged.
+    /// The session whose history is copied, in any state but purged; not the new one itself. Of a session's key: its session
+    /// or a descendant, else SESSION_NOT_FOUND.
     #[prost(string, tag = "1")]
     pub session_id: ::prost::alloc::string::String,
-    /// The last turn to copy, at most its turn count; 0: all of them. What is copied is at most `max_fork_bytes`
-    /// (64 MiB).
+    /// The last turn to copy, at most its turn count (TURN_NOT_FOUND); 0: all of them. What is copied, payloads and what is
+    /// stored with them, is at most `max_fork_bytes` (64 MiB), else TOO_LARGE.
     #[prost(uint32, tag = "2")]
     pub turn: u32,
 }
@@ -1617,33 +1619,37 @@ pub struct SessionEvent {
     #[prost(bool, tag = "13")]
     pub trigger: bool,
 }
-/// Request of WatchSessions. Filters are all required to match. Of a session's key: the session and its descendants.
+/// Request of WatchSessions. Filters are all required to match. Of a session's key: the session and what descended from
+/// it then; the stream ends with SESSION_CLOSED when the session does.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WatchSessionsRequest {
-    /// Go on after the answer that bore this; empty: from now on.
+    /// Go on after the answer that bore this, with the same filters and the same key, else BAD_PAGE_TOKEN; empty: from now
+    /// on.
     #[prost(string, tag = "1")]
     pub resume_token: ::prost::alloc::string::String,
     /// Only the tree of this root session id.
     #[prost(string, tag = "2")]
     pub root_session_id: ::prost::alloc::string::String,
-    /// Only this path and what is below it, on the boundaries of names. Requires root_session_id.
+    /// Only this path and what is below it, on the boundaries of names. Requires root_session_id, but of a session's key:
+    /// it sees one tree.
     #[prost(string, tag = "3")]
     pub path_prefix: ::prost::alloc::string::String,
     /// Only these kinds; empty: all.
     #[prost(enumeration = "SessionEventKind", repeated, tag = "4")]
     pub kinds: ::prost::alloc::vec::Vec<i32>,
 }
-/// Response of WatchSessions. The first one comes at once and may be without events.
+/// Response of WatchSessions. The first one comes at once and may be without events; so may one that comes after 30 s in
+/// which there were none, so that there is always a token that is young.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WatchSessionsResponse {
-    /// In the order in which they happened.
+    /// Those of one session in the order in which they happened; at most 500, of about 1 MiB.
     #[prost(message, repeated, tag = "1")]
     pub events: ::prost::alloc::vec::Vec<SessionEvent>,
-    /// Goes on after these.
+    /// Goes on after these. Opaque.
     #[prost(string, tag = "2")]
     pub resume_token: ::prost::alloc::string::String,
     /// True where events are missing before these: the token was from before the ring, from another run of the server, or
-    /// this stream fell behind. What was missed shows in lists.
+    /// this stream fell behind. What was missed shows in lists; the stream goes on from now.
     #[prost(bool, tag = "3")]
     pub resync: bool,
 }
@@ -2183,7 +2189,8 @@ pub struct BeginTurnRequest {
     /// Higher goes first in the queue; -1,000 to 1,000.
     #[prost(int32, tag = "10")]
     pub priority: i32,
-    /// Check everything, take nothing.
+    /// Check everything, take nothing: the answer is that of the call itself if it came now. One that would have to queue is
+    /// refused with the place that it would have.
     #[prost(bool, tag = "11")]
     pub validate_only: bool,
     /// What to do when a turn of the session runs.
@@ -2402,7 +2409,7 @@ pub struct GetCheckpointResponse {
 /// Request of WatchOwner.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WatchOwnerRequest {
-    /// The host, as it named itself in AttachResource. 1 to 128 characters.
+    /// The host, as it named itself in BeginTurn, PollTurn and AttachResource. 1 to 128 characters.
     #[prost(string, tag = "1")]
     pub owner: ::prost::alloc::string::String,
 }
@@ -2442,8 +2449,8 @@ pub struct OwnedSessionClosed {
     #[prost(enumeration = "CloseReason", tag = "2")]
     pub reason: i32,
 }
-/// A turn of the host was ended by somebody else: what it does now cannot be committed, but for EXPIRED before another
-/// turn begins.
+/// A turn of the host was ended by somebody else: its lease ran out, another owner took it over, or it was interrupted by
+/// force. What it does now cannot be committed, but after its lease ran out, until another turn begins.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LeaseLost {
     /// The session.
@@ -2459,13 +2466,14 @@ pub struct LeaseLost {
     #[prost(enumeration = "TurnOutcome", tag = "4")]
     pub outcome: i32,
 }
-/// A session of the host that runs no turn is runnable: begin one, or leave that to PollTurn.
+/// A session of the host that runs no turn is runnable: begin one, or leave that to PollTurn. Told again when more comes
+/// that makes it runnable, when a turn has left some of it, and when the pause is over after a turn that did not commit.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MailWaiting {
     /// The session.
     #[prost(string, tag = "1")]
     pub session_id: ::prost::alloc::string::String,
-    /// Messages in its mailbox.
+    /// Messages in its mailbox that no turn has taken.
     #[prost(uint32, tag = "2")]
     pub queued: u32,
 }

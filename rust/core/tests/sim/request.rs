@@ -99,6 +99,8 @@ pub(crate) struct Clients {
     /// Sessions live long: ids go out of use slowly, and hardly one is closed.
     long_lives: bool,
     requests: u64,
+    /// Ids that were made up for forks.
+    forks: u64,
     /// Checkpoint length of each session as last seen.
     pub(crate) lengths: HashMap<(usize, String), u64>,
     /// Of the latest WaitMail.
@@ -200,7 +202,7 @@ impl Clients {
         let mut tenant = usize::from(rng.chance(25));
         let mut id = self.id(rng);
         let request_id = self.request_id(rng);
-        let kind = rng.below(166);
+        let kind = rng.below(174);
         if kind >= 100
             && rng.chance(70)
             && let Some(held) = self.grants.get(rng.below(self.grants.len().clamp(1, 6)))
@@ -209,16 +211,24 @@ impl Clients {
             (tenant, id) = (held.tenant, held.session_id.clone());
         }
         let made = match kind {
-            0..12 => Req::Open(v1::OpenSessionRequest {
-                session_id: if request_id.is_empty() || rng.chance(95) { id } else { String::new() },
-                request_id,
-                options: Some(self.options(rng)),
-                if_exists: if rng.chance(40) { v1::IfExists::Return as i32 } else { 0 },
-                validate_only: rng.chance(6),
-                mint_key: false,
-                first_message: rng.chance(30).then(|| letter(rng)),
-                fork_from: None,
-            }),
+            0..12 | 166..174 => {
+                let fork_from = (kind >= 166).then(|| self.source(rng, &mut tenant));
+                if fork_from.is_some() && rng.chance(80) {
+                    // Of an id that nobody has, so that it is made.
+                    self.forks += 1;
+                    id = format!("f{}", self.forks);
+                }
+                Req::Open(v1::OpenSessionRequest {
+                    session_id: if request_id.is_empty() || rng.chance(95) { id } else { String::new() },
+                    request_id,
+                    options: Some(self.options(rng)),
+                    if_exists: if rng.chance(40) { v1::IfExists::Return as i32 } else { 0 },
+                    validate_only: rng.chance(6),
+                    mint_key: false,
+                    first_message: rng.chance(30).then(|| letter(rng)),
+                    fork_from,
+                })
+            }
             12..44 => {
                 let head = rng.below(4) as u32;
                 Req::Begin(v1::BeginTurnRequest {
@@ -384,6 +394,15 @@ impl Clients {
             _ => Req::Get(v1::GetSessionRequest { session_id: id }),
         };
         self.keep(rng, tenant, made)
+    }
+
+    /// What a session is forked from: mostly one that has turns, also if it ended long ago.
+    fn source(&mut self, rng: &mut Rng, tenant: &mut usize) -> v1::ForkFrom {
+        let turn = if rng.chance(60) { 0 } else { 1 + rng.below(3) as u32 };
+        let held = self.grants.get(rng.below(self.grants.len().max(1))).filter(|_| rng.chance(85));
+        let Some(held) = held else { return v1::ForkFrom { session_id: self.id(rng), turn } };
+        *tenant = held.tenant;
+        v1::ForkFrom { session_id: held.session_id.clone(), turn }
     }
 
     fn attach(&mut self, rng: &mut Rng, session_id: String, request_id: String) -> v1::AttachResourceRequest {

@@ -39,6 +39,7 @@ impl World {
     pub(crate) fn new(limits: Limits) -> Self {
         let mut store = Store::default();
         (store.tenant_cap, store.tree_cap, store.max_rewind) = (1_000, 8, 8);
+        store.max_fork_bytes = limits.max_fork_bytes;
         let engine = engine(&limits, &store, 0);
         let (done, unreadable) = (HashMap::new(), HashSet::new());
         World { engine, store, limits, moments: 0, done, unreadable, loads: 0, ahead: 0, dumps: false, epoch: 1 }
@@ -190,6 +191,12 @@ impl World {
 
     pub(crate) fn begin(&mut self, id: &str) -> v1::Grant {
         let begun: v1::BeginTurnResponse = self.call(Method::BeginTurn, &begin(id, "")).expect("a slot is free");
+        begun.grant.expect("it was granted")
+    }
+
+    /// A turn that runs, of a session that it makes if need be.
+    pub(crate) fn begin_at(&mut self, id: &str, parent: &str) -> v1::Grant {
+        let begun: v1::BeginTurnResponse = self.call(Method::BeginTurn, &begin(id, parent)).expect("a slot is free");
         begun.grant.expect("it was granted")
     }
 

@@ -8,7 +8,7 @@ use roost_core::engine::{
     HeaderRow, LoadedSession, Moment, RecordRow, ResourceSetup, SessionRow, StaleTree, StoredResource, Wanted,
 };
 use roost_core::ids::{TrajectoryId, Uid};
-use roost_core::journal::{Batch, Finished, ResourceRow, Restore, Row, Seq};
+use roost_core::journal::{Batch, Finished, Record, RecordCopy, ResourceRow, Restore, Row, Seq};
 use roost_core::proto::store_v1::{Cleanup, EndedBy, Receipt, RecordMeta, RequestMark, RunningGrant, SessionFacts};
 use roost_core::proto::v1::{RecordStatus, ResourceState, SessionState};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -54,6 +54,8 @@ pub(crate) struct Session {
     pub(crate) turns: Vec<(Seq, u64)>,
     /// Turns that a commit has rewound past, and whose status does not say so yet.
     superseded: BTreeSet<Seq>,
+    /// What the turns that it began with are copies of.
+    pub(crate) copied: Vec<Seq>,
     /// head_version of the last commit that rewound.
     pub(crate) rewound: u64,
     pub(crate) trajectories: Vec<(Finished, bool)>,
@@ -73,7 +75,7 @@ pub(crate) struct Session {
 }
 
 /// What a head_version stands for.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Fold {
     pub(crate) turns: u32,
     pub(crate) tokens: Vec<u8>,
@@ -86,12 +88,51 @@ pub(crate) struct Rec {
     prev: Seq,
     pub(crate) status: i32,
     turn: u32,
+    /// Of a commit: the turn that it was built on, 0: none.
+    below: Seq,
     meta: Vec<u8>,
     pub(crate) decoded: RecordMeta,
     chain: [u8; 32],
     tokens: Option<Vec<u8>>,
     state: Option<Vec<u8>>,
     pub(crate) content: Vec<u8>,
+}
+
+impl Rec {
+    /// As a fork counts it.
+    fn size(&self) -> u64 {
+        let len = |v: &Option<Vec<u8>>| v.as_ref().map_or(0, Vec::len);
+        (self.meta.len() + len(&self.tokens) + len(&self.state) + self.content.len()) as u64
+    }
+}
+
+/// What the meta of a turn says of the turn itself, and not of its session's grants, requests and trajectories.
+fn what_it_was(meta: &RecordMeta) -> RecordMeta {
+    RecordMeta {
+        content_type: meta.content_type.clone(),
+        finish_reason: meta.finish_reason.clone(),
+        labels: meta.labels.clone(),
+        weight_versions: meta.weight_versions.clone(),
+        owner: meta.owner.clone(),
+        tokens_digest: meta.tokens_digest.clone(),
+        content_digest: meta.content_digest.clone(),
+        arrays_digest: meta.arrays_digest.clone(),
+        state_digest: meta.state_digest.clone(),
+        attachments: meta.attachments.clone(),
+        turn: meta.turn,
+        outcome: meta.outcome,
+        create_ms: meta.create_ms,
+        token_offset: meta.token_offset,
+        token_count: meta.token_count,
+        new_segment: meta.new_segment,
+        prompt_tokens: meta.prompt_tokens,
+        completion_tokens: meta.completion_tokens,
+        cached_tokens: meta.cached_tokens,
+        has_usage: meta.has_usage,
+        logprobs_bytes: meta.logprobs_bytes,
+        has_tokens: meta.has_tokens,
+        ..RecordMeta::default()
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -122,6 +163,7 @@ pub(crate) struct Store {
     pub(crate) tenant_cap: usize,
     pub(crate) tree_cap: usize,
     pub(crate) max_rewind: u64,
+    pub(crate) max_fork_bytes: u64,
 }
 
 impl Store {
@@ -214,6 +256,14 @@ impl Store {
             touched.insert(row.uid);
             self.restore(row)?;
         }
+        // Before what the batch appends: what is copied was durable before.
+        let mut sizes: HashMap<Uid, u64> = HashMap::new();
+        for (_, copy) in &batch.copies {
+            touched.insert(copy.session);
+            *sizes.entry(copy.session).or_default() += self.copy(copy)?;
+        }
+        ensure!(sizes.len() <= 1, "{} forks in one batch", sizes.len());
+        ensure!(sizes.values().all(|size| *size <= self.max_fork_bytes), "a fork of {sizes:?} bytes");
         for (_, record) in &batch.records {
             touched.insert(record.session);
             self.append(record)?;
@@ -474,6 +524,7 @@ impl Store {
                 folds: vec![Fold::default()],
                 turns: Vec::new(),
                 superseded: BTreeSet::new(),
+                copied: Vec::new(),
                 rewound: 0,
                 trajectories: Vec::new(),
                 rewards: BTreeMap::new(),
@@ -509,7 +560,45 @@ impl Store {
         Ok(())
     }
 
-    fn append(&mut self, record: &roost_core::journal::Record) -> Result<(), String> {
+    /// A turn that a session begins with: a copy of one that stood on another's live line, right above what its turn
+    /// before is a copy of. Its size as a fork counts it.
+    fn copy(&mut self, copy: &RecordCopy) -> Result<u64, String> {
+        let seq = copy.seq;
+        let source = self.records.get(&copy.source).ok_or_else(|| format!("{seq} is a copy of what is gone"))?.clone();
+        let (from, session) = (&self.sessions[&source.session], &self.sessions[&copy.session]);
+        let id = &from.row.session_id;
+        ensure!(!from.purging && !from.restoring, "{seq} is copied from {id}, of which not all is there");
+        ensure!(from.row.tenant == session.row.tenant, "I17: {seq} is copied from {id}, which is another tenant's");
+        ensure!(Self::committed(&source.decoded), "{seq} is a copy of what is no turn");
+        ensure!(session.turns.len() == session.copied.len(), "{seq} is copied behind what is no copy");
+        let below = session.copied.last().copied().unwrap_or(0);
+        ensure!(source.below == below, "I4: {} does not stand on {below}, {seq} is a copy of it", copy.source);
+        let meta = RecordMeta::decode(&copy.meta[..]).expect("a meta decodes");
+        ensure!(meta.nonce.is_empty() && meta.begin_request.is_none() && meta.end_request.is_none(), "I21: {seq}");
+        ensure!(meta.base_turn.is_none() && !meta.finishes && meta.next_fence == 0, "{seq} does what its source did");
+        ensure!(what_it_was(&meta) == what_it_was(&source.decoded), "I23: {seq} is another turn than its source");
+        let (size, version) = (source.size(), source.decoded.head_version as usize);
+        self.append(&Record {
+            seq,
+            session: copy.session,
+            prev: copy.prev,
+            status: COMMITTED,
+            turn: copy.turn,
+            meta: copy.meta.clone(),
+            chain: copy.chain,
+            tokens: source.tokens,
+            state: source.state,
+            arrays: None,
+            content: Some(source.content),
+        })?;
+        let fold = self.sessions[&source.session].folds[version].clone();
+        let session = self.sessions.get_mut(&copy.session).ok_or("it was just there")?;
+        ensure!(session.folds.last() == Some(&fold), "I7: {seq} does not fold as what it is a copy of");
+        session.copied.push(copy.source);
+        Ok(size)
+    }
+
+    fn append(&mut self, record: &Record) -> Result<(), String> {
         let seq = record.seq;
         let session = self.sessions.get_mut(&record.session).ok_or("a record without a session")?;
         let before = self.records.get(&record.prev);
@@ -538,6 +627,7 @@ impl Store {
         // An earlier record of this batch may have finished one, whose row is still to come.
         ensure!(meta.trajectory > session.trajectories.len() as u32, "{seq}: of a trajectory that is finished");
         let heads = session.turns.len() as u32;
+        let mut below = 0;
         if born == COMMITTED {
             let base = meta.base_turn.unwrap_or(heads);
             ensure!(record.turn == base + 1 && base <= heads, "I4: turn {} after {heads}", record.turn);
@@ -547,7 +637,8 @@ impl Store {
             ensure!(meta.head_version == session.folds.len() as u64, "{seq}: head_version {}", meta.head_version);
             ensure!(session.committed_fences.insert(meta.fence), "I21: grant {} is committed twice", meta.fence);
             session.superseded.extend(session.turns.drain(base as usize..).map(|(seq, _)| seq));
-            let version = session.turns.last().map_or(0, |(_, version)| *version);
+            let version;
+            (below, version) = session.turns.last().copied().unwrap_or((0, 0));
             let mut fold = session.folds[version as usize].clone();
             ensure!(meta.token_offset * 4 <= fold.tokens.len() as u64, "{seq}: its span starts behind the checkpoint");
             if meta.has_tokens {
@@ -577,6 +668,7 @@ impl Store {
             prev: record.prev,
             status: record.status,
             turn: record.turn,
+            below,
             meta: record.meta.clone(),
             decoded: meta,
             chain: record.chain,
@@ -898,7 +990,10 @@ impl Store {
             arrays: None,
             content: Some(r.content.clone()),
         });
-        Some(LoadedSession { row, lines: self.lines(s, wanted.tokens), state, provisional })
+        let up_to = |r: &Rec| r.status == COMMITTED && wanted.state_turn.is_none_or(|turn| r.turn <= turn);
+        let copied = self.line(s).map(|(_, r)| r).filter(|r| wanted.size && up_to(r));
+        let size = copied.map(Rec::size).sum();
+        Some(LoadedSession { row, lines: self.lines(s, wanted.tokens), state, provisional, size })
     }
 
     pub(crate) fn found_trajectories(&self, wanted: &[TrajectoryId]) -> Vec<Option<FoundTrajectory>> {

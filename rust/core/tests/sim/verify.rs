@@ -23,6 +23,11 @@ pub(crate) struct Start {
     trajectories: usize,
     parent_exists: bool,
     reopens: u32,
+    /// Of a fork: what it is to be forked from, if that was there; its live line, and its head_version.
+    source: Option<Uid>,
+    line: Vec<u64>,
+    source_version: u64,
+    last_seq: u64,
 }
 
 /// What was acknowledged.
@@ -58,10 +63,22 @@ fn parent_of(req: &Req) -> &str {
     }
 }
 
+fn source_of(req: &Req) -> Option<&v1::ForkFrom> {
+    match req {
+        Req::Open(r) => r.fork_from.as_ref(),
+        _ => None,
+    }
+}
+
 impl Start {
     pub(crate) fn of(store: &Store, tenant: usize, req: &Req) -> Self {
         let session = store.by_id(TENANTS[tenant], &id_of(tenant, req));
+        let source = source_of(req).and_then(|from| store.by_id(TENANTS[tenant], &from.session_id));
         Start {
+            source: source.map(|s| s.row.uid),
+            line: source.map(|s| s.turns.iter().map(|(seq, _)| *seq).collect()).unwrap_or_default(),
+            source_version: source.map_or(0, |s| s.row.head_version),
+            last_seq: store.last_seq,
             exists: session.is_some(),
             closed: session.is_some_and(|s| s.state != OPEN),
             head_version: session.map_or(0, |s| s.row.head_version),
@@ -220,7 +237,9 @@ fn refused(store: &Store, call: &OpenCall, reason: Reason) -> Check {
         }
         Reason::SessionNotFound => {
             let sender = !parent_of(&call.req).is_empty() && !start.parent_exists;
-            ensure!(!start.exists || sender, "it was there before the call");
+            let other = sender || matches!(call.req, Req::Open(_));
+            ensure!(!start.exists || other, "it was there before the call");
+            ensure!(source_of(&call.req).is_none() || start.source.is_none(), "its source was there before the call");
         }
         Reason::ParentNotFound => ensure!(!start.parent_exists, "the parent was there before the call"),
         Reason::SessionExists => ensure!(session.is_some(), "I6: no such session is durable"),
@@ -260,12 +279,47 @@ fn refused(store: &Store, call: &OpenCall, reason: Reason) -> Check {
             let Req::Commit(r) = &call.req else { return Err("REWIND_REFUSED of what is no commit".into()) };
             ensure!(r.base_turn.is_some(), "REWIND_REFUSED without base_turn");
         }
+        Reason::TurnNotFound if source_of(&call.req).is_some() => {
+            let (from, source) = (source_of(&call.req), source(store, call));
+            let later = source.map(|s| &s.folds[start.source_version as usize..]).unwrap_or_default();
+            let turn = from.map_or(0, |f| f.turn);
+            ensure!(turn > 0 && later.iter().any(|f| f.turns < turn), "its source has turn {turn}");
+        }
+        Reason::SessionPurged if source_of(&call.req).is_some() => {
+            ensure!(source(store, call).is_none_or(|s| s.purging), "I6: its source is not being purged");
+        }
+        Reason::TooLarge if matches!(call.req, Req::Open(_)) => {
+            ensure!(source_of(&call.req).is_some(), "too large, and nothing is copied");
+        }
         Reason::TreeQuarantined => {
             let broken = |s: Option<&Session>| s.is_some_and(|s| store.broken.contains(&s.row.root));
-            ensure!(broken(session) || broken(parent), "nothing of it is set aside");
+            ensure!(broken(session) || broken(parent) || broken(source(store, call)), "nothing of it is set aside");
         }
         _ => {}
     }
+    Ok(())
+}
+
+/// What a call forks from, if that is known.
+fn source<'a>(store: &'a Store, call: &OpenCall) -> Option<&'a Session> {
+    source_of(&call.req).and_then(|from| store.by_id(TENANTS[call.tenant], &from.session_id))
+}
+
+/// A session that a call made begins with the line of its source, as that was at some instant of the call.
+fn forked(call: &OpenCall, session: &Session) -> Check {
+    let (copied, start) = (&session.copied, &call.start);
+    let Some(from) = source_of(&call.req) else {
+        ensure!(copied.is_empty(), "I17: it begins with what nobody asked for");
+        return Ok(());
+    };
+    let turns = copied.len();
+    ensure!(from.turn == 0 || turns == from.turn as usize, "I4: it begins with {turns} turns");
+    let Some(last) = copied.last() else {
+        ensure!(start.line.is_empty(), "I4: it begins with no turn");
+        return Ok(());
+    };
+    let was_live = if from.turn == 0 { start.line.last() == Some(last) } else { start.line.contains(last) };
+    ensure!(was_live || *last > start.last_seq, "I6: it begins with turns from before the call");
     Ok(())
 }
 
@@ -298,6 +352,7 @@ fn replied(store: &Store, call: &OpenCall, reply: &[u8]) -> Check {
             ensure!(!reply.created || !start.exists, "it was there before the call");
             if reply.created {
                 ensure!(told.parent_session_id == parent_of(&call.req), "opened below {:?}", told.parent_session_id);
+                forked(call, known()?)?;
             }
             tells(store, known()?, &told, start)
         }

@@ -83,6 +83,7 @@ impl World {
         store.tenant_cap = config.limits.max_turns_per_tenant as usize;
         store.tree_cap = config.limits.max_turns_per_tree as usize;
         store.max_rewind = config.limits.max_rewind;
+        store.max_fork_bytes = config.limits.max_fork_bytes;
         let engine = Engine::new(config.limits.clone(), 0, rng.next());
         engine.set_logging(true);
         engine.set_dumps(config.seed.is_multiple_of(2));
@@ -390,6 +391,13 @@ impl World {
             return Ok(Appended::Stored { quarantine: vec![broken] });
         }
         self.store.apply(batch).map_err(|e| format!("step {}: {e}\n  batch: {batch:#?}", self.step))?;
+        for (_, copy) in &batch.copies {
+            self.count("turns copied");
+            let source = &self.store.records[&copy.source].session;
+            if self.store.sessions[source].state != OPEN {
+                self.count("turns copied from what has ended");
+            }
+        }
         Ok(Appended::Stored { quarantine: Vec::new() })
     }
 
