@@ -285,7 +285,6 @@ class Process:
             self._about,
             self._transport.calls,
             self._measures,
-            lambda: {name: value for name, value, *_ in self._engine.limits()},
             lambda: self._admin is not None and self._admin.ready,
         )
 

@@ -8,7 +8,7 @@ hostile clients and finds no word of theirs.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -59,7 +59,7 @@ class Family:
     def unit(self) -> str:
         """Of the values."""
         last = self.name.rpartition("_")[2]
-        return last if last in {"seconds", "bytes"} else ""
+        return last if last in {"seconds", "bytes", "ratio"} else ""
 
 
 def _of(stat: str, meaning: str, name: str = "", scale: float = 1.0) -> Family:
@@ -101,10 +101,17 @@ _OWN: Final = (
     Family("roost_limit", "gauge", "Limits that are counts, by setting.", labels=("limit",)),
     Family("roost_limit_bytes", "gauge", "Limits that are sizes, by setting.", labels=("limit",)),
     Family("roost_limit_seconds", "gauge", "Limits that are times, by setting.", labels=("limit",)),
+    Family(
+        "roost_limit_used_ratio",
+        "gauge",
+        "How much of a limit is in use, of those that are set and count one thing: 1 is all of it.",
+        labels=("limit",),
+    ),
     # Sessions and memory.
     _of("sessions_opened", "Sessions that were made."),
     _of("sessions_closed", "Sessions that were closed, by whatever."),
     _of("sessions_reopened", "Sessions that came back."),
+    _of("sessions_forked", "Sessions that began with a copy of another's history."),
     _of("trees_swept", "Trees that the sweep closed because they were stale."),
     _of("resident_sessions", "Sessions in memory."),
     _of("resident_bytes", "Memory that sessions and headers are charged for."),
@@ -197,10 +204,7 @@ def wants_openmetrics(accept: str) -> bool:
 
 
 class Metrics(Collector):
-    """Reads this server's numbers. Any thread may call it.
-
-    `limits` by setting, and whether the server is `ready`.
-    """
+    """Reads this server's numbers; `ready`: whether it takes calls. Any thread may call it."""
 
     def __init__(
         self,
@@ -209,13 +213,11 @@ class Metrics(Collector):
         about: About,
         calls: Calls,
         measures: Measures,
-        limits: Callable[[], Mapping[str, int]],
         ready: Callable[[], bool],
     ) -> None:
         self._engine = engine
         self._store = store
         self._about = about
-        self._limits = limits
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -240,6 +242,9 @@ class Metrics(Collector):
             "roost_limit": lambda: self._limited(""),
             "roost_limit_bytes": lambda: self._limited("bytes"),
             "roost_limit_seconds": lambda: self._limited("ms"),
+            "roost_limit_used_ratio": lambda: (
+                ((name,), used / value) for name, value, _, used in engine.limits() if value > 0 and used >= 0
+            ),
             "roost_store_read_seconds": lambda: (((kind,), *_seconds(h)) for kind, h in measures.reads.items()),
             "roost_store_append_seconds": lambda: iter([((), *_seconds(measures.appends))]),
             "roost_dump_seconds": lambda: (((_RESULTS[done],), *_seconds(h)) for done, h in measures.dumps.items()),
@@ -279,7 +284,7 @@ class Metrics(Collector):
 
     def _limited(self, unit: str) -> Series:
         """The limits whose names end with this unit; without one, those that have none."""
-        for name, value in self._limits().items():
+        for name, value, *_ in self._engine.limits():
             last = name.rpartition("_")[2]
             if (last if last in ("bytes", "ms") else "") == unit:
                 yield (name,), value * (_MS if unit == "ms" else 1)

@@ -13,7 +13,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from roost._core import LIMITS, REASONS, Engine
-from roost.handlers.measures import Measures
+from roost.handlers.measures import READS, Measures
+from roost.handlers.reload import _reads
 from roost.handlers.stats import COUNTERS, About
 from roost.server.calls import Calls
 from roost.server.metrics import FAMILIES, LEFT_OUT, Metrics, wants_openmetrics
@@ -35,9 +36,8 @@ class House:
         self.calls = Calls(PATHS)
         self.measures = Measures()
         self.ready = True
-        told = lambda: {name: value for name, value, *_ in self.engine.limits()}  # noqa: E731
         parts = self.engine, self.store, self.about, self.calls, self.measures
-        self.metrics = Metrics(*parts, told, lambda: self.ready)
+        self.metrics = Metrics(*parts, lambda: self.ready)
 
     def samples(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
         text = self.metrics.render(False)[1].decode()
@@ -67,6 +67,10 @@ def test_every_number_of_the_server_is_a_metric(house: House) -> None:
     assert set(house.store.counts()) <= known
     assert {family.stat for family in FAMILIES if family.stat} == known - LEFT_OUT
     assert known >= COUNTERS
+
+
+def test_every_kind_of_read_is_measured(house: House) -> None:
+    assert set(_reads(house.engine, house.store)) == set(READS) == set(house.measures.reads)
 
 
 def test_names_are_as_prometheus_wants_them() -> None:
@@ -131,13 +135,22 @@ def test_values_are_those_of_their_sources(house: House) -> None:
 
 
 def test_limits_are_in_base_units_and_keep_the_names_of_their_settings(house: House) -> None:
-    told = {
-        dict(labels)["limit"]: (name, value) for (name, labels), value in house.samples().items() if "_limit" in name
-    }
+    found = [(name, dict(labels), value) for (name, labels), value in house.samples().items() if "_limit" in name]
+    told = {labels["limit"]: (name, value) for name, labels, value in found if not name.endswith("_ratio")}
     assert set(told) == {name for name, *_ in LIMITS}
     assert told["max_turns_per_tree"] == ("roost_limit", 8)
     assert told["max_resident_bytes"] == ("roost_limit_bytes", 4 << 30)
     assert told["default_lease_ms"] == ("roost_limit_seconds", 60)
+    # What is not limited (0 bytes of store) and what is not one number (turns of a tree) has no use.
+    used = {labels["limit"]: value for name, labels, value in found if name.endswith("_ratio")}
+    assert set(used) == {
+        "max_resident_sessions",
+        "max_resident_bytes",
+        "max_waiters",
+        "max_resources",
+        "journal_queue_bytes",
+    }
+    assert set(used.values()) == {0.0}
 
 
 @pytest.mark.parametrize(

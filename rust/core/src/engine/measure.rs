@@ -112,6 +112,7 @@ impl Engine {
             Purpose::Records { call, .. }
             | Purpose::Read { call }
             | Purpose::Ack { call }
+            | Purpose::Fork { call }
             | Purpose::Mail { call, .. }
             | Purpose::Sent { call }
             | Purpose::Family { call } => At::Call(call.ticket),
