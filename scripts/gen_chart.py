@@ -21,8 +21,8 @@ CHART = ROOT / "deploy/helm/roost"
 ALERTS = ROOT / "deploy/monitoring/alerts.yaml"
 # Settings that other values of the chart decide, and those of drivers for which there is nothing in a pod.
 CHARTS_OWN = frozenset(
-    "listen admin_listen data_dir admin_key_file insecure drain_timeout_ms tls_cert_file tls_key_file tls_client_ca_file "
-    "process_driver tmux_driver tmux_socket reap".split()
+    "listen admin_listen data_dir admin_key_file insecure drain_timeout_ms "
+    "tls_cert_file tls_key_file tls_client_ca_file process_driver tmux_driver tmux_socket reap".split()
 )
 BEGIN, END = "<!-- values: written by `make docs` -->", "<!-- end of values -->"
 

@@ -196,10 +196,11 @@ class TooLarge(RoostError):
 
 
 class BadPageToken(RoostError):
-    """BAD_PAGE_TOKEN: The page token is not one of this list with these filters. Start the list again."""
+    """BAD_PAGE_TOKEN: The page or resume token is not one of this list, or watch, with these filters and this key.
+    Start again without it."""
 
     REASON = "BAD_PAGE_TOKEN"
-    ADVICE = "Start the list again."
+    ADVICE = "Start again without it."
 
 
 class LeaseMalformed(RoostError):

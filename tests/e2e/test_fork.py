@@ -34,11 +34,12 @@ def fork(api: Api, source: str, turn: int = 0, name: str = "", **fields: Any) ->
 
 
 def live(api: Api, name: str) -> list[bytes]:
-    """The live line as ReadHistory tells it, each turn to the byte, but for the numbers of its session's own grants."""
+    """The live line as ReadHistory tells it, each turn to the byte, but for its reward and the numbers that the
+    session's own grants and trajectories gave it."""
     turns = []
     for record in api.history(name, statuses=[COMMITTED]):
         told = types.Record.FromString(record.SerializeToString())
-        for own in ("attempt", "fence", "head_version", "trajectory", "base_turn"):
+        for own in ("attempt", "fence", "head_version", "trajectory", "base_turn", "reward"):
             told.ClearField(own)
         turns.append(told.SerializeToString(deterministic=True))
     return turns
@@ -220,9 +221,7 @@ def test_a_source_whose_content_is_purged_is_refused_and_its_fork_stays(start: S
 
 def test_i17_a_key_forks_from_its_session_and_what_is_below(start: Start) -> None:
     server = start(ROOST_ADMIN_KEY=ADMIN)
-    with server.api() as admin:
-        tenant = create(admin, "team").key
-    with keyed(server, tenant) as api:
+    with keyed(server, create(server, "team").key) as api:
         for name, parent in (("root", ""), ("s", "root"), ("child", "s"), ("sibling", "root"), ("other", "")):
             api.open(name, parent_session_id=parent)
             api.turn(name, name.encode())

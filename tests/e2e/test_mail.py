@@ -326,17 +326,20 @@ def test_waiting_for_mail_of_a_session_that_closes_ends(api: Api) -> None:
 @pytest.mark.parametrize("method", ["WaitMail", "PollTurn"])
 async def test_a_connection_has_so_many_calls_that_wait(start: Start, method: str) -> None:
     server = start("--set", "max_waiters_per_connection=4")
-    async with AsyncClient(server.address) as client:
-        await client.open_session("s")
+    async with AsyncClient(server.address) as one, AsyncClient(server.address) as two:
+        await one.open_session("s")
 
-        def call() -> Any:
+        def call(client: AsyncClient) -> Any:
             return client.wait_mail("s", wait=60) if method == "WaitMail" else client.poll_turn(wait=60)
 
-        waiting = [asyncio.create_task(call()) for _ in range(4)]
-        while (await client.get_stats()).gauges["waiting"] < 4:
-            pass
-        with pytest.raises(QueueFull):
-            await call()
+        waiting = []
+        for count in range(1, 6):  # the fifth on the other connection
+            waiting.append(asyncio.create_task(call(one if count < 5 else two)))
+            while (await one.get_stats()).gauges["waiting"] < count:
+                assert not waiting[-1].done(), waiting[-1].exception()
+            if count == 4:
+                with pytest.raises(QueueFull):
+                    await call(one)
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)

@@ -97,9 +97,7 @@ def test_an_unloaded_session_takes_no_more_than_its_line_in_a_loaded_header() ->
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    "trees", [pytest.param(True, id="in-trees"), pytest.param(False, id="alone")]
-)
+@pytest.mark.parametrize("trees", [pytest.param(True, id="in-trees"), pytest.param(False, id="alone")])
 def test_memory_does_not_grow_with_the_number_of_known_sessions(trees: bool) -> None:
     """Headers go as well when bytes are short: a session that nobody asks for costs nothing."""
     limits = {"max_resident_sessions": 100, "max_resident_bytes": 4 << 20}
@@ -125,7 +123,8 @@ def test_a_sessions_memory_grows_with_its_tokens_and_no_faster() -> None:
 
 
 def _play(case: Case) -> Measured:
-    limits = {name: default for name, default, _, _ in LIMITS} | {"max_turns_per_tree": 10_000} | case.limits
+    fixed = {"max_turns_per_tree": 10_000, "max_watch_events": 1}
+    limits = {name: default for name, default, _, _ in LIMITS} | fixed | case.limits
     engine = Engine(limits, 0)
     _turns(engine, case, 0, case.warm)
     before = _rss()

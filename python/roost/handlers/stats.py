@@ -16,7 +16,8 @@ COUNTERS: Final = frozenset(
     (
         "turns_begun turns_committed turns_rewound turns_aborted turns_expired turns_taken_over turns_interrupted "
         "turns_released trajectories_finished trajectories_acknowledged sessions_opened sessions_closed "
-        "sessions_reopened sessions_dumped sessions_purged sessions_restored sessions_forked trees_swept cleanup_failures "
+        "sessions_reopened sessions_dumped sessions_purged sessions_restored sessions_forked trees_swept "
+        "cleanup_failures messages_sent messages_delivered messages_consumed messages_expired messages_dead "
         "resources_attached resources_released releases_failed pool_evictions evictions header_evictions "
         "reloads header_loads load_failures refusals batches_stored entries_stored batches_refused "
         "messages_sent messages_delivered messages_consumed messages_expired messages_dead"

@@ -534,8 +534,8 @@ class RecordRow(NamedTuple):
 class LoadedSession(NamedTuple):
     """What a reload reads. `records` are newest first, all of them, linked by `prev`; `state` is the client's state and
     `state_seq` the record that set it (None and 0 if none did); `provisional` the live provisional, if it was asked
-    for and there is one; `size` how many bytes of payloads and metas the COMMITTED records up to the turn asked for have,
-    if that was asked for, else 0."""
+    for and there is one; `size` how many bytes of payloads and metas the COMMITTED records up to the turn
+    asked for have, if that was asked for, else 0."""
 
     row: SessionRow
     records: list[RecordLine]

@@ -20,12 +20,12 @@ use roost_core::proto::v1;
 use scene::{TENANT, World, begin, commit, go_on};
 use std::collections::BTreeSet;
 
-fn seconds(seconds: i64) -> Option<prost_types::Duration> {
-    Some(prost_types::Duration { seconds, nanos: 0 })
+fn seconds(seconds: i64) -> prost_types::Duration {
+    prost_types::Duration { seconds, nanos: 0 }
 }
 
 fn patient(id: &str, parent: &str, priority: i32) -> v1::BeginTurnRequest {
-    v1::BeginTurnRequest { wait: seconds(60), priority, ..begin(id, parent) }
+    v1::BeginTurnRequest { wait: Some(seconds(60)), priority, ..begin(id, parent) }
 }
 
 impl World {
@@ -134,7 +134,7 @@ fn a_place_in_the_queue_counts_those_who_go_first_and_are_still_there() {
     world.settle();
     assert_eq!(position(&mut world, -5), (3, 2));
     // Its repeat has that place again.
-    world.waits(&v1::BeginTurnRequest { wait: seconds(20), ..named });
+    world.waits(&v1::BeginTurnRequest { wait: Some(seconds(20)), ..named });
     assert_eq!(position(&mut world, -5), (4, 3));
     // A wait that is over says where it stood at its end.
     world.pass(20_000);

@@ -208,11 +208,11 @@ fn changes_take_effect_in_their_order_with_their_answers() {
         [change(&[("max_depth", 1)], &[]), change(&[("max_depth", 2)], &[]), change(&[("max_depth", 2)], &[])];
     let tickets = requests.map(|request| world.start(Method::SetLimits, &request));
     for (n, value) in [(0, 1), (1, 2)] {
-        assert_eq!(world.limit("max_depth").0 == value, false);
+        assert_ne!(world.limit("max_depth").0, value);
         assert!(world.append(true));
         assert_eq!(world.limit("max_depth"), (value, "set".to_owned()));
         let done: Vec<u64> = world.engine.completed().into_iter().map(|(ticket, _)| ticket).collect();
-        assert_eq!(done, tickets[n..][..n + 1], "after batch {n}");
+        assert_eq!(done, tickets[n..][..=n], "after batch {n}");
     }
     assert!(!world.append(true), "what changes nothing writes nothing");
 }

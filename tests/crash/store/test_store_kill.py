@@ -70,7 +70,7 @@ def test_i5_every_acknowledged_batch_survives_kill_9(tmp_path: Path, cycles: int
         assert set(sessions) == set(script.maker.rows)
         for uid, row in script.maker.rows.items():
             assert sessions[uid][8:16] == (*row[9:16], row.finish_due)
-            assert sessions[uid][22] == row.seq
+            assert sessions[uid][25] == row.seq
         live: dict[bytes, int] = {}
         for row in stored["record"]:
             assert row[2] == live.get(row[1], 0)  # prev: no gap in the line

@@ -44,6 +44,12 @@ class FakeEngine:
     def ready_sequence(self) -> int:
         return 0
 
+    def watch_count(self) -> int:
+        return 0
+
+    def service_ms(self) -> int:
+        return 0
+
     def releases_count(self) -> int:
         return 0
 

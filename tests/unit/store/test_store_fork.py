@@ -1,4 +1,4 @@
-"""Copies of records, which a session that is a fork begins with: made by the store, whole or not at all (I4, I5, I22)."""
+"""Copies of records, which a fork begins with: made by the store, whole or not at all (I4, I5, I22)."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def fork(maker: Maker, n: int, sources: list[int]) -> FakeBatch:
         before = seq - 1 if turn > 1 else 0
         chain = hashlib.sha256(meta).digest()
         copies.append(RecordCopy(seq, uid, before, COMMITTED, turn, meta, chain, source))
-    last = first + len(sources) - 1
     head = len(sources)
-    row = maker.rows[uid]._replace(head=head, head_version=head, fence=head, last=last, seq=last)
+    last = first + max(head, 1) - 1
+    row = maker.rows[uid]._replace(head=head, head_version=head, fence=head, last=last if head else 0, seq=last)
     maker.rows[uid] = row
     maker.next_seq = last + 1
     maker.changed.clear()

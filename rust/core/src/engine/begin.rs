@@ -341,7 +341,7 @@ impl Engine {
             times,
             ..Lease::begun(begin, now)
         };
-        line.owner = begin.owner.as_str().into();
+        line.owner = super::tree::owner_of(&begin.owner);
         line.lease = Some(Box::new(lease));
         state.touch(now);
         let mut taken = Taken::default();
@@ -404,7 +404,7 @@ impl Engine {
             }
             let Some(resident) = line.resident.as_mut() else { return };
             resident.attempts += 1;
-            line.owner = begin.owner.as_str().into();
+            line.owner = super::tree::owner_of(&begin.owner);
             line.fence = fence;
             line.lease = Some(Box::new(Lease {
                 fence,
@@ -789,7 +789,7 @@ impl Lease {
             nonce: [0; 16],
             turn: 0,
             attempt: 0,
-            owner: begin.owner.as_str().into(),
+            owner: super::tree::owner_of(&begin.owner),
             lease_ms: begin.lease_ms,
             begin_wall_ms: now.wall_ms,
             request: begin.mark.clone(),

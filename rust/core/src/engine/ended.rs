@@ -589,7 +589,7 @@ impl Engine {
                 line.outcome = v1::TurnOutcome::try_from(facts.last_outcome).unwrap_or(v1::TurnOutcome::None);
                 line.wakes = facts.wake_on_completion;
             }
-            line.owner = row.owner.as_str().into();
+            line.owner = super::tree::owner_of(&row.owner);
             line.mail_from = self.journal.durable().max(1);
             let id = line.session_id.clone();
             let index = state.add(line);

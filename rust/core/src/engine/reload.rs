@@ -720,7 +720,7 @@ impl Engine {
             line.closes = row.closes;
             line.outcome = v1::TurnOutcome::try_from(row.outcome).unwrap_or(v1::TurnOutcome::None);
             line.wakes = row.wakes;
-            line.owner = row.owner.as_str().into();
+            line.owner = super::tree::owner_of(&row.owner);
             line.mail = super::mailbox::Mailbox::of(&row.mail);
             line.mail_from = self.journal.durable().max(1);
             line.seq = row.seq;

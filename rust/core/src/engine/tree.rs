@@ -179,7 +179,7 @@ impl Lease {
             nonce: grant.nonce.try_into().ok()?,
             turn: grant.turn,
             attempt: grant.attempt,
-            owner: grant.owner.into(),
+            owner: owner_of(&grant.owner),
             lease_ms: grant.lease_ms as u64,
             begin_wall_ms: grant.begin_ms,
             request: grant.request,
@@ -520,7 +520,7 @@ impl Line {
             closes: 0,
             outcome: v1::TurnOutcome::None,
             wakes: false,
-            owner: "".into(),
+            owner: owner_of(""),
             lease: None,
             waiter: None,
             resident: None,
@@ -696,6 +696,12 @@ impl TreeState {
     pub(crate) fn stale_due(&self) -> u64 {
         if self.stale_ms > 0 { (self.active_ms + self.stale_ms as u64).max(1) } else { 0 }
     }
+}
+
+/// The name of a host. Most name none: that is one for all.
+pub(crate) fn owner_of(name: &str) -> Arc<str> {
+    static NOBODY: std::sync::LazyLock<Arc<str>> = std::sync::LazyLock::new(|| "".into());
+    if name.is_empty() { NOBODY.clone() } else { name.into() }
 }
 
 /// The tenants by name.

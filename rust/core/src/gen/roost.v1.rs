@@ -61,7 +61,8 @@ pub struct GetStatsResponse {
     /// Counts that only grow while the server runs, by name: turns_begun, turns_committed, turns_rewound (of them),
     /// turns_aborted, turns_expired, turns_taken_over, turns_interrupted (by force), turns_released,
     /// trajectories_finished, trajectories_acknowledged, sessions_opened, sessions_closed, sessions_reopened,
-    /// sessions_dumped, sessions_purged, trees_swept, cleanup_failures (steps that are tried again), evictions,
+    /// sessions_dumped, sessions_purged, sessions_restored, sessions_forked, trees_swept, cleanup_failures (steps that are
+    /// tried again), messages_sent, messages_delivered, messages_consumed, messages_expired, messages_dead, evictions,
     /// header_evictions, reloads, header_loads, load_failures, refusals, batches_stored, entries_stored,
     /// batches_refused.
     #[prost(btree_map = "string, int64", tag = "1")]

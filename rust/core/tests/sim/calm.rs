@@ -178,7 +178,11 @@ fn masked(req: &Req, result: &Result<Vec<u8>, Refusal>) -> String {
         Req::Send(_) => {
             format!("{}", v1::SendMessageResponse::decode(reply).expect("a reply decodes").repeated)
         }
-        Req::WaitMail(_) => format!("{:?}", v1::WaitMailResponse::decode(reply).expect("a reply decodes")),
+        // The cursor is a sequence of the journal, of which a session that must be read again may take one more.
+        Req::WaitMail(_) => {
+            let reply = v1::WaitMailResponse::decode(reply).expect("a reply decodes");
+            format!("{} {} {}", reply.queued, reply.runnable, reply.cursor > 0)
+        }
         Req::Poll(_) => {
             let mut reply = v1::PollTurnResponse::decode(reply).expect("a reply decodes");
             reply.uid.clear();

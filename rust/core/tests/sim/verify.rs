@@ -40,8 +40,8 @@ pub(crate) struct Ledger {
     given_up: HashSet<(usize, String, String)>,
     /// The trajectory that each FinishTrajectory with a request_id was answered with.
     finishes: HashMap<(usize, String, String), String>,
-    /// The message that each SendMessage was answered with, its content, and what tells a repeat.
-    letters: HashMap<String, Vec<u8>>,
+    /// The message that each SendMessage was answered with, whom it is to and its content; and what tells a repeat.
+    letters: HashMap<String, (Uid, Vec<u8>)>,
     sends: HashMap<(usize, String, String, String), String>,
     /// The grants that the log says have started, and have not ended, in this life of the server.
     started: HashSet<(String, i64)>,
@@ -174,7 +174,10 @@ impl Ledger {
             }
             Req::Send(r) => {
                 let id = v1::SendMessageResponse::decode(reply).expect("a reply decodes").message_id;
-                self.letters.insert(id.clone(), r.message.clone().unwrap_or_default().content);
+                if let Some(recipient) = store.by_id(TENANTS[call.tenant], &r.session_id) {
+                    let content = r.message.clone().unwrap_or_default().content;
+                    self.letters.insert(id.clone(), (recipient.row.uid, content));
+                }
                 let key = (call.tenant, r.session_id.clone(), r.sender_session_id.clone(), r.request_id.clone());
                 if !r.request_id.is_empty() {
                     let before = self.sends.insert(key.clone(), id.clone());
@@ -209,7 +212,10 @@ impl Ledger {
         for record in store.records.values().filter(|r| Store::committed(&r.decoded)) {
             found.insert((record.session, record.decoded.fence), record);
         }
-        for (id, content) in &self.letters {
+        for (id, (recipient, content)) in &self.letters {
+            if store.sessions.get(recipient).is_some_and(|s| s.purging) {
+                continue;
+            }
             let letter = store.mail.values().find(|l| l.row.id.to_string() == *id);
             let letter = letter.ok_or_else(|| format!("I5: the message {id} is lost"))?;
             ensure!(letter.row.content.as_ref() == Some(content), "I5: another message {id}");
