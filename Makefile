@@ -134,6 +134,7 @@ lint-proto: $(VENV)
 
 lint-docs: $(EXT)
 	$(BIN)/python scripts/gen_docs.py --check
+	$(BIN)/python scripts/gen_dashboard.py --check
 	$(BIN)/python scripts/gen_chart.py --check
 	$(BIN)/python scripts/check_docs.py
 
@@ -166,6 +167,7 @@ proto-baseline: $(VENV) ## take today's protos as what later ones must not break
 .PHONY: docs
 docs: $(EXT) ## write the generated tables of docs/, and what the Helm chart has from the code
 	$(BIN)/python scripts/gen_docs.py
+	$(BIN)/python scripts/gen_dashboard.py
 	$(BIN)/python scripts/gen_chart.py
 
 .PHONY: manifests

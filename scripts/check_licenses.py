@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Packages whose metadata names no SPDX expression, with the license that their distribution holds.
 KNOWN = {
     "pytest-timeout": "MIT",
+    "promql-parser": "MIT",  # the text is in its distribution
     "apsw": "Zlib",  # "any-OSI" in its metadata, the text is the zlib license
 }
 # What older metadata says in words instead of SPDX.

@@ -1,6 +1,7 @@
 """Write the tables of docs/ that the code knows better; `--check` fails where they differ.
 
-docs/API.md: the error reasons, from the engine. docs/OPERATIONS.md: the settings, from the server's configuration.
+docs/API.md: the error reasons, from the engine. docs/OPERATIONS.md: the settings, from the server's configuration, and
+the metrics, from its table of them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import grpc
 
 from roost._core import LIMIT_CHANGES, REASONS
 from roost.server.config import Settings
+from roost.server.metrics import FAMILIES
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 CODES = {code.value[0]: code.name for code in grpc.StatusCode}
@@ -50,6 +52,11 @@ def amount(key: str, value: object) -> str:
 CHANGES = {"free": "yes", "laid out": "down", "fixed": "no", "": ""}
 
 
+def metrics() -> str:
+    body = [(f"`{f.exported}`", f.kind, ", ".join(f"`{name}`" for name in f.labels), f.meaning) for f in FAMILIES]
+    return rows(("metric", "kind", "labels", "meaning"), body)
+
+
 def settings() -> str:
     body = [
         (f"`{k}`", amount(k, f.default), CHANGES[LIMIT_CHANGES.get(k, "")], f.description or "")
@@ -61,6 +68,7 @@ def settings() -> str:
 TABLES: tuple[tuple[str, str, Callable[[], str]], ...] = (
     ("API.md", "reasons", reasons),
     ("OPERATIONS.md", "settings", settings),
+    ("OPERATIONS.md", "metrics", metrics),
 )
 
 

@@ -221,7 +221,7 @@ class Engine:
     def undelivered(self, method: int, request: bytes, reply: bytes, authorization: str, tenant: str) -> None:
         """A reply that `completed` yielded could not be written: a grant in it is released."""
     def refuse(self, reason: str, message: str, metadata: dict[str, str]) -> Refusal:
-        """Build a refusal from the table of reasons, for handlers written in Python."""
+        """Build a refusal from the table of reasons, for handlers written in Python. It counts as told to a caller."""
     def skip_time(self, ms: int) -> None:
         """Move the service clock and the wall clock forward. For tests: leases and delays end without a wait."""
     def tick(self) -> int:
@@ -245,6 +245,13 @@ class Engine:
         meanwhile."""
     def stats(self) -> dict[str, int]:
         """The counters and gauges of GetStats by name."""
+    def distributions(self) -> dict[str, tuple[list[int], list[int], int]]:
+        """Histograms by name ("turn_wait_ms", "turn_held_ms", "batch_entries"): the buckets' upper bounds, which belong
+        to them; how many values are in each, and above the last bound; their sum."""
+    def refusals(self) -> dict[str, int]:
+        """How often calls were refused, by reason; every reason is there."""
+    def read_for(self, effect: int) -> int | None:
+        """The ticket of a call that waits for a read of `next_effects` that is not answered yet; None: no call does."""
     def ready_sequence(self) -> int:
         """The largest sequence of a trajectory that became READY, durably, while this server has run; 0: none has."""
     def watch_count(self) -> int:

@@ -23,6 +23,9 @@ $ roost serve --max-resident 10 --set default_lease_ms=90s --set max_turn_bytes=
 Listen = Annotated[
     str | None, typer.Option(help="Where to listen: host:port (port 0: any) or unix:PATH.", metavar="ADDR")
 ]
+AdminListen = Annotated[
+    str | None, typer.Option(help="Where /metrics, /healthz and /readyz are: host:port or unix:PATH.", metavar="ADDR")
+]
 DataDir = Annotated[str | None, typer.Option(help="Directory of the store; made if it is not there.", metavar="DIR")]
 ConfigFile = Annotated[str | None, typer.Option("--config", envvar="ROOST_CONFIG", help="A TOML file.", metavar="FILE")]
 MaxResident = Annotated[str | None, typer.Option(help="Sessions kept in memory.", metavar="N")]
@@ -59,6 +62,7 @@ def flags(more: list[str] | None, **given: Any) -> dict[str, Any]:
 
 def serve(
     listen: Listen = None,
+    admin_listen: AdminListen = None,
     data_dir: DataDir = None,
     max_resident: MaxResident = None,
     max_turns_per_tree: MaxTree = None,
@@ -84,6 +88,7 @@ def serve(
     given = flags(
         more,
         listen=listen,
+        admin_listen=admin_listen,
         data_dir=data_dir,
         max_resident_sessions=max_resident,
         max_turns_per_tree=max_turns_per_tree,

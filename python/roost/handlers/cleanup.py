@@ -19,6 +19,7 @@ import structlog
 
 from roost._core import failpoint
 from roost.handlers.cold import is_restoring
+from roost.handlers.measures import Measures
 from roost.handlers.reload import Read, read_one
 from roost.store.base import CleanupRow, SessionRow, Store
 from roost.store.v1.store_pb2 import Cleanup, Receipt, SessionFacts
@@ -28,7 +29,10 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS: Final = 1.0  # between two looks at what is due while no session ends
 _POLL_SECONDS: Final = 0.1
-COUNT_SECONDS: Final = 30.0  # between two counts of the sessions that are kept for want of an acknowledgement
+COUNT_SECONDS: Final = 30.0  # between two counts of what waits in the store (`Store.counts`)
+_COUNT_REST: Final = (
+    500  # times as long as a count took it is rested: it grows with what it counts, and reads wait for it
+)
 _PAGE: Final = 128  # rows of what is due that one read takes
 _PURGE_RECORDS: Final = 256  # records that one step deletes
 DUMPS_AT_ONCE: Final = 4
@@ -56,9 +60,8 @@ class Cleaner:
 
     `read` runs a job on the reader thread; `journal` has the engine journal a step and says whether it was done;
     `oldest_stream` says when the oldest running export began; `dump` is None without a dump target;
-    `purge_without_dump` says whether that is allowed now; `gauges` is told how many sessions are kept because they were
-    neither dumped nor acknowledged ("sessions_kept"); `restoring` has the uids of the sessions that are being restored
-    now.
+    `purge_without_dump` says whether that is allowed now; `gauges` is told now and then what waits in the store
+    (`Store.counts`); `restoring` has the uids of the sessions that are being restored now; `measures` is told of dumps.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Cleaner:
         purge_without_dump: Callable[[], bool],
         gauges: dict[str, int],
         restoring: Container[bytes] = (),
+        measures: Measures | None = None,
     ) -> None:
         self._engine = engine
         self._store = store
@@ -85,6 +89,7 @@ class Cleaner:
         self._marked: dict[bytes, float] = {}  # sessions that wait for exports, since when
         self._gauges = gauges
         self._restoring = restoring
+        self._measures = measures or Measures()
 
     async def run(self) -> None:
         """Work until cancelled, on the dumps and on what is CLOSED apart: what hangs in one holds up nothing else."""
@@ -110,7 +115,7 @@ class Cleaner:
             await asyncio.sleep(_POLL_SECONDS)
 
     async def _run_closed(self) -> None:
-        looked = counted = 0.0
+        looked = count_at = 0.0
         purges = again = False
         while True:
             if time.monotonic() - looked >= LOOK_SECONDS:
@@ -121,9 +126,11 @@ class Cleaner:
                     if purges and (again or not before):
                         # Sessions that were kept for want of a dump or an acknowledgement may go by now.
                         again = await self._reconsider()
-                    if time.monotonic() - counted >= COUNT_SECONDS:
-                        self._gauges["sessions_kept"] = await self._rows(self._store.count_kept)
-                        counted = time.monotonic()
+                    if time.monotonic() >= count_at:
+                        began = time.monotonic()
+                        self._gauges.update(await self._rows(self._store.counts))
+                        ended = time.monotonic()
+                        count_at = ended + max(COUNT_SECONDS, _COUNT_REST * (ended - began))
                 except Exception:
                     log.exception("cleanup_failed")
             await asyncio.sleep(_POLL_SECONDS)
@@ -223,7 +230,7 @@ class Cleaner:
             elif self._dump is None:
                 raise DumpFailed("no_target: the server has no dump target by now; set dump_target as it was")
             else:
-                step = ("dumped", *await self._dump(row, name))
+                step = ("dumped", *await self._write(self._dump, row, name))
         except DumpFailed as error:
             log.warning("dump_failed", session=row.session_id, name=name, reason=str(error))
             step = ("failed", str(error))
@@ -231,6 +238,37 @@ class Cleaner:
             log.exception("dump_failed", session=row.session_id, name=name)
             step = ("failed", f"internal: {type(error).__name__}")
         await self._step(row, step)
+
+    async def _write(self, dump: Dump, row: SessionRow, name: str) -> tuple[int, bytes]:
+        """Dump a session, and have it measured and traced."""
+        began, began_ns = time.monotonic(), time.time_ns()
+        try:
+            made = await dump(row, name)
+        except Exception:
+            await self._tell(row, False, began, began_ns)
+            raise
+        await self._tell(row, True, began, began_ns)
+        self._measures.dump_bytes += made[0]
+        return made
+
+    async def _tell(self, row: SessionRow, done: bool, began: float, began_ns: int) -> None:
+        ended_ns = time.time_ns()
+        self._measures.dumps[done].record(time.monotonic() - began)
+        if self._measures.spans.on:
+            self._measures.spans.dump(await self._ended_with(row), began_ns, ended_ns, done)
+
+    async def _ended_with(self, row: SessionRow) -> list[str]:
+        """The names of the dumps of this session and of those above it that the same close ended, its own first."""
+        names: list[str] = []
+        above: SessionRow | None = row
+        close = Receipt.FromString(row.receipt or b"").close_seq
+        while above is not None and above.receipt is not None:
+            receipt = Receipt.FromString(above.receipt)
+            if receipt.close_seq != close:
+                break
+            names.append(receipt.dump_name)
+            above = await self._rows(partial(self._store.session_by_uid, above.parent)) if above.parent else None
+        return names
 
     async def undo_restore(self, uid: bytes) -> None:
         """Delete what a restore has left half made: its dump is there, and nobody has seen it. What cannot be deleted

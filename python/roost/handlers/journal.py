@@ -15,6 +15,7 @@ import structlog
 
 from roost._core import failpoint
 from roost.handlers.errors import failure
+from roost.handlers.measures import Measures
 from roost.store.base import Outcome, Store, StoreFailed
 
 if TYPE_CHECKING:
@@ -36,11 +37,19 @@ class JournalWriter:
     `fail(message)` must not return: the store's state is unknown, or it is another's.
     """
 
-    def __init__(self, engine: Engine, store: Store, wake: Callable[[], None], fail: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        store: Store,
+        wake: Callable[[], None],
+        fail: Callable[[str], None],
+        measures: Measures | None = None,
+    ) -> None:
         self._engine = engine
         self._store = store
         self._wake = wake
         self._fail = fail
+        self._appends = (measures or Measures()).appends
         self._stopping = False
         self._space = "ok"
         self._probed = 0.0
@@ -96,7 +105,9 @@ class JournalWriter:
     def _append(self, batch: Batch) -> Outcome:
         """Append. Where another server owns the store by now, this one knows nothing any more and must end."""
         failpoint("journal.append.before")
+        began = time.monotonic()
         outcome = self._store.append(SHARD, self._store.epoch, batch.first_seq, batch, self._engine.service_ms())
+        self._appends.record(time.monotonic() - began)
         failpoint("journal.append.after")
         if outcome is Outcome.REFUSED_FENCED:
             raise StoreFailed("another server has taken the store over")

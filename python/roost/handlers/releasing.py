@@ -20,6 +20,7 @@ from roost._core import failpoint
 from roost.drivers import Driver, DriverError, Resource
 from roost.drivers.backoff import Backoff
 from roost.drivers.base import within
+from roost.handlers.measures import Measures
 from roost.handlers.reload import Read, read_one
 from roost.store.base import DueResource, Store
 from roost.v1.resource_service_pb2 import ResourceKind
@@ -44,7 +45,7 @@ class Releaser:
 
     `read` runs a job on the reader thread; `journal` has the engine journal what came of a release and says whether it
     did; `drivers` by kind, which share the places of AT_ONCE, so that one that hangs holds up no other; `limit` is the
-    time in seconds that one release gets.
+    time in seconds that one release gets. Tries are told to `measures`.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Releaser:
         drivers: Mapping[int, Driver],
         limit: float,
         backoff: Backoff | None = None,
+        measures: Measures | None = None,
     ) -> None:
         self._engine = engine
         self._store = store
@@ -64,6 +66,7 @@ class Releaser:
         self._drivers = drivers
         self._limit = limit + _LATE
         self._backoff = backoff or Backoff()
+        self._measures = measures or Measures()
         self._share = AT_ONCE // max(1, len(drivers))
         self._running: dict[str, asyncio.Task[None]] = {}
         self._busy: Counter[int] = Counter()  # releases that run, by kind
@@ -152,7 +155,9 @@ class Releaser:
             reason = f"internal: {type(error).__name__}"  # its text could quote what it was given (I25)
         else:
             log.info("resource_released", **about, release_ms=round((time.monotonic() - began) * 1_000))
+            self._measures.released(kind.lower(), True, time.monotonic() - began)
             return ("released",)
+        self._measures.released(kind.lower(), False, time.monotonic() - began)
         seconds = self._backoff.delay(due.attempts) if retryable else self._backoff.maximum
         log.warning("release_failed", **about, reason=reason, retry_ms=int(seconds * 1_000))
         return ("failed", reason, int(seconds * 1_000))

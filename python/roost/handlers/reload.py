@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from roost.handlers.errors import Refused, failure, refused
+from roost.handlers.measures import Measures
 from roost.store.base import Store, StoreFailed
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ class StoreReader:
     """Serves reads on a thread of its own.
 
     `on_loop` schedules a call on the event loop from any thread; `drain`, run there, hands out the engine's finished
-    tickets. `fail(message)` must not return: the store cannot be read.
+    tickets. `fail(message)` must not return: the store cannot be read. Hot reads are told to `measures`.
     """
 
     def __init__(
@@ -54,12 +56,15 @@ class StoreReader:
         on_loop: Callable[..., object],
         drain: Callable[[], None],
         fail: Callable[[str], None],
+        measures: Measures | None = None,
     ) -> None:
         self._engine = engine
         self._store = store
         self._on_loop = on_loop
         self._drain = drain
         self._fail = fail
+        self._measures = measures or Measures()
+        self._reads = _reads(engine, store)
         self._jobs: deque[Job] = deque()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="roost-reader", daemon=True)
@@ -132,32 +137,16 @@ class StoreReader:
         return completed
 
     def _load(self, kind: str, number: int, arguments: tuple[Any, ...]) -> bool:
-        store, engine = self._store, self._engine
-        if kind == "session":
-            return engine.session_loaded(number, store.load_session(*arguments))
-        if kind == "find":
-            return engine.found(number, store.find(*arguments))
-        if kind == "read":
-            return engine.session_read(number, store.read_session(*arguments))
-        if kind == "header":
-            return engine.header_loaded(number, *store.load_header(*arguments))
-        if kind == "trajectories":
-            rows = store.read_trajectories(*arguments)
-            found = [row and (row.tenant, row.root, row.root_session_id, int(row.ack_ms > 0)) for row in rows]
-            return engine.trajectories_found(number, found)
-        if kind == "stale":
-            return engine.stale_found(number, store.stale(*arguments)[0])
-        if kind == "family":
-            return engine.family_read(number, store.family(*arguments))
-        if kind == "due":
-            return engine.due_found(number, *store.due(*arguments))
-        if kind == "mail":
-            return engine.mail_read(number, store.read_mail(*arguments))
-        if kind == "sent":
-            return engine.sent_found(number, store.sent(*arguments))
-        if kind == "runnable":
-            return engine.runnable_found(number, *store.runnable(*arguments))
-        raise ValueError(f"the engine asked for an unknown effect {kind!r}")
+        read, tell = self._reads[kind]
+        began, began_ns = time.monotonic(), time.time_ns()
+        try:
+            found = read(*arguments)
+        finally:
+            self._measures.reads[kind].record(time.monotonic() - began)
+            if self._measures.spans.on:
+                # Before the engine is told: then the call goes on, and is over before it is said what it waited for.
+                self._measures.spans.read(self._engine.read_for(number), kind, began_ns, time.time_ns())
+        return tell(number, found)
 
     def _answer(self, job: Callable[[], Answer]) -> Answer:
         """Run a cold page. A bug in a handler fails its own call, without a word of content."""
@@ -171,3 +160,25 @@ class StoreReader:
             log.exception("handler_failed")
             return refused(self._engine, "INTERNAL_ERROR", "the server failed to answer; see its log").refusal
         return answer
+
+
+def _reads(engine: Engine, store: Store) -> dict[str, tuple[Callable[..., Any], Callable[[int, Any], bool]]]:
+    """For each kind of read that the engine asks for: how the store is asked, and how the engine is told."""
+
+    def trajectories(number: int, rows: Any) -> bool:
+        found = [row and (row.tenant, row.root, row.root_session_id, int(row.ack_ms > 0)) for row in rows]
+        return engine.trajectories_found(number, found)
+
+    return {
+        "session": (store.load_session, engine.session_loaded),
+        "find": (store.find, engine.found),
+        "read": (store.read_session, engine.session_read),
+        "header": (store.load_header, lambda number, found: engine.header_loaded(number, *found)),
+        "trajectories": (store.read_trajectories, trajectories),
+        "stale": (store.stale, lambda number, found: engine.stale_found(number, found[0])),
+        "family": (store.family, engine.family_read),
+        "due": (store.due, lambda number, found: engine.due_found(number, *found)),
+        "mail": (store.read_mail, engine.mail_read),
+        "sent": (store.sent, engine.sent_found),
+        "runnable": (store.runnable, lambda number, found: engine.runnable_found(number, *found)),
+    }

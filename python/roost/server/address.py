@@ -34,6 +34,7 @@ class Address:
     host: str  # empty for a Unix socket
     port: int  # 0: the kernel chooses
     path: str  # empty for TCP
+    setting: str = "listen"  # where it was given
 
     @property
     def target(self) -> str:
@@ -51,21 +52,21 @@ class Address:
         return bool(self.path) or all(ipaddress.ip_address(ip).is_loopback for _, ip in _resolve(self))
 
 
-def parse(listen: str, insecure: bool) -> Address:
+def parse(listen: str, insecure: bool, setting: str = "listen") -> Address:
     """Check an address. AddressError for one that is not well-formed, or plaintext beyond this machine."""
     if listen.startswith("unix:"):
         path = listen.removeprefix("unix:").removeprefix("//")
         if not path:
-            raise AddressError(f"listen = {listen!r}: a path must follow unix:", USAGE)
+            raise AddressError(f"{setting} = {listen!r}: a path must follow unix:", USAGE)
         size = len(os.fsencode(path))
         if size > _UNIX_PATH_MAX:
-            raise AddressError(f"listen: the socket path has {size} bytes; at most {_UNIX_PATH_MAX} fit", USAGE)
-        return Address("", 0, path)
+            raise AddressError(f"{setting}: the socket path has {size} bytes; at most {_UNIX_PATH_MAX} fit", USAGE)
+        return Address("", 0, path, setting)
     host, colon, number = listen.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not colon or not host or not number.isascii() or not number.isdigit() or int(number) > 65_535:
-        raise AddressError(f"listen = {listen!r} is neither host:port (port 0 to 65535) nor unix:PATH", USAGE)
-    address = Address(host, int(number), "")
+        raise AddressError(f"{setting} = {listen!r} is neither host:port (port 0 to 65535) nor unix:PATH", USAGE)
+    address = Address(host, int(number), "", setting)
     if not address.local and not insecure:
         raise AddressError(
             f"listen = {listen!r} can be reached from other machines and there is no TLS: keys and content would cross "
@@ -87,7 +88,7 @@ def prepare(address: Address) -> None:
                 probe.bind((ip, address.port))
                 probe.listen(1)
             except OSError as error:
-                raise _unusable(address.target, error) from error
+                raise unusable(address.target, error) from error
 
 
 def bound(address: Address) -> None:
@@ -106,7 +107,7 @@ def _resolve(address: Address) -> list[tuple[socket.AddressFamily, str]]:
     try:
         found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
-        raise AddressError(f"listen: the host {address.host!r} is not known", UNUSABLE) from error
+        raise AddressError(f"{address.setting}: the host {address.host!r} is not known", UNUSABLE) from error
     return [(family, str(name[0])) for family, _, _, _, name in found]
 
 
@@ -119,7 +120,7 @@ def _prepare_unix(path: Path) -> None:
             raise AddressError(f"cannot listen on unix:{path}: its directory {reason}", UNUSABLE) from None
         return
     except OSError as error:
-        raise _unusable(f"unix:{path}", error) from error
+        raise unusable(f"unix:{path}", error) from error
     if not stat.S_ISSOCK(mode):
         raise AddressError(f"cannot listen on unix:{path}: a file that is not a socket is there", UNUSABLE)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -130,11 +131,12 @@ def _prepare_unix(path: Path) -> None:
             path.unlink(missing_ok=True)  # its server is gone
             return
         except OSError as error:
-            raise _unusable(f"unix:{path}", error) from error
+            raise unusable(f"unix:{path}", error) from error
     raise AddressError(f"cannot listen on unix:{path}: another server listens there", UNUSABLE)
 
 
-def _unusable(target: str, error: OSError) -> AddressError:
+def unusable(target: str, error: OSError) -> AddressError:
+    """Why an address cannot be bound."""
     why = {
         errno.EADDRINUSE: "the port is in use",
         errno.EACCES: "permission denied",

@@ -28,15 +28,18 @@ from roost.handlers.dump.target import Target, open_target
 from roost.handlers.dumping import Dumper
 from roost.handlers.inventory import Reconciler
 from roost.handlers.journal import JournalWriter
+from roost.handlers.measures import Measures
 from roost.handlers.reaping import Reaper
 from roost.handlers.releasing import Releaser
 from roost.handlers.reload import StoreReader
 from roost.handlers.restore import Restorer
 from roost.handlers.stats import About
-from roost.server import address, logs
+from roost.server import address, logs, tracing
+from roost.server.admin_http import DRAINING, FAILING, READY, AdminPort
 from roost.server.config import ConfigError, Configuration, Settings
 from roost.server.door import Door
 from roost.server.lag import LoopDelay
+from roost.server.metrics import Metrics
 from roost.server.narrator import Narrator
 from roost.server.outside import Outside, outside
 from roost.server.transport import Transport
@@ -62,6 +65,19 @@ def _dump_target(settings: Settings) -> Target | None:
         raise ConfigError(f"dump_target: {error}") from error
 
 
+def _admin_address(settings: Settings, taken: address.Address) -> address.Address | None:
+    """Where the admin port listens, if it does. Other machines may reach it: it tells counts, and takes nothing."""
+    if not settings.admin_listen:
+        return None
+    where = address.parse(settings.admin_listen, True, "admin_listen")
+    if where.target == taken.target and (where.path or where.port):
+        raise ConfigError(
+            f"admin_listen = {settings.admin_listen!r} is what listen is: gRPC needs an address of its own"
+        )
+    address.prepare(where)
+    return where
+
+
 def run(config: Configuration, open_store: Callable[[Path], Store]) -> int:
     """Serve until a signal ends it; the exit code. Raises ConfigError, StoreError and AddressError before it
     serves."""
@@ -69,6 +85,7 @@ def run(config: Configuration, open_store: Callable[[Path], Store]) -> int:
     logs.configure(config.settings.log_format, config.settings.log_level)
     where = address.parse(config.settings.listen, config.settings.insecure)
     address.prepare(where)  # before the store is claimed: the cheaper mistake first
+    admin = _admin_address(config.settings, where)
     dumps = _dump_target(config.settings)
     drivers = outside(config.settings)
     store = open_store(Path(config.settings.data_dir))
@@ -76,7 +93,7 @@ def run(config: Configuration, open_store: Callable[[Path], Store]) -> int:
     # of 5 ms a busy loop makes a transaction several times as long.
     sys.setswitchinterval(_SWITCH_SECONDS)
     try:
-        return uvloop.run(Process(config, where, store, dumps, drivers).serve())
+        return uvloop.run(Process(config, where, store, dumps, drivers, admin).serve())
     finally:
         logs.flush(_LOG_SECONDS)
 
@@ -91,6 +108,7 @@ class Process:
         store: Store,
         dumps: Target | None,
         drivers: Outside,
+        admin: address.Address | None = None,
     ) -> None:
         settings = config.settings
         self._settings = settings
@@ -120,7 +138,20 @@ class Process:
         )
         self._about = About(time.monotonic())
         reconcile = Reconciler(self._ours, self._lease)
-        self._transport = Transport(self._engine, store, settings.max_request_bytes, self._about, reconcile, self._fail)
+        self._measures = Measures()
+        self._traces = tracing.start(os.environ)
+        if self._traces is not None:
+            self._measures.spans = self._traces
+        self._transport = Transport(
+            self._engine,
+            store,
+            settings.max_request_bytes,
+            self._about,
+            reconcile,
+            self._fail,
+            self._measures.spans,
+        )
+        self._admin = None if admin is None else AdminPort(admin, self._metrics().render)
         info = settings.log_level in ("debug", "info")
         self._engine.set_logging(info and settings.turn_log)
         heartbeat = settings.heartbeat_ms if info else 0
@@ -137,16 +168,19 @@ class Process:
         loop.set_exception_handler(_unhandled)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled, number)
-        roots = self._load_running()
+        told = None if self._admin is None else await self._admin.start()
+        roots = await self._load_running()
         introspection = self._settings.introspection == "on" or (
             self._settings.introspection == "auto" and self._where.local
         )
         door = self._door = Door(self._settings, introspection)
-        writer = JournalWriter(self._engine, self._store, self._wake, self._fail)
-        reader = StoreReader(self._engine, self._store, loop.call_soon_threadsafe, self._transport.drain, self._fail)
+        parts = self._engine, self._store
+        writer = JournalWriter(*parts, self._wake, self._fail, self._measures)
+        drain = self._transport.drain
+        reader = StoreReader(*parts, loop.call_soon_threadsafe, drain, self._fail, self._measures)
         cleaner = self._cleaner(reader)
         settle, undo = self._transport.settle, cleaner.undo_restore
-        restorer = Restorer(self._engine, self._store, self._dumps, reader.read, settle, undo, self._restoring)
+        restorer = Restorer(*parts, self._dumps, reader.read, settle, undo, self._restoring)
         self._transport.register(door.server, reader, restorer)
         try:
             port = door.server.add_insecure_port(self._where.target)
@@ -163,11 +197,13 @@ class Process:
         listening = self._where.named(port)
         self._warn(listening)
         working = [asyncio.create_task(handler.run()) for handler in (cleaner, *self._handlers(reader))]
-        keys = self._engine.keys_required()
-        log.info("ready", listen=listening, version=VERSION, epoch=self._store.epoch, running_trees=roots, keys=keys)
+        self._set_state(READY)
+        about = {"keys": self._engine.keys_required(), "admin": told, "traces": self._traces is not None}
+        log.info("ready", listen=listening, version=VERSION, epoch=self._store.epoch, running_trees=roots, **about)
         print(f"roost is ready on {listening}", flush=True)  # noqa: T201 - for people and scripts; logs go to stderr
 
         await self._stop.wait()
+        self._set_state(DRAINING)
         for task in working:
             task.cancel()
         for ended in await asyncio.gather(*working, return_exceptions=True):
@@ -179,6 +215,10 @@ class Process:
         writer.stop()
         self._transport.stop_ticking()
         self._narrator.stop()
+        if self._traces is not None:
+            await self._traces.stop()
+        if self._admin is not None:
+            await self._admin.stop()  # it reads the store's sizes
         self._store.close()
         address.released(self._where)
         log.info("stopped")
@@ -207,6 +247,7 @@ class Process:
             lambda: self._engine.limit("purge_without_dump") > 0,
             self._about.gauges,
             self._restoring,
+            self._measures,
         )
 
     def _handlers(self, reader: StoreReader) -> tuple[Releaser, Reaper, LoopDelay]:
@@ -219,6 +260,7 @@ class Process:
             self._transport.resource_step,
             drivers.drivers,
             settings.release_timeout_ms / 1_000,
+            measures=self._measures,
         )
         reaper = Reaper(
             self._engine,
@@ -229,18 +271,35 @@ class Process:
             self._lease,
             self._about.gauges,
         )
-        return releaser, reaper, LoopDelay(self._about.gauges)
+        return releaser, reaper, LoopDelay(self._about.gauges, self._measures.loop_delay)
 
     def _lease(self) -> float:
         """Seconds that a lease lives where none is asked for."""
         return self._engine.limit("default_lease_ms") / 1_000
 
-    def _load_running(self) -> int:
+    def _metrics(self) -> Metrics:
+        """What the admin port tells of this server."""
+        return Metrics(
+            self._engine,
+            self._store,
+            self._about,
+            self._transport.calls,
+            self._measures,
+            lambda: self._admin is not None and self._admin.ready,
+        )
+
+    def _set_state(self, state: str) -> None:
+        """Have the admin port say in what state the server is."""
+        if self._admin is not None:
+            self._admin.state = state
+
+    async def _load_running(self) -> int:
         """Charge the running grants of every tree that has any, before the first call; the number of trees."""
         roots = self._store.running_roots()
         for root in roots:
             tenant, rows = self._store.load_header(root)
             self._engine.header_loaded(0, tenant, rows)
+            await asyncio.sleep(0)  # there may be many, and the admin port says meanwhile that the server lives
         return len(roots)
 
     async def _drain(self, door: Door) -> None:
@@ -290,6 +349,7 @@ class Process:
             door = self._door
 
             async def say() -> None:
+                self._set_state(FAILING)
                 await door.set_health(live=False, ready=False)
                 done.set()
 

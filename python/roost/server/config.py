@@ -129,6 +129,9 @@ class Settings(Limits):
     """All settings: those of the engine and those of the door."""
 
     listen: str = Field("127.0.0.1:7117", description="host:port, or unix:PATH")
+    admin_listen: str = Field(
+        "", description="host:port or unix:PATH of /metrics, /healthz and /readyz, over plain HTTP; empty: off"
+    )
     data_dir: str = Field("roost-data", min_length=1, description="directory of the store")
     admin_key_file: str = Field("", description="file with the admin key; with one, every call needs a key")
     dump_target: str = Field(

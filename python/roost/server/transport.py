@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, TypeVar
 
@@ -24,12 +24,15 @@ from roost.handlers.history import read_history
 from roost.handlers.inventory import Reconciler
 from roost.handlers.lists import list_sessions
 from roost.handlers.mail import list_mail
+from roost.handlers.measures import Context, Spans, Stream
+from roost.handlers.measures import Unary as Handler
 from roost.handlers.owner import owner_count, watch_owner
 from roost.handlers.reach import Reach
 from roost.handlers.resources import list_resources
 from roost.handlers.stats import About, get_stats
 from roost.handlers.sweep import sweep
 from roost.handlers.watch import watch_sessions
+from roost.server.calls import Calls
 from roost.v1 import (
     admin_service_pb2,
     mail_service_pb2,
@@ -72,8 +75,6 @@ _EVENTS_PAUSE: Final = 0.02  # seconds; what happens in them is read at once by 
 
 log = structlog.get_logger("roost.transport")
 
-Context = Any  # grpc.aio.ServicerContext of bytes
-Handler = Callable[[bytes, Context], Awaitable[bytes]]
 Caller = tuple[str, str]  # the metadata authorization and x-roost-tenant, as they came
 # Answers a request for the tenant that the first argument names; that raises Refused once the caller's key is no good.
 Long = Callable[[Callable[[], str], bytes], Awaitable[bytes]]
@@ -180,8 +181,8 @@ class Followers:
 
 
 class Transport:
-    """Registers every RPC on a grpc.aio server and keeps the calls that wait for the engine. `reconcile` answers
-    ReconcileInventory."""
+    """Registers every RPC on a grpc.aio server, counts its calls, and keeps those that wait for the engine. `reconcile`
+    answers ReconcileInventory; `spans` are told of calls and of what they wait for."""
 
     def __init__(
         self,
@@ -191,9 +192,12 @@ class Transport:
         about: About,
         reconcile: Reconciler,
         fail: Callable[[str], None],
+        spans: Spans | None = None,
     ) -> None:
         self._engine = engine
         self._store = store
+        self._spans = spans or Spans()
+        self.calls = Calls(f"/{service.full_name}/{method.name}" for service in SERVICES for method in service.methods)
         self._limit = max_request_bytes
         self._about = about
         self._reconcile = reconcile
@@ -224,8 +228,10 @@ class Transport:
 
     def drain(self) -> None:
         """Hand finished tickets to their calls."""
-        pending = self._pending
-        for ticket, result in self._ask(self._engine.completed):
+        pending, ended = self._pending, self._ask(self._engine.completed)
+        if self._spans.on:
+            self._spans.settle()
+        for ticket, result in ended:
             future = pending.get(ticket)
             if future is None:
                 continue
@@ -286,13 +292,14 @@ class Transport:
             for method in service.methods:
                 path = f"/{service.full_name}/{method.name}"
                 # No (de)serializers: requests and replies are bytes.
-                if path in streams:
-                    handlers[method.name] = grpc.unary_stream_rpc_method_handler(
-                        self._stream(path, streams[path], reader)
+                if path in streams or path == _CHECKPOINT:
+                    stream = (
+                        self._checkpoint(METHODS[path])
+                        if path == _CHECKPOINT
+                        else self._stream(path, streams[path], reader)
                     )
-                    continue
-                if path == _CHECKPOINT:
-                    handlers[method.name] = grpc.unary_stream_rpc_method_handler(self._checkpoint(METHODS[path]))
+                    told = self._spans.stream(path, self.calls.stream(path, stream))
+                    handlers[method.name] = grpc.unary_stream_rpc_method_handler(told)
                     continue
                 if path in unary:
                     handler = self._cold(path, unary[path], reader)
@@ -302,6 +309,7 @@ class Transport:
                     handler = self._waiting(METHODS[path])
                 else:
                     handler = self._hot(METHODS[path])
+                handler = self._spans.unary(path, self.calls.unary(path, handler))
                 handlers[method.name] = grpc.unary_unary_rpc_method_handler(handler)
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
 
@@ -382,6 +390,8 @@ class Transport:
     async def _wait(self, method: int, request: bytes, caller: Caller, ticket: int) -> bytes | Refusal:
         """Await a ticket; the engine learns of it when the caller is gone (I24)."""
         future = self._pending[ticket] = asyncio.get_running_loop().create_future()
+        if self._spans.on:
+            self._spans.waits(ticket)
         try:
             result: bytes | Refusal = await future
             return result
@@ -395,6 +405,9 @@ class Transport:
                 self._ask(self._engine.undelivered, method, request, reply, *caller)
             self.drain()
             raise
+        finally:
+            if self._spans.on:
+                self._spans.left(ticket)
 
     def _authorize(self, path: str, caller: Caller) -> Cold | Refusal:
         """What a cold handler may use for this caller. Asked again before each step of a stream: keys are revoked."""
@@ -460,12 +473,10 @@ class Transport:
 
         return handle
 
-    def _stream(
-        self, path: str, handler: Callable[[Cold, bytes], Iterator[Step]], reader: StoreReader
-    ) -> Callable[[bytes, Context], AsyncIterator[bytes]]:
+    def _stream(self, path: str, handler: Callable[[Cold, bytes], Iterator[Step]], reader: StoreReader) -> Stream:
         """A server-streaming RPC: each step is one read, made when the message before was taken by the transport."""
 
-        async def handle(request: bytes, context: Context) -> AsyncIterator[bytes]:
+        async def handle(request: bytes, context: Context) -> AsyncGenerator[bytes]:
             self.requests += 1
             if len(request) > self._limit:
                 await self._too_large(context, len(request))
@@ -503,10 +514,10 @@ class Transport:
 
         return handle
 
-    def _checkpoint(self, method: int) -> Callable[[bytes, Context], AsyncIterator[bytes]]:
+    def _checkpoint(self, method: int) -> Stream:
         """GetCheckpoint: the engine answers one part a call; the next is asked for from where that one ended."""
 
-        async def handle(request: bytes, context: Context) -> AsyncIterator[bytes]:
+        async def handle(request: bytes, context: Context) -> AsyncGenerator[bytes]:
             self.requests += 1
             if len(request) > self._limit:
                 await self._too_large(context, len(request))

@@ -797,8 +797,9 @@ class Store(Protocol):
     def kept(self, after: bytes, limit: int) -> list[bytes]:
         """At most `limit` sessions that are kept until they are acknowledged, with uid > after, in order of uid."""
 
-    def count_kept(self) -> int:
-        """How many those are."""
+    def counts(self) -> dict[str, int]:
+        """How many those are ("sessions_kept"), how many SEALED ones wait for their next step, due or not
+        ("sessions_sealed"), and how many messages are QUEUED or DELIVERED ("messages_live"). Costs what there is."""
 
     def read_path(self, root: bytes, path: str) -> SessionRow | None:
         """Read the row of the OPEN session that has this path in its tree."""

@@ -183,7 +183,12 @@ _CLEANUPS = """
 # Children are made after their parents, and uids bear their time.
 _CHILDREN = "SELECT 1 FROM session INDEXED BY session_root WHERE root = ?1 AND uid > ?2 AND parent = ?2 LIMIT 1"
 _KEPT = "SELECT uid FROM session INDEXED BY session_kept WHERE cleanup_due = -1 AND uid > ?1 ORDER BY uid LIMIT ?2"
-_COUNT_KEPT = "SELECT count(*) FROM session INDEXED BY session_kept WHERE cleanup_due = -1"
+# Each is an index's, and reads no row.
+_COUNTS = """
+    SELECT (SELECT count(*) FROM session INDEXED BY session_kept WHERE cleanup_due = -1),
+           (SELECT count(*) FROM session INDEXED BY session_cleanup WHERE state = 2 AND cleanup_due > 0),
+           (SELECT count(*) FROM message INDEXED BY message_live WHERE state <= 2)
+"""
 _CLOSE_SEQ = "SELECT close_seq FROM session WHERE uid = ?1"
 _FAMILY = (
     _SESSION.format(source="session AS s INDEXED BY session_close")
@@ -468,11 +473,11 @@ class Reader:
             rows: list[Any] = conn.execute(_KEPT, (after, limit)).fetchall()
             return [uid for (uid,) in rows]
 
-    def count_kept(self) -> int:
+    def counts(self) -> dict[str, int]:
         """See base.Store."""
         with self._snapshot() as conn:
-            count: Any = conn.execute(_COUNT_KEPT).get
-            return int(count)
+            found: Any = conn.execute(_COUNTS).get
+            return dict(zip(("sessions_kept", "sessions_sealed", "messages_live"), found, strict=True))
 
     def session_by_uid(self, uid: bytes) -> SessionRow | None:
         """See base.Store."""

@@ -300,9 +300,9 @@ class SqliteStore:
         """See base.Store."""
         return self._reader.kept(after, limit)
 
-    def count_kept(self) -> int:
+    def counts(self) -> dict[str, int]:
         """See base.Store."""
-        return self._reader.count_kept()
+        return self._reader.counts()
 
     def session_by_uid(self, uid: bytes) -> SessionRow | None:
         """See base.Store."""

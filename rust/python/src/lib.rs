@@ -371,7 +371,10 @@ impl Engine {
         tenant: &str,
     ) -> PyResult<Bound<'py, PyAny>> {
         match self.engine.authorize(path, &Caller { authorization, tenant }) {
-            Err(refusal) => Ok(refusal_tuple(py, &refusal)?.into_any()),
+            Err(refusal) => {
+                self.engine.refused(&refusal);
+                Ok(refusal_tuple(py, &refusal)?.into_any())
+            }
             Ok(granted) => {
                 let session = granted.session.as_deref();
                 let session = session.map(|s| (s.session_id.as_str(), PyBytes::new(py, &s.uid.bytes()), s.life));
@@ -420,6 +423,7 @@ impl Engine {
             .ok_or_else(|| PyValueError::new_err(format!("{reason} is not in the table of reasons")))?;
         let mut refusal = Refusal::new(reason, message);
         refusal.metadata = metadata;
+        self.engine.refused(&refusal);
         refusal_tuple(py, &refusal)
     }
 
@@ -475,6 +479,19 @@ impl Engine {
         let mut stats: BTreeMap<_, _> = self.engine.stats().into_iter().collect();
         stats.insert("journal_lag_ms", self.engine.journal_lag(&self.now()) as i64);
         stats
+    }
+
+    fn distributions(&self) -> BTreeMap<&'static str, (&'static [u64], Vec<u64>, u64)> {
+        let told = self.engine.distributions().into_iter();
+        told.map(|d| (d.name, (d.bounds, d.counts, d.sum))).collect()
+    }
+
+    fn refusals(&self) -> BTreeMap<&'static str, u64> {
+        self.engine.refusals().into_iter().collect()
+    }
+
+    fn read_for(&self, effect: u64) -> Option<u64> {
+        self.engine.read_for(effect)
     }
 
     fn ready_sequence(&self) -> u64 {

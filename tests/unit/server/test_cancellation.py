@@ -71,10 +71,20 @@ class Context:
     def peer(self) -> str:
         return "ipv4:127.0.0.1:1"
 
+    def __init__(self) -> None:
+        self._code: grpc.StatusCode | None = None
+
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
         return (("authorization", f"Bearer {ADMIN_KEY}"),)
 
+    def code(self) -> grpc.StatusCode | None:
+        return self._code
+
+    def time_remaining(self) -> float | None:
+        return None
+
     async def abort(self, code: grpc.StatusCode, message: str, _trailers: Any) -> None:
+        self._code = code
         await asyncio.sleep(0)  # where grpc writes the status
         raise Aborted(f"{code.name}: {message}")
 
@@ -129,6 +139,8 @@ class House:
         self._reader.stop()
         self._writer.stop()
         self.store.close()
+        for method in self.transport.calls.methods():
+            assert sum(method.ended) == method.started == sum(method.seconds.counts), method.name
 
     # -- calls
 

@@ -355,6 +355,10 @@ impl Engine {
             }
         }
         count(&self.counters.turns_begun);
+        if begin.polled.is_none() {
+            // A PollTurn waits for a session that is runnable, and not for a slot alone.
+            self.measures.waits.record(times.queue_wait);
+        }
         self.turn_began(tree, state, index, now);
         Some((fence, taken))
     }

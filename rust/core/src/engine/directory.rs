@@ -71,6 +71,14 @@ impl Directory {
         }
     }
 
+    /// The ticket of the first call that waits until the store has said where this id is.
+    pub(crate) fn asking(&self, id: &str) -> Option<u64> {
+        match self.shard(id).read().get(id) {
+            Some(Place::Finding(calls)) => calls.first().map(|call| call.ticket),
+            _ => None,
+        }
+    }
+
     /// Looks up, or parks the call that `park` makes.
     pub(crate) fn get_or_park(&self, id: &str, park: impl FnOnce() -> Pending) -> Lookup {
         let mut shard = self.shard(id).write();

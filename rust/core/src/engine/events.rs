@@ -206,6 +206,10 @@ impl Engine {
         after: Seq,
         now: &Moment,
     ) {
+        let held = (now.mono_ms as i64 - lease.times.granted).max(0);
+        if lease.running {
+            self.measures.held.record(held as u64);
+        }
         if !self.logs() {
             return;
         }
@@ -233,7 +237,6 @@ impl Engine {
         if !ended.timings.is_empty() {
             fields.0.push(("timings", Value::Times(ended.timings)));
         }
-        let held = (now.mono_ms as i64 - lease.times.granted).max(0);
         let fields = fields
             .int("queue_wait_ms", lease.times.queue_wait)
             .int("reload_ms", lease.times.reload + ended.reload)

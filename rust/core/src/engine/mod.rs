@@ -23,6 +23,7 @@ mod interrupt;
 mod keyring;
 mod mail;
 mod mailbox;
+mod measure;
 mod open;
 mod poll;
 mod pool;
@@ -65,6 +66,7 @@ pub use ended::{CleanupStep, DumpMade};
 pub use events::{Event, Value};
 pub use keyring::{Caller, DEFAULT_TENANT, Keys, MAX_TENANT_KEYS, maker};
 pub(crate) use keyring::{KEYS_ROOT, KeyChange};
+pub use measure::Distribution;
 pub use read::{Dress, RecordRow, SessionView, verify_history};
 pub use recover::Appended;
 pub use reload::{
@@ -332,6 +334,7 @@ pub struct Engine {
     stalled: AtomicBool,
     running: AtomicI64,
     counters: Counters,
+    measures: measure::Measures,
     events: Mutex<events::Events>,
     watches: watch::Watches,
     logging: AtomicBool,
@@ -391,6 +394,7 @@ impl Engine {
             stalled: AtomicBool::new(false),
             running: AtomicI64::new(0),
             counters: Counters::default(),
+            measures: measure::Measures::default(),
             events: Mutex::default(),
             watches: watch::Watches::default(),
             logging: AtomicBool::new(false),
@@ -417,7 +421,7 @@ impl Engine {
         let (call, tenant, who) = match accepted {
             Ok(accepted) => accepted,
             Err(refusal) => {
-                count(&self.counters.refusals);
+                self.refused(&refusal);
                 return Outcome::Refused(refusal);
             }
         };
@@ -824,8 +828,8 @@ impl Engine {
             // Cancelled in the meantime.
             return;
         };
-        if result.is_err() {
-            count(&self.counters.refusals);
+        if let Err(refusal) = &result {
+            self.refused(refusal);
         }
         if work.direct == Some(ticket) {
             work.direct_result = Some(result);

@@ -85,6 +85,9 @@ impl Engine {
 
     fn settle(&self, released: Released, reread: bool, work: &mut Work, now: &mut Moment) {
         self.counters.entries_stored.fetch_add(released.stored, Ordering::Relaxed);
+        if released.stored > 0 {
+            self.measures.batches.record(released.stored);
+        }
         self.unpin(released.unpin, now);
         // Before any answer goes out: who has one finds what it did among the events.
         self.spread(now);

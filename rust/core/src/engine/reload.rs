@@ -613,6 +613,11 @@ impl Engine {
         !self.effects.lock().queue.is_empty()
     }
 
+    /// Looks at what a read that is under way is for.
+    pub(crate) fn with_purpose<T>(&self, id: u64, look: impl FnOnce(&Purpose) -> T) -> Option<T> {
+        self.effects.lock().open.get(&id).map(|(_, purpose)| look(purpose))
+    }
+
     pub(crate) fn purpose(&self, id: u64) -> Option<Purpose> {
         self.effects.lock().open.remove(&id).map(|(_, purpose)| purpose)
     }

@@ -130,7 +130,7 @@ impl Engine {
         match RestoreCall::checked(session, parent_session_id) {
             Ok(call) => self.start(Call::Restore(Box::new(call)), tenant, Who::ADMIN, 0, now),
             Err(refusal) => {
-                count(&self.counters.refusals);
+                self.refused(&refusal);
                 super::Outcome::Refused(refusal)
             }
         }
