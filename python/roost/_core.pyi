@@ -167,7 +167,7 @@ class Engine:
         """Whether a caller may use a method that the engine does not answer: its tenant, and the id, uid and life of
         the session whose key it bears (what that reaches is for the handler to look at); or a refusal."""
     def check_address(self, field: str, text: str, keyed: bool) -> Refusal | None:
-        """Why a field cannot name a session so, by id or path; None if it can. keyed: the call bears a session's key."""
+        """Why a field cannot name a session so, by id or path; None if it can. keyed: the call has a session's key."""
     def keys_required(self) -> bool:
         """Whether a call without a key is refused."""
     def cleanup_step(

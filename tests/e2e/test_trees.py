@@ -116,7 +116,7 @@ def test_a_session_that_has_only_mail_is_a_victim_as_any_other(start: Start) -> 
 
 
 def test_i10_touches_in_evictions_leave_no_ghost(start: Start) -> None:
-    """A session that is touched while it is evicted stays or is found again: none counts that is gone, or is refused."""
+    """A session that is touched while it is evicted stays or is found again: none counts that is gone or refused."""
     server = start("--max-resident", "1", "--max-turns-per-tree", "64", ROOST_TURN_LOG="false")
     with server.api() as api:
         root = tree(api, *(f"n{n}" for n in range(5)))
