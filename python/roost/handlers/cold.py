@@ -96,8 +96,8 @@ class Cold:
         return self.reach is None or self.reach.reaches(row)
 
     def session(self, address: str, field: str = "session_id") -> SessionRow:
-        """The row of the session that a field names, by id or by path; Refused INVALID_FIELD or SESSION_NOT_FOUND. What the
-        caller may not see and what is not there are told alike: with the address as it came (I17)."""
+        """The row of the session that a field names, by id or by path; Refused INVALID_FIELD or SESSION_NOT_FOUND. What
+        the caller may not see and what is not there are told alike: with the address as it came (I17)."""
         if "/" not in address:
             return self.by_id(address, field)
         refusal = self.engine.check_address(field, address, self.reach is not None)
