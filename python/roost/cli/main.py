@@ -7,29 +7,14 @@ which become one): one sentence on stderr and the exit code of the table below, 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import sys
-from typing import Annotated, NoReturn
+from collections.abc import Sequence
+from typing import Annotated, Final, NoReturn
 
 import typer
 
-from roost.cli import (
-    config_cmd,
-    demo,
-    dumps,
-    keys,
-    limits,
-    load,
-    mail,
-    reap,
-    replay,
-    resources,
-    serve,
-    sessions,
-    stats,
-    sweep,
-    trajectories,
-)
 from roost.cli.output import CANNOT_REACH, REFUSED, UNUSABLE, WRONG_USAGE, Failure, use_key_file
 
 EPILOG = """
@@ -93,25 +78,37 @@ def _root(
         os.environ["ROOST_TENANT"] = tenant
 
 
-app.command("serve", epilog=serve.EPILOG)(serve.serve)
-app.add_typer(sessions.app, name="sessions")
-app.add_typer(mail.app, name="mail")
-app.add_typer(trajectories.app, name="trajectories")
-app.add_typer(dumps.app, name="dumps")
-app.add_typer(resources.app, name="resources")
-app.add_typer(keys.app, name="keys")
-app.add_typer(limits.app, name="limits")
-app.command("stats", epilog=stats.EPILOG)(stats.stats)
-app.command("sweep", epilog=sweep.EPILOG)(sweep.sweep)
-app.command("reap", epilog=reap.EPILOG)(reap.reap)
-app.add_typer(config_cmd.app, name="config")
+# Commands in the order of the help, each with its module: one function of its name, or an `app` with commands of its own.
+COMMANDS: Final = {
+    "serve": "serve",
+    "sessions": "sessions",
+    "mail": "mail",
+    "trajectories": "trajectories",
+    "dumps": "dumps",
+    "resources": "resources",
+    "keys": "keys",
+    "limits": "limits",
+    "stats": "stats",
+    "sweep": "sweep",
+    "reap": "reap",
+    "config": "config_cmd",
+    "replay": "replay",
+    "load": "load",
+    "demo": "demo",
+}
 
-# --- commands of other modules: replay, load and demo are registered here, each importing its work when it runs ---
-app.command("replay", epilog=replay.EPILOG)(replay.replay)
-app.command("load", epilog=load.EPILOG)(load.load)
-app.command("demo", epilog=demo.EPILOG)(demo.demo)
 
-# --- end of the commands of other modules ---
+def register(argv: Sequence[str]) -> None:
+    """Register the command that is first in argv; all of them where another word is: then it may be any, or for help.
+
+    To build them all takes longer than most of them take."""
+    wanted = [argv[0]] if argv and argv[0] in COMMANDS else COMMANDS
+    for name in wanted:
+        module = importlib.import_module(f"roost.cli.{COMMANDS[name]}")
+        if hasattr(module, "app"):
+            app.add_typer(module.app, name=name)
+        else:
+            app.command(name, epilog=module.EPILOG)(getattr(module, name))
 
 
 def main() -> NoReturn:
@@ -131,6 +128,7 @@ def main() -> NoReturn:
 
 def _run() -> NoReturn:
     try:
+        register(sys.argv[1:])
         app(prog_name="roost")
     except KeyboardInterrupt:
         sys.exit(130)
