@@ -102,12 +102,7 @@ def invoke(api: Api, path: str, data: bytes = b"") -> list[bytes]:
         stream.cancel()
         return [first]
     if name in STREAMS:
-        stream = api.channel.unary_stream(path)(data, timeout=DEADLINE)
-        if name != "WatchSessions":
-            return list(stream)
-        first = next(stream)  # it answers at once, and does not end by itself
-        stream.cancel()
-        return [first]
+        return list(api.channel.unary_stream(path)(data, timeout=DEADLINE))
     return [api.channel.unary_unary(path)(data, timeout=DEADLINE)]
 
 

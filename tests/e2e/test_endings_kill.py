@@ -180,8 +180,8 @@ def lives(tmp_path: Path, seed: int, steps: list[tuple[str, int]]) -> int:
 
 def test_a_kill_at_some_steps_leaves_one_dump_of_each_close(tmp_path: Path) -> None:
     rng = random.Random(4)
-    # One of each kind: the others come in the long run.
-    kinds = (BATCHES, DUMP_STEPS, RELEASE_STEPS, CLEANUP_STEPS[:4], CLEANUP_STEPS[4:6], CLEANUP_STEPS[6:])
+    # Some kinds: the others have tests of their own, and all come in the long run.
+    kinds = (BATCHES, DUMP_STEPS, CLEANUP_STEPS[:4])
     steps = [(rng.choice(kind), rng.randint(1, 3)) for kind in kinds]
     assert lives(tmp_path, 4, steps) >= len(steps) - 1
 

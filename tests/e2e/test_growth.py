@@ -68,19 +68,19 @@ def test_a_week_of_churn_keeps_the_store_flat(start: Start) -> None:
     for half in range(2):
         with server.api() as api:
             for day in range(4 * half, 4 * half + 4):
-                for n in range(20):
+                for n in range(10):
                     live.append(f"day{day}-{n}")
                     for _ in range(3):
                         lease = api.begin(live[-1], open=types.OpenOptions()).grant.lease
                         api.commit(live[-1], lease, os.urandom(CONTENT))
-                gone, live = live[:-10], live[-10:]
+                gone, live = live[:-5], live[-5:]
                 for name in gone:
                     api.close(name)
                 # A day later they are purged, and the tombstones of the day before are over.
                 server.clock.skip(86_400 + 60)
                 while {s.session_id for s in api.list_all() if not s.cleanup.HasField("purged_time")} != set(live):
                     pass
-            assert len(api.list_all()) <= 3 * 20
+            assert len(api.list_all()) <= 3 * 10
         assert server.terminate() == 0
         sizes.append((Path(server.data_dir) / "roost.db").stat().st_size)
         server.start()

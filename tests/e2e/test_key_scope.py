@@ -37,7 +37,8 @@ CLOSED = types_pb2.SESSION_STATE_CLOSED
 class Trees:
     """Two trees of one tenant and one of another; each session has a turn, a finished trajectory and a label.
 
-    root - a (whose key it is) - a1, and `a0`, closed; root - b - b1, and `b0`, closed; other - o1, alone elsewhere.
+    root - a (whose key it is) - a1 - a2, and `a0`, closed; root - b - b1, and `b0`, closed; other - o1, alone elsewhere.
+    `alien` is another tenant's.
     """
 
     server: Server
@@ -47,15 +48,15 @@ class Trees:
     leases: dict[str, bytes] = field(default_factory=dict)
     ready: dict[str, str] = field(default_factory=dict)
 
-    INSIDE = ("a", "a1")
+    INSIDE = ("a", "a1", "a2")
     OUTLINE = ("root", "b", "b1")
-    HIDDEN = ("other", "o1", "b0x")
+    HIDDEN = ("other", "o1", "b0x", "alien")
     GONE_INSIDE = "a0"
     GONE_OUTLINE = "b0"
 
 
 PARENTS = {
-    "root": "", "a": "root", "a1": "a", "a0": "a", "b": "root", "b1": "b", "b0": "b", "b0x": "b0", "other": "",
+    "root": "", "a": "root", "a1": "a", "a2": "a1", "a0": "a", "b": "root", "b1": "b", "b0": "b", "b0x": "b0", "other": "",
     "o1": "other",
 }  # fmt: skip
 
@@ -63,13 +64,19 @@ PARENTS = {
 def planted(server: Server) -> Trees:
     made = create(server, fresh("t"))
     trees = Trees(server, made.api_key.tenant, made.key)
+
+    def plant(api: Api, name: str, parent: str) -> None:
+        trees.keys[name] = opened(api, name, parent, team=f"secret-{name}")
+        api.turn(name, b"content of " + name.encode())
+        trees.ready[name] = api.finish(name).trajectory.trajectory_id
+        if name not in ("a0", "b0", "b0x"):
+            trees.leases[name] = api.begin(name, lease=3600, owner=f"owner-{name}").grant.lease
+
+    with keyed(server, create(server, fresh("t")).key) as api:
+        plant(api, "alien", "")
     with keyed(server, trees.tenant_key) as api:
         for name, parent in PARENTS.items():
-            trees.keys[name] = opened(api, name, parent, team=f"secret-{name}")
-            api.turn(name, b"content of " + name.encode())
-            trees.ready[name] = api.finish(name).trajectory.trajectory_id
-            if name not in ("a0", "b0", "b0x"):
-                trees.leases[name] = api.begin(name, lease=3600, owner=f"owner-{name}").grant.lease
+            plant(api, name, parent)
         api.close("a0")
         api.close("b0")  # and b0x with it: below an edge that is not open
     return trees
@@ -169,6 +176,34 @@ def test_i17_what_is_out_of_reach_looks_like_what_does_not_exist(trees: Trees, a
             session = api.get(name)
             assert (session.state, session.turn_count) == (types_pb2.SESSION_STATE_OPEN, 1)
             assert (session.running.turn, session.running.interrupt_requested) == (2, False)
+
+
+@pytest.mark.parametrize("resident", [100, 1], ids=["in memory", "unloaded"])
+def test_i17_its_own_session_and_all_below_are_in_its_reach(tmp_path: Path, resident: int) -> None:
+    """By every method, from the leaf up; what has ended is told as such."""
+    server = Server(
+        tmp_path / "data", "--max-resident", str(resident), ROOST_ADMIN_KEY=ADMIN, ROOST_MAX_TURNS_PER_TREE="100"
+    ).start()
+    try:
+        trees = planted(server)
+        ends = {"ReopenSession", "CloseSession"}
+        methods = sorted((path.rpartition("/")[2], path) for path in ABOUT_ONE)
+        with keyed(server, trees.keys["a"]) as agent:
+            for name in ("a0", "a2", "a1", "a"):
+                for method, path in sorted(methods, key=lambda one: one[0] in ends):
+                    refusal = said(agent, path, about(method, name, trees))
+                    reason = "" if refusal is None else refusal.reason
+                    if method == "InterruptSession" and name == "a":
+                        assert reason == "KEY_SCOPE", (path, name, reason)
+                    elif method in ("ListSessions", "WatchSessions"):  # no root
+                        assert reason == "INVALID_FIELD", (path, name, reason)
+                    else:
+                        assert reason not in ("SESSION_NOT_FOUND", "KEY_SCOPE"), (path, name, reason)
+        with keyed(server, trees.tenant_key) as api:
+            still = {s.session_id for s in api.list_all() if s.state == types_pb2.SESSION_STATE_OPEN}
+            assert still == {"root", "b", "b1", "other", "o1"}
+    finally:
+        server.end()
 
 
 def test_i17_of_the_rest_of_its_tree_it_sees_the_outline(trees: Trees, agent: Api) -> None:
@@ -398,7 +433,7 @@ def test_the_key_of_a_session_that_ended_reaches_its_receipt_alone(tmp_path: Pat
         trees = planted(server)
         with keyed(server, trees.tenant_key) as api:
             receipt = api.close("a").receipt
-            assert receipt.children_closed == 1
+            assert receipt.children_closed == 2
         if restarted:
             server.kill()
             server.start()
@@ -439,7 +474,7 @@ def test_i17_a_reopened_session_has_another_key(tmp_path: Path, by: str, restart
                 expected = (NOT_FOUND, "SESSION_NOT_FOUND") if other == "b" else (FAILED, "SESSION_CLOSED")
                 with keyed(server, trees.keys[other]) as agent, refused(*expected):
                     agent.reopen("a")
-            assert api.reopen("a").reopened == 2
+            assert api.reopen("a").reopened == 3
             if restarted:
                 server.kill()
                 server.start()
@@ -458,7 +493,7 @@ def test_i17_a_reopened_session_has_another_key(tmp_path: Path, by: str, restart
             assert [r.record.content for r in agent.history("a")] == [b"content of a"]
             assert agent.get("root").state == types_pb2.SESSION_STATE_OPEN
             assert {s.session_id for s in agent.list_all()} >= {"root", "a", "a1", "b"}
-            assert set(agent.export()) == {"a", "a1", "a0"}
+            assert set(agent.export()) == {"a", "a1", "a2", "a0"}
             assert agent.turn("a", b"of its next life").turn == 2
             assert agent.close("a").receipt.close_number == 2
         trees.keys["a"] = again

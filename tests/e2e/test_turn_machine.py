@@ -509,7 +509,7 @@ def run(world: World, runs: int, steps: int, same_every_time: bool) -> None:
 
 def test_turns_are_the_models(world: World) -> None:
     world.met.clear()
-    run(world, runs=28, steps=60, same_every_time=True)
+    run(world, runs=16, steps=60, same_every_time=True)
     assert set(world.met) >= WANTED, WANTED - set(world.met)
 
 

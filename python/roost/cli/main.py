@@ -99,11 +99,17 @@ COMMANDS: Final = {
 
 
 def register(argv: Sequence[str]) -> None:
-    """Register the command that is first in argv; all of them where another word is: then it may be any, or for help.
-
-    To build them all takes longer than most of them take."""
-    wanted = [argv[0]] if argv and argv[0] in COMMANDS else COMMANDS
-    for name in wanted:
+    """Register the command that argv begins with, after options that every command takes; all of them where something
+    else is: then it may be any, or for help. To build them all takes longer than most of them take."""
+    words = iter(argv)
+    for word in words:
+        if word in ("--api-key-file", "--tenant"):
+            next(words, None)
+        elif not word.startswith(("--api-key-file=", "--tenant=")):
+            break
+    else:
+        word = ""
+    for name in [word] if word in COMMANDS else COMMANDS:
         module = importlib.import_module(f"roost.cli.{COMMANDS[name]}")
         if hasattr(module, "app"):
             app.add_typer(module.app, name=name)
