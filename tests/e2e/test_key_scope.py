@@ -37,7 +37,7 @@ CLOSED = types_pb2.SESSION_STATE_CLOSED
 class Trees:
     """Two trees of one tenant and one of another; each session has a turn, a finished trajectory and a label.
 
-    root - a (whose key it is) - a1 - a2, and `a0`, closed; root - b - b1, and `b0`, closed; other - o1, alone elsewhere.
+    root - a (whose key it is) - a1 - a2, and `a0`, closed; root - b - b1, and `b0`, closed; other - o1, elsewhere.
     `alien` is another tenant's.
     """
 
@@ -56,8 +56,8 @@ class Trees:
 
 
 PARENTS = {
-    "root": "", "a": "root", "a1": "a", "a2": "a1", "a0": "a", "b": "root", "b1": "b", "b0": "b", "b0x": "b0", "other": "",
-    "o1": "other",
+    "root": "", "a": "root", "a1": "a", "a2": "a1", "a0": "a", "b": "root", "b1": "b", "b0": "b", "b0x": "b0",
+    "other": "", "o1": "other",
 }  # fmt: skip
 
 
