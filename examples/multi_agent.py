@@ -28,11 +28,12 @@ START = time.monotonic()
 
 
 def say(who: str, what: str) -> None:
-    print(f"{time.monotonic() - START:5.1f} s  {who}: {what}", flush=True)
+    line = f"{time.monotonic() - START:5.1f} s  {who}: {what}\n"
+    print(line, end="", flush=True)  # in one piece: hosts write to the same terminal
 
 
 def name_of(session_id: str) -> str:
-    return session_id.rpartition(".")[2] or session_id
+    return session_id.rpartition(".")[2] if "." in session_id else "the root"
 
 
 # -- a host: any program that runs agents. It is told what to run, and what to stop.
