@@ -6,12 +6,13 @@ import asyncio
 import concurrent.futures
 import os
 import threading
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
 T = TypeVar("T")
+_LEAVE_SECONDS: Final = 5.0  # how long a call that was interrupted may take to end
 
 
 class Bridge:
@@ -42,13 +43,31 @@ class Bridge:
         if problem is not None:
             work.close()
             raise RuntimeError(problem)
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        tasks: list[asyncio.Task[T]] = []  # the loop forgets what nobody else holds
+
+        def begin() -> None:
+            tasks.append(self._loop.create_task(work))
+            tasks[0].add_done_callback(lambda task: _settle(future, task))
+
+        def stop() -> None:
+            if tasks:
+                tasks[0].cancel()
+            else:  # the interrupt came before it was begun
+                work.close()
+                _cancelled(future)
+
         try:
+            self._loop.call_soon_threadsafe(begin)
             return future.result()
         except concurrent.futures.CancelledError:
             raise RuntimeError("the Roost client was closed while the call was under way") from None
         except BaseException:
-            future.cancel()
+            # An interrupt comes at any line above. The call ends before anything else is begun: an iterator that still
+            # runs cannot be closed.
+            if not future.done():
+                self._loop.call_soon_threadsafe(stop)
+                concurrent.futures.wait([future], timeout=_LEAVE_SECONDS)
             raise
 
     def iterate(self, items: AsyncIterator[T]) -> Iterator[T]:
@@ -87,3 +106,18 @@ class Bridge:
                     self._loop.call_soon_threadsafe(self._loop.stop)
                     self._thread.join(timeout=5)
             self._closed = True
+
+
+def _settle(future: concurrent.futures.Future[T], task: asyncio.Task[T]) -> None:
+    """Give a future what a task came to."""
+    if task.cancelled():
+        _cancelled(future)
+    elif (error := task.exception()) is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(task.result())
+
+
+def _cancelled(future: concurrent.futures.Future[T]) -> None:
+    if future.cancel():
+        future.set_running_or_notify_cancel()  # else nobody who waits for it is told
