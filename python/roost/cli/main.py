@@ -78,7 +78,7 @@ def _root(
         os.environ["ROOST_TENANT"] = tenant
 
 
-# Commands in the order of the help, each with its module: one function of its name, or an `app` with commands of its own.
+# Commands in the order of the help, each with its module: a function of its name, or an `app` with commands of its own.
 COMMANDS: Final = {
     "serve": "serve",
     "sessions": "sessions",
