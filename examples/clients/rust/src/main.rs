@@ -6,8 +6,8 @@ use std::{env, process::ExitCode};
 
 use policy::Policy;
 use roost::{
-    BeginTurnRequest, CloseReason, CloseSessionRequest, CommitTurnRequest, OpenOptions, OpenSessionRequest, RecordInput, Then,
-    session_service_client::SessionServiceClient, turn_service_client::TurnServiceClient,
+    BeginTurnRequest, CloseReason, CloseSessionRequest, CommitTurnRequest, OpenOptions, OpenSessionRequest,
+    RecordInput, Then, session_service_client::SessionServiceClient, turn_service_client::TurnServiceClient,
 };
 use tonic::{
     Code, Request, Status,
@@ -74,12 +74,8 @@ async fn run(
     let id = opened.session.unwrap_or_default().session_id;
     println!("opened {id}");
 
-    let request = BeginTurnRequest {
-        session_id: id.clone(),
-        request_id: fresh(),
-        owner: "example".into(),
-        ..Default::default()
-    };
+    let request =
+        BeginTurnRequest { session_id: id.clone(), request_id: fresh(), owner: "example".into(), ..Default::default() };
     let begun = policy.call(TURNS, "BeginTurn", request, async |r| turns.begin_turn(r).await).await?;
     let grant = begun.grant.unwrap_or_default();
     println!("began turn {}, attempt {}", grant.turn, grant.attempt);

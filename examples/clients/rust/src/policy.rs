@@ -1,7 +1,7 @@
 //! What the service config says, done by hand: tonic reads none. A call gets the time-out of its method, and is
 //! repeated where the config allows it, until that time is over: so it waits for a server that starts again, too.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, error::Error, time::Duration};
 
 use serde::Deserialize;
 use tonic::{Code, Request, Response, Status};
@@ -78,7 +78,7 @@ impl Policy {
                 Err(status) => status,
             };
             match retry {
-                Some(retry) if retry.allows(refused.code()) && start.elapsed() + backoff < timeout => {
+                Some(retry) if retry.allows(&refused) && start.elapsed() + backoff < timeout => {
                     tokio::time::sleep(backoff).await;
                     backoff = backoff.mul_f64(retry.backoff_multiplier).min(seconds(&retry.max_backoff));
                 }
@@ -89,8 +89,12 @@ impl Policy {
 }
 
 impl RetryPolicy {
-    fn allows(&self, code: Code) -> bool {
-        self.retryable_status_codes.iter().any(|name| *name == crate::name(code))
+    fn allows(&self, refused: &Status) -> bool {
+        // Where a connection breaks under a call, other implementations say UNAVAILABLE; tonic says one of these, with
+        // the error that it met. What a server answers has none.
+        let broken =
+            refused.source().is_some() && matches!(refused.code(), Code::Unknown | Code::Cancelled | Code::Internal);
+        broken || self.retryable_status_codes.iter().any(|name| *name == crate::name(refused.code()))
     }
 }
 
