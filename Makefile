@@ -98,7 +98,7 @@ test-long: $(EXT) ## the long ones too: a million-operation runs, deeper models,
 .PHONY: test-clients
 test-clients: $(EXT) ## build examples/clients and run each against a server; CLIENTS="go rust" for some of them
 	scripts/example_clients.sh $(CLIENTS)
-	ROOST_CLIENTS="$(CLIENTS)" $(BIN)/pytest -q -n 0 tests/clients $(PYTEST_ARGS)
+	ROOST_CLIENTS="$(CLIENTS)" $(BIN)/pytest -n 0 $(addprefix tests/e2e/test_,example_clients.py curl_lines.py) $(PYTEST_ARGS)
 
 .PHONY: mutants
 mutants: $(EXT) ## break the engine on purpose, and see that the turn state machine finds each break

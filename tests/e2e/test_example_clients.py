@@ -11,12 +11,12 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from conftest import Start
 from lossy_relay import lossy_relay
+from roost_server import environment
 
 from roost._core import new_admin_key
 from roost.client import Client
@@ -51,19 +51,11 @@ committed turn 1, head version 1
 closed after turn 1
 """
 
-Start = Callable[..., Any]
-
 
 def command(client: str) -> list[str]:
     if client not in BUILT and client != "python":
         pytest.skip(f"the client in {client} is not built here: make test-clients")
     return COMMANDS[client]
-
-
-def environment(**more: str) -> dict[str, str]:
-    from roost_server import environment as without_settings
-
-    return without_settings(**more)
 
 
 def run(client: str, address: str, **env: str) -> tuple[int, str, str]:
