@@ -195,3 +195,4 @@ lock: ## write the lock files of Python and Rust; LOCK_ARGS=--upgrade to take th
 .PHONY: clean
 clean: ## remove everything that make made
 	rm -rf .venv .venv-proto .venv-lock .tools target dist .mypy_cache .ruff_cache .pytest_cache .hypothesis python/roost/_core*.so
+	rm -rf examples/clients/*/gen examples/clients/*/build examples/clients/*/target examples/clients/typescript/node_modules
