@@ -21,6 +21,7 @@ RUST_SOURCES := $(wildcard Cargo.toml Cargo.lock rust/core/Cargo.toml rust/dump/
     $(shell find rust/core/src rust/dump/src rust/python -name '*.rs' 2>/dev/null)
 PYTHON_CODE := python $(wildcard tests bench examples scripts)
 BENCH_ARGS ?=
+CLIENTS ?= go typescript java rust python grpcurl
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
 # Most tests wait for servers: two at once, a file at a time.
@@ -93,6 +94,11 @@ test-long: $(EXT) ## the long ones too: a million-operation runs, deeper models,
 	LOOM_MAX_PREEMPTIONS=3 $(MAKE) --no-print-directory test-loom
 	$(MAKE) --no-print-directory mutants
 	$(PYTEST) --timeout 3600 $(PYTEST_ARGS)
+
+.PHONY: test-clients
+test-clients: $(EXT) ## build examples/clients and run each against a server; CLIENTS="go rust" for some of them
+	scripts/example_clients.sh $(CLIENTS)
+	ROOST_CLIENTS="$(CLIENTS)" $(BIN)/pytest -n 0 $(addprefix tests/e2e/test_,example_clients.py curl_lines.py) $(PYTEST_ARGS)
 
 .PHONY: mutants
 mutants: $(EXT) ## break the engine on purpose, and see that the turn state machine finds each break
@@ -189,3 +195,4 @@ lock: ## write the lock files of Python and Rust; LOCK_ARGS=--upgrade to take th
 .PHONY: clean
 clean: ## remove everything that make made
 	rm -rf .venv .venv-proto .venv-lock .tools target dist .mypy_cache .ruff_cache .pytest_cache .hypothesis python/roost/_core*.so
+	rm -rf examples/clients/*/gen examples/clients/*/build examples/clients/*/target examples/clients/typescript/node_modules

@@ -21,6 +21,7 @@ compare() { # directory, pattern of what is generated in it
     done < <(cd "$fresh/$1" && find . -path "$2" -type f)
 }
 compare python './roost/*_pb2*.py*'
+compare python './roost/v1/service_config.json'
 compare rust/core/src/gen './roost.*.rs'
 [ "$status" = 0 ] || echo "check_generated: generated files differ from proto/; run: make proto" >&2
 exit "$status"

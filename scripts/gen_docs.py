@@ -1,7 +1,7 @@
 """Write the tables of docs/ that the code knows better; `--check` fails where they differ.
 
-docs/API.md: the error reasons, from the engine. docs/OPERATIONS.md: the settings, from the server's configuration, and
-the metrics, from its table of them.
+docs/API.md: the error reasons, from the engine; lines of buf curl and grpcurl, from the protos. docs/OPERATIONS.md: the
+settings, from the server's configuration, and the metrics, from its table of them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import curl_lines
 import grpc
 
 from roost._core import LIMIT_CHANGES, REASONS
@@ -67,6 +68,7 @@ def settings() -> str:
 
 TABLES: tuple[tuple[str, str, Callable[[], str]], ...] = (
     ("API.md", "reasons", reasons),
+    ("API.md", "curl lines", curl_lines.lines),
     ("OPERATIONS.md", "settings", settings),
     ("OPERATIONS.md", "metrics", metrics),
 )

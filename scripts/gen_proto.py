@@ -1,4 +1,5 @@
-"""Write the Python stubs and the Rust messages from proto/: `gen_proto.py OUT` (OUT is the root of a checkout).
+"""Write the Python stubs and the Rust messages from proto/: `gen_proto.py OUT` (OUT is the root of a checkout). The
+Python package gets the service config of proto/ as well.
 
 Runs in .venv-proto, whose protoc is old enough (protobuf 6.30) that what it writes loads on protobuf 6 and 7.
 """
@@ -6,6 +7,7 @@ Runs in .venv-proto, whose protoc is old enough (protobuf 6.30) that what it wri
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -35,6 +37,7 @@ def main(out: Path) -> None:
         stale.unlink()
     run_protoc(f"--python_out={python}", f"--pyi_out={python}", *protos)
     run_protoc(f"--grpc_python_out={python}", f"--mypy_grpc_out=quiet:{python}", *services)
+    shutil.copyfile(ROOT / "proto/roost/v1/service_config.json", python / "roost/v1/service_config.json")
     with tempfile.TemporaryDirectory() as tmp:
         descriptors = Path(tmp) / "roost.binpb"
         run_protoc("--include_imports", "--include_source_info", f"--descriptor_set_out={descriptors}", *protos)
