@@ -30,7 +30,7 @@ from roost.cli import (
     sweep,
     trajectories,
 )
-from roost.cli.output import CANNOT_REACH, REFUSED, UNUSABLE, WRONG_USAGE, Failure, use_key_file
+from roost.cli.output import CANNOT_REACH, REFUSED, UNUSABLE, WRONG_USAGE, Failure, use_key_file, use_tls
 
 EPILOG = """
 Exit codes:
@@ -50,6 +50,7 @@ Examples:
  $ roost sessions list --state open -o json
  $ roost stats --target unix:/run/roost/roost.sock
  $ roost --api-key-file admin.key keys create acme
+ $ roost --tls-ca ca.pem stats --target roost.example:7117
 """
 
 app = typer.Typer(
@@ -86,7 +87,29 @@ def _root(
     tenant: Annotated[
         str, typer.Option(envvar="ROOST_TENANT", help="The tenant to act for, with the admin key.", metavar="NAME")
     ] = "",
+    tls: Annotated[
+        bool | None, typer.Option("--tls/--no-tls", envvar="ROOST_TLS", help="Call with TLS.", show_default=False)
+    ] = None,
+    tls_ca: Annotated[
+        str,
+        typer.Option(
+            envvar="ROOST_TLS_CA", help="Authorities to trust, PEM; else those that come with gRPC.", metavar="FILE"
+        ),
+    ] = "",
+    tls_cert: Annotated[
+        str, typer.Option(envvar="ROOST_TLS_CERT", help="The certificate to call with (mTLS), PEM.", metavar="FILE")
+    ] = "",
+    tls_key: Annotated[str, typer.Option(envvar="ROOST_TLS_KEY", help="Its private key, PEM.", metavar="FILE")] = "",
+    tls_server_name: Annotated[
+        str,
+        typer.Option(
+            envvar="ROOST_TLS_SERVER_NAME",
+            help="The name that the server's certificate must bear, if not the host of --target.",
+            metavar="NAME",
+        ),
+    ] = "",
 ) -> None:
+    use_tls(tls, ca=tls_ca, cert=tls_cert, key=tls_key, server_name=tls_server_name)
     if api_key_file:
         use_key_file(api_key_file)
     if tenant:
