@@ -16,6 +16,7 @@ import typer
 from roost.cli import (
     config_cmd,
     demo,
+    drain,
     dumps,
     keys,
     limits,
@@ -124,6 +125,7 @@ app.add_typer(dumps.app, name="dumps")
 app.add_typer(resources.app, name="resources")
 app.add_typer(keys.app, name="keys")
 app.add_typer(limits.app, name="limits")
+app.command("drain", epilog=drain.EPILOG)(drain.drain)
 app.command("stats", epilog=stats.EPILOG)(stats.stats)
 app.command("sweep", epilog=sweep.EPILOG)(sweep.sweep)
 app.command("reap", epilog=reap.EPILOG)(reap.reap)

@@ -172,6 +172,7 @@ class Process:
         loop.set_exception_handler(_unhandled)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled, number)
+        loop.add_signal_handler(signal.SIGUSR1, self._stop.set)  # `roost drain`: however often, it never ends at once
         told = None if self._admin is None else await self._admin.start()
         roots = await self._load_running()
         introspection = self._settings.introspection == "on" or (
@@ -209,6 +210,7 @@ class Process:
 
         await self._stop.wait()
         self._set_state(DRAINING)
+        await door.set_health(live=True, ready=False)  # before anything that may take its time
         for task in working:
             task.cancel()
         for ended in await asyncio.gather(*working, return_exceptions=True):
@@ -310,10 +312,9 @@ class Process:
         return len(roots)
 
     async def _drain(self, door: Door) -> None:
-        """Health first, then no new turns, then what runs, then the journal."""
+        """No new turns, then what runs, then the journal. That calls are no longer taken has been said before."""
         seconds = self._settings.drain_timeout_ms / 1_000
         log.info("draining", in_flight=self._transport.in_flight(), seconds=seconds)
-        await door.set_health(live=True, ready=False)
         self._engine.begin_drain()
         self._transport.drain()
         self._transport.stop_following()
