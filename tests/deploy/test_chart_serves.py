@@ -63,9 +63,7 @@ def test_ranges_are_those_of_the_server() -> None:
 
 def prepared(given: dict[str, Any], directory: Path) -> Server:
     """A server of the chart's configuration, on a volume in a directory."""
-    given["data_dir"] = str(
-        directory / "volume/store"
-    )  # which the server makes: the volume's own root is the kubelet's
+    given["data_dir"] = str(directory / "volume/store")  # the server makes it: the volume's own root is the kubelet's
     given["admin_listen"] = "127.0.0.1:0"
     (directory / "volume").mkdir(mode=0o770)
     config = directory / "roost.toml"
@@ -75,9 +73,8 @@ def prepared(given: dict[str, Any], directory: Path) -> Server:
 
 def test_a_server_of_the_tls_values_is_reached_with_them_and_by_the_probes(tmp_path: Path) -> None:
     """The secrets' volumes are as a kubelet has them: links into a directory that is turned, files for the group."""
-    text = template(
-        "--values", CHART / "ci/tls.yaml", "--set", "tls.clientCASecret=agents", "--set", "auth.enabled=false"
-    )
+    sets = ("--set", "tls.clientCASecret=agents", "--set", "auth.enabled=false")
+    text = template("--values", CHART / "ci/tls.yaml", *sets)
     given = settings(text, tmp_path)
     assert not given.get("insecure")
     authority = Authority(tmp_path / "authority")

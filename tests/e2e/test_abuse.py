@@ -212,19 +212,23 @@ def test_slow_preface(start: Start, tmp_path: Path, secured: bool) -> None:
             attacker.end()  # or this runs into its deadline
 
 
-def test_connections_age_and_idle_ones_are_closed(start: Start) -> None:
-    server = start(
-        *(f"--set={key}=1s" for key in ("connection_idle_ms", "connection_age_ms", "connection_age_grace_ms"))
-    )
+def test_connections_that_idle_are_closed(start: Start) -> None:
+    server = start("--set", "connection_idle_ms=1s")
     with server.api() as api, RawConnection(server.address, DEADLINE) as idle:
         idle.begin()
-        with RawConnection(server.address, DEADLINE) as busy:
-            busy.begin()
-            busy.send(*busy.call(WATCH, message(b""))[1])
-            busy.end()
-            assert b"max_age" in [away.additional_data for away in busy.gone_away()]
         idle.end()
         assert idle.gone_away()
+        answered(api)
+
+
+def test_connections_age(start: Start) -> None:
+    """One that is in use, too: its call gets the grace, and then it is over."""
+    server = start("--set", "connection_age_ms=1s", "--set", "connection_age_grace_ms=100ms")
+    with server.api() as api, RawConnection(server.address, DEADLINE) as busy:
+        busy.begin()
+        busy.send(*busy.call(WATCH, message(b""))[1])
+        busy.end()
+        assert b"max_age" in [away.additional_data for away in busy.gone_away()]
         answered(api)
 
 
