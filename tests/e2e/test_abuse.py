@@ -148,7 +148,9 @@ def test_metadata_without_end(server: Server, neighbour: Api) -> None:
             attacker.send(ContinuationFrame(stream, block))
             if part % 2_000 == 0:
                 answered(neighbour)
-        assert attacker.answer(stream)["grpc-status"] == "8"
+        ended = attacker.answer(stream)
+        assert ended["grpc-status"] == "8"
+        assert str(METADATA) in ended["grpc-message"]
     assert peak() < MUCH
 
 
