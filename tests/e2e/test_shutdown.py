@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 from pathlib import Path
 
 import grpc
@@ -12,7 +11,7 @@ import pytest
 from conftest import Start
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from roost_server import DEADLINE, Api, Server, fresh, record_input, refused
+from roost_server import DEADLINE, Api, fresh, record_input, refused
 
 from roost.v1 import turn_service_pb2, types_pb2
 
@@ -207,13 +206,3 @@ def test_a_store_that_fails_ends_the_process_with_70(start: Start, tmp_path: Pat
     server.start()
     with server.api() as api:
         assert api.get(name).session_id == name
-
-
-def test_idle_connections_without_a_word_are_cut(start: Start) -> None:
-    server: Server = start("--set", "handshake_timeout_ms=300", "--set", "settings_timeout_ms=300")
-    host, port = server.address.rsplit(":", 1)
-    with socket.create_connection((host, int(port)), timeout=DEADLINE) as silent:
-        while silent.recv(4096):
-            pass  # the server's SETTINGS; then the end
-    with server.api() as api:
-        assert api.stats().epoch == 1

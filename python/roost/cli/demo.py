@@ -127,13 +127,13 @@ async def _run(conversations: list[Conversation], concurrency: int) -> tuple[Rep
 
             async def kill_once() -> None:
                 await reached.wait()
-                async with make_client(server.target, 10.0) as observer:
+                async with make_client(server.target, 10.0, tls=False) as observer:
                     await lives.add(observer)
                 server.kill()  # between the last look at its counters and now it may have evicted a few more
                 server.start()
                 await server.ready()
 
-            async with make_client(server.target, 120.0) as client:
+            async with make_client(server.target, 120.0, tls=False) as client:
                 options = ReplayOptions(prefix="demo:", concurrency=concurrency)
                 player = Replay(client, conversations, options, on_turn)
                 killer = asyncio.create_task(kill_once())

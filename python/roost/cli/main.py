@@ -15,7 +15,7 @@ from typing import Annotated, Final, NoReturn
 
 import typer
 
-from roost.cli.output import CANNOT_REACH, REFUSED, UNUSABLE, WRONG_USAGE, Failure, use_key_file
+from roost.cli.output import CANNOT_REACH, REFUSED, UNUSABLE, WRONG_USAGE, Failure, use_key_file, use_tls
 
 EPILOG = """
 Exit codes:
@@ -35,6 +35,7 @@ Examples:
  $ roost sessions list --state open -o json
  $ roost stats --target unix:/run/roost/roost.sock
  $ roost --api-key-file admin.key keys create acme
+ $ roost --tls-ca ca.pem stats --target roost.example:7117
 """
 
 app = typer.Typer(
@@ -71,7 +72,29 @@ def _root(
     tenant: Annotated[
         str, typer.Option(envvar="ROOST_TENANT", help="The tenant to act for, with the admin key.", metavar="NAME")
     ] = "",
+    tls: Annotated[
+        bool | None, typer.Option("--tls/--no-tls", envvar="ROOST_TLS", help="Call with TLS.", show_default=False)
+    ] = None,
+    tls_ca: Annotated[
+        str,
+        typer.Option(
+            envvar="ROOST_TLS_CA", help="Authorities to trust, PEM; else those that come with gRPC.", metavar="FILE"
+        ),
+    ] = "",
+    tls_cert: Annotated[
+        str, typer.Option(envvar="ROOST_TLS_CERT", help="The certificate to call with (mTLS), PEM.", metavar="FILE")
+    ] = "",
+    tls_key: Annotated[str, typer.Option(envvar="ROOST_TLS_KEY", help="Its private key, PEM.", metavar="FILE")] = "",
+    tls_server_name: Annotated[
+        str,
+        typer.Option(
+            envvar="ROOST_TLS_SERVER_NAME",
+            help="The name that the server's certificate must bear, if not the host of --target.",
+            metavar="NAME",
+        ),
+    ] = "",
 ) -> None:
+    use_tls(tls, ca=tls_ca, cert=tls_cert, key=tls_key, server_name=tls_server_name)
     if api_key_file:
         use_key_file(api_key_file)
     if tenant:
@@ -88,6 +111,7 @@ COMMANDS: Final = {
     "resources": "resources",
     "keys": "keys",
     "limits": "limits",
+    "drain": "drain",
     "stats": "stats",
     "sweep": "sweep",
     "reap": "reap",
@@ -98,14 +122,18 @@ COMMANDS: Final = {
 }
 
 
+# Options before the command that take a value.
+_VALUES: Final = {"--api-key-file", "--tenant", "--tls-ca", "--tls-cert", "--tls-key", "--tls-server-name"}
+
+
 def register(argv: Sequence[str]) -> None:
     """Register the command that argv begins with, after options that every command takes; all of them where something
     else is: then it may be any, or for help. To build them all takes longer than most of them take."""
     words = iter(argv)
     for word in words:
-        if word in ("--api-key-file", "--tenant"):
+        if word in _VALUES:
             next(words, None)
-        elif not word.startswith(("--api-key-file=", "--tenant=")):
+        elif word.partition("=")[0] not in _VALUES and word not in ("--tls", "--no-tls"):
             break
     else:
         word = ""
@@ -114,7 +142,8 @@ def register(argv: Sequence[str]) -> None:
         if hasattr(module, "app"):
             app.add_typer(module.app, name=name)
         else:
-            app.command(name, epilog=module.EPILOG)(getattr(module, name))
+            epilog = getattr(module, f"{name.upper()}_EPILOG", None) or module.EPILOG
+            app.command(name, epilog=epilog)(getattr(module, name))
 
 
 def main() -> NoReturn:

@@ -70,6 +70,15 @@ def use_key_file(path: str) -> None:
     os.environ["ROOST_API_KEY"] = key
 
 
+def use_tls(tls: bool | None, **files: str) -> None:
+    """Have every client of this process use TLS as the options say: it reads them in the environment, like the key."""
+    if tls is not None:
+        os.environ["ROOST_TLS"] = "1" if tls else "0"
+    for name, value in files.items():
+        if value:
+            os.environ[f"ROOST_TLS_{name.upper()}"] = value
+
+
 def as_dict(message: Message) -> dict[str, Any]:
     """A message as JSON-able values, under its proto names; 64-bit numbers stay numbers."""
     from google.protobuf.json_format import MessageToDict

@@ -15,6 +15,7 @@ in the TOML file of --config; flags win over the environment, which wins over th
 Examples:
 $ roost serve
 $ roost serve --listen unix:/run/roost/roost.sock --data-dir /var/lib/roost
+$ roost serve --listen 0.0.0.0:7117 --tls-cert server.pem --tls-key server.key --admin-key-file admin.key
 $ roost serve --dump-target /var/lib/roost-dumps --stale-timeout 30m
 $ roost serve --max-resident 10 --set default_lease_ms=90s --set max_turn_bytes=512KiB
 """
@@ -41,6 +42,14 @@ SweepInterval = Annotated[str | None, typer.Option(help="How often stale trees a
 DrainTimeout = Annotated[str | None, typer.Option(help="Time running calls get at SIGTERM.", metavar="TIME")]
 LogFormat = Annotated[str | None, typer.Option(help="json or logfmt.", metavar="FORMAT")]
 LogLevel = Annotated[str | None, typer.Option(help="debug, info, warning or error.", metavar="LEVEL")]
+TlsCert = Annotated[
+    str | None, typer.Option("--tls-cert", help="The server's certificate and its chain, PEM.", metavar="FILE")
+]
+TlsKey = Annotated[str | None, typer.Option("--tls-key", help="Its private key, PEM.", metavar="FILE")]
+TlsClientCa = Annotated[
+    str | None,
+    typer.Option("--tls-client-ca", help="Authorities of clients' certificates: each needs one then.", metavar="FILE"),
+]
 Insecure = Annotated[bool | None, typer.Option("--insecure", help="Listen in plaintext beyond this machine.")]
 AdminKeyFile = Annotated[
     str | None, typer.Option(help="File with the admin key; with one, every call needs a key.", metavar="FILE")
@@ -75,6 +84,9 @@ def serve(
     log_level: LogLevel = None,
     introspection: Introspection = None,
     admin_key_file: AdminKeyFile = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_client_ca: TlsClientCa = None,
     insecure: Insecure = None,
     config: ConfigFile = None,
     more: More = None,
@@ -101,6 +113,9 @@ def serve(
         log_level=log_level,
         introspection=introspection,
         admin_key_file=admin_key_file,
+        tls_cert_file=tls_cert,
+        tls_key_file=tls_key,
+        tls_client_ca_file=tls_client_ca,
         insecure=insecure,
     )
     try:

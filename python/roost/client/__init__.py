@@ -11,6 +11,7 @@ from roost.client._aio import AsyncClient, open_options
 from roost.client._convert import message_input, pack_u32, record_input, resource_pool, token_span, unpack_u32
 from roost.client._retry import NO_RETRY, RetryPolicy
 from roost.client._sync import Client, Turn
+from roost.client._tls import Tls
 from roost.client._turn import AsyncTurn
 from roost.client._watch import Resync
 from roost.errors import RoostError
@@ -23,6 +24,7 @@ __all__ = [
     "Resync",
     "RetryPolicy",
     "RoostError",
+    "Tls",
     "Turn",
     "message_input",
     "open_options",

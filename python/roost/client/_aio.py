@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import grpc
 
 from roost.client import _convert as convert
-from roost.client import _keys
+from roost.client import _keys, _tls
 from roost.client._retry import RetryPolicy
 from roost.client._transport import Option, Response, Transport
 from roost.client._turn import AsyncTurn, Renewals
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         Style,
         Then,
     )
+    from roost.client._tls import Tls
     from roost.client._watch import OwnerEvent, SessionNews
 
 log = logging.getLogger("roost.client")
@@ -72,9 +73,10 @@ class AsyncClient:
     `target`: host:port or unix:PATH. `timeout`: seconds after which a call gives up, its repeats included (a call that
     waits: wait + 10 s; streams: `stream_timeout`); every method takes its own. `retry`: how calls are repeated; every
     mutation carries a request_id (made here unless given), so that a repeat has one effect. `owner`: names this
-    program in BeginTurn, AttachResource and WatchOwner. `options`: more grpc channel options; `credentials`: for TLS.
-    `api_key`: sent with each call; None takes that of ROOST_API_KEY, "" sends none. `tenant`: the one that an admin
-    acts for.
+    program in BeginTurn, AttachResource and WatchOwner. `tls`: True, or a `Tls` that names files and the server; None
+    takes what ROOST_TLS and the variables beside it say, plaintext where they say nothing; `credentials`: gRPC's own,
+    in its place. `options`: more grpc channel options. `api_key`: sent with each call; None takes that of
+    ROOST_API_KEY, "" sends none. `tenant`: the one that an admin acts for.
 
     Calls raise the classes of `roost.errors`.
     """
@@ -89,6 +91,7 @@ class AsyncClient:
         owner: str = "",
         api_key: str | None = None,
         tenant: str = "",
+        tls: Tls | bool | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         metadata: Sequence[tuple[str, str | bytes]] = (),
         options: Sequence[Option] = (),
@@ -97,6 +100,12 @@ class AsyncClient:
         self.timeout = timeout
         self.stream_timeout = stream_timeout
         self.owner = owner
+        if credentials is None:
+            secured = _tls.chosen(tls)
+            if secured is not None:
+                credentials, options = secured.credentials(), [*secured.options(), *options]
+        elif tls:
+            raise ValueError("give tls or credentials, not both")
         metadata = [*metadata, *_keys.metadata(target, api_key, tenant, credentials is not None)]
         self._transport = Transport(
             target, credentials=credentials, options=options, metadata=metadata, retry=retry or RetryPolicy()

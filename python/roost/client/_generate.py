@@ -123,6 +123,7 @@ from roost.client._convert import (
     Tokens,
 )
 from roost.client._retry import RetryPolicy
+from roost.client._tls import Tls
 from roost.client._transport import Option
 from roost.client._turn import AsyncTurn
 from roost.client._watch import OwnerEvent, SessionNews

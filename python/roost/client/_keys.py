@@ -24,7 +24,7 @@ def metadata(target: str, api_key: str | None, tenant: str, encrypted: bool) -> 
             where = VARIABLE if api_key is None else "api_key"
             raise ValueError(f"{where} is not an API key: those are roost_<kind>_<id>_<secret>")
         if not encrypted and not _local(target):
-            log.warning("the API key goes to %s in plaintext; give credentials for TLS", target)
+            log.warning("the API key goes to %s in plaintext; say tls=True (ROOST_TLS)", target)
         found.append(("authorization", f"Bearer {key}"))
     if tenant:
         found.append(("x-roost-tenant", tenant))

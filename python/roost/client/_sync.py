@@ -33,6 +33,7 @@ from roost.client._convert import (
     Tokens,
 )
 from roost.client._retry import RetryPolicy
+from roost.client._tls import Tls
 from roost.client._transport import Option
 from roost.client._turn import AsyncTurn
 from roost.client._watch import OwnerEvent, SessionNews
@@ -53,9 +54,10 @@ class Client:
     `target`: host:port or unix:PATH. `timeout`: seconds after which a call gives up, its repeats included (a call that
     waits: wait + 10 s; streams: `stream_timeout`); every method takes its own. `retry`: how calls are repeated; every
     mutation carries a request_id (made here unless given), so that a repeat has one effect. `owner`: names this
-    program in BeginTurn, AttachResource and WatchOwner. `options`: more grpc channel options; `credentials`: for TLS.
-    `api_key`: sent with each call; None takes that of ROOST_API_KEY, "" sends none. `tenant`: the one that an admin
-    acts for.
+    program in BeginTurn, AttachResource and WatchOwner. `tls`: True, or a `Tls` that names files and the server; None
+    takes what ROOST_TLS and the variables beside it say, plaintext where they say nothing; `credentials`: gRPC's own,
+    in its place. `options`: more grpc channel options. `api_key`: sent with each call; None takes that of
+    ROOST_API_KEY, "" sends none. `tenant`: the one that an admin acts for.
 
     Calls raise the classes of `roost.errors`."""
 
@@ -69,6 +71,7 @@ class Client:
         owner: str = "",
         api_key: str | None = None,
         tenant: str = "",
+        tls: Tls | bool | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         metadata: Sequence[tuple[str, str | bytes]] = (),
         options: Sequence[Option] = (),
@@ -82,6 +85,7 @@ class Client:
             owner=owner,
             api_key=api_key,
             tenant=tenant,
+            tls=tls,
             credentials=credentials,
             metadata=metadata,
             options=options,

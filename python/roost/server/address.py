@@ -52,8 +52,9 @@ class Address:
         return bool(self.path) or all(ipaddress.ip_address(ip).is_loopback for _, ip in _resolve(self))
 
 
-def parse(listen: str, insecure: bool, setting: str = "listen") -> Address:
-    """Check an address. AddressError for one that is not well-formed, or plaintext beyond this machine."""
+def parse(listen: str, beyond: bool, setting: str = "listen") -> Address:
+    """Check an address. AddressError for one that is not well-formed, or that other machines reach where they may not
+    (`beyond`)."""
     if listen.startswith("unix:"):
         path = listen.removeprefix("unix:").removeprefix("//")
         if not path:
@@ -67,10 +68,11 @@ def parse(listen: str, insecure: bool, setting: str = "listen") -> Address:
     if not colon or not host or not number.isascii() or not number.isdigit() or int(number) > 65_535:
         raise AddressError(f"{setting} = {listen!r} is neither host:port (port 0 to 65535) nor unix:PATH", USAGE)
     address = Address(host, int(number), "", setting)
-    if not address.local and not insecure:
+    if not address.local and not beyond:
         raise AddressError(
             f"listen = {listen!r} can be reached from other machines and there is no TLS: keys and content would cross "
-            "the network in plaintext; listen on 127.0.0.1 or unix:PATH, or say --insecure",
+            "the network in plaintext; listen on 127.0.0.1 or unix:PATH, give it a certificate with --tls-cert and "
+            "--tls-key, or say --insecure",
             USAGE,
         )
     return address

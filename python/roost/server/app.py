@@ -42,6 +42,7 @@ from roost.server.lag import LoopDelay
 from roost.server.metrics import Metrics
 from roost.server.narrator import Narrator
 from roost.server.outside import Outside, outside
+from roost.server.tls import Certificates, certificates
 from roost.server.transport import Transport
 from roost.store.base import Store
 
@@ -83,7 +84,8 @@ def run(config: Configuration, open_store: Callable[[Path], Store]) -> int:
     serves."""
     os.umask(0o077)  # what this process makes is its owner's alone, the socket file included
     logs.configure(config.settings.log_format, config.settings.log_level)
-    where = address.parse(config.settings.listen, config.settings.insecure)
+    certs = certificates(config.settings)
+    where = address.parse(config.settings.listen, config.settings.insecure or certs is not None)
     address.prepare(where)  # before the store is claimed: the cheaper mistake first
     admin = _admin_address(config.settings, where)
     dumps = _dump_target(config.settings)
@@ -93,7 +95,7 @@ def run(config: Configuration, open_store: Callable[[Path], Store]) -> int:
     # of 5 ms a busy loop makes a transaction several times as long.
     sys.setswitchinterval(_SWITCH_SECONDS)
     try:
-        return uvloop.run(Process(config, where, store, dumps, drivers, admin).serve())
+        return uvloop.run(Process(config, where, store, dumps, drivers, admin, certs).serve())
     finally:
         logs.flush(_LOG_SECONDS)
 
@@ -109,10 +111,12 @@ class Process:
         dumps: Target | None,
         drivers: Outside,
         admin: address.Address | None = None,
+        certs: Certificates | None = None,
     ) -> None:
         settings = config.settings
         self._settings = settings
         self._where = where
+        self._certs = certs
         self._store = store
         limits = config.limits()
         self._has_admin_key = config.admin_key is not None
@@ -168,6 +172,7 @@ class Process:
         loop.set_exception_handler(_unhandled)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled, number)
+        loop.add_signal_handler(signal.SIGUSR1, self._stop.set)  # `roost drain`: however often, it never ends at once
         told = None if self._admin is None else await self._admin.start()
         roots = await self._load_running()
         introspection = self._settings.introspection == "on" or (
@@ -183,7 +188,7 @@ class Process:
         restorer = Restorer(*parts, self._dumps, reader.read, settle, undo, self._restoring)
         self._transport.register(door.server, reader, restorer)
         try:
-            port = door.server.add_insecure_port(self._where.target)
+            port = door.listen(self._where.target, None if self._certs is None else self._certs.credentials())
         except RuntimeError as error:
             message = f"cannot listen on {self._where.target}: it cannot be bound"
             raise address.AddressError(message, EXIT_UNUSABLE) from error
@@ -199,11 +204,13 @@ class Process:
         working = [asyncio.create_task(handler.run()) for handler in (cleaner, *self._handlers(reader))]
         self._set_state(READY)
         about = {"keys": self._engine.keys_required(), "admin": told, "traces": self._traces is not None}
+        about["tls"] = None if self._certs is None else "mutual" if self._certs.of_clients else "server"
         log.info("ready", listen=listening, version=VERSION, epoch=self._store.epoch, running_trees=roots, **about)
         print(f"roost is ready on {listening}", flush=True)  # noqa: T201 - for people and scripts; logs go to stderr
 
         await self._stop.wait()
         self._set_state(DRAINING)
+        await door.set_health(live=True, ready=False)  # before anything that may take its time
         for task in working:
             task.cancel()
         for ended in await asyncio.gather(*working, return_exceptions=True):
@@ -229,7 +236,7 @@ class Process:
         required = self._engine.keys_required()
         if required and not self._has_admin_key:
             log.warning("no_admin_key", reason="the store holds active keys of tenants, and no admin key is configured")
-        if not self._where.local:
+        if not self._where.local and (self._certs is None or not (required or self._certs.of_clients)):
             what = (
                 "calls, and the keys in them, are in plaintext" if required else "whoever reaches it may do everything"
             )
@@ -250,8 +257,9 @@ class Process:
             self._measures,
         )
 
-    def _handlers(self, reader: StoreReader) -> tuple[Releaser, Reaper, LoopDelay]:
-        """What works on resources that are to end, and on those that nobody owns; and what measures."""
+    def _handlers(self, reader: StoreReader) -> list[Releaser | Reaper | LoopDelay | Certificates]:
+        """What works on resources that are to end, and on those that nobody owns; what measures; and what looks after
+        certificates."""
         settings, drivers = self._settings, self._drivers
         releaser = Releaser(
             self._engine,
@@ -271,7 +279,8 @@ class Process:
             self._lease,
             self._about.gauges,
         )
-        return releaser, reaper, LoopDelay(self._about.gauges, self._measures.loop_delay)
+        delay = LoopDelay(self._about.gauges, self._measures.loop_delay)
+        return [releaser, reaper, delay, *([] if self._certs is None else [self._certs])]
 
     def _lease(self) -> float:
         """Seconds that a lease lives where none is asked for."""
@@ -303,10 +312,9 @@ class Process:
         return len(roots)
 
     async def _drain(self, door: Door) -> None:
-        """Health first, then no new turns, then what runs, then the journal."""
+        """No new turns, then what runs, then the journal. That calls are no longer taken has been said before."""
         seconds = self._settings.drain_timeout_ms / 1_000
         log.info("draining", in_flight=self._transport.in_flight(), seconds=seconds)
-        await door.set_health(live=True, ready=False)
         self._engine.begin_drain()
         self._transport.drain()
         self._transport.stop_following()

@@ -24,6 +24,7 @@ PREFIX: Final = "ROOST_"
 # ROOST_* variables that belong to the command line, not to the server.
 CLIENT_ENVIRONMENT: Final = frozenset(
     {"ROOST_CONFIG", "ROOST_TARGET", "ROOST_OUTPUT", "ROOST_API_KEY", "ROOST_API_KEY_FILE", "ROOST_TENANT"}
+    | {"ROOST_TLS", "ROOST_TLS_CA", "ROOST_TLS_CERT", "ROOST_TLS_KEY", "ROOST_TLS_SERVER_NAME"}
 )
 FAILPOINT: Final = "ROOST_FAILPOINT"  # a development build reads it, see docs/DEVELOPING.md
 
@@ -134,6 +135,11 @@ class Settings(Limits):
     )
     data_dir: str = Field("roost-data", min_length=1, description="directory of the store")
     admin_key_file: str = Field("", description="file with the admin key; with one, every call needs a key")
+    tls_cert_file: str = Field("", description="PEM file with the server's certificate and its chain; empty: no TLS")
+    tls_key_file: str = Field("", description="PEM file with its private key, which other users cannot read")
+    tls_client_ca_file: str = Field(
+        "", description="PEM file with authorities; with one, every client needs a certificate of theirs (mTLS)"
+    )
     dump_target: str = Field(
         "",
         max_length=2_048,

@@ -65,6 +65,12 @@ class Door:
             names = [service.full_name for service in SERVICES]
             self._reflect([*names, health.SERVICE_NAME, reflection.SERVICE_NAME, _REFLECTION_V1])
 
+    def listen(self, target: str, credentials: grpc.ServerCredentials | None) -> int:
+        """Listen there, in plaintext without credentials; the port. RuntimeError if it cannot be bound."""
+        if credentials is None:
+            return self.server.add_insecure_port(target)
+        return self.server.add_secure_port(target, credentials)
+
     async def set_health(self, live: bool, ready: bool) -> None:
         """Say whether the process lives and whether it takes calls."""
         status = health_pb2.HealthCheckResponse

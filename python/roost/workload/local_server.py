@@ -62,7 +62,7 @@ class LocalServer:
     async def ready(self, timeout: float = 30.0) -> None:
         """Wait until it answers. ServerFailed if it ends instead, or does not answer in `timeout` seconds."""
         deadline = asyncio.get_running_loop().time() + timeout
-        async with AsyncClient(self.target, retry=NO_RETRY, api_key="") as client:
+        async with AsyncClient(self.target, retry=NO_RETRY, api_key="", tls=False) as client:
             while True:
                 if self._process is None or self._process.poll() is not None:
                     raise ServerFailed(f"the server ended before it served: {self.tail()}")
