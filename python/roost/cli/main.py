@@ -14,6 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from roost.cli import (
+    backup,
     config_cmd,
     demo,
     dumps,
@@ -105,6 +106,8 @@ app.command("stats", epilog=stats.EPILOG)(stats.stats)
 app.command("sweep", epilog=sweep.EPILOG)(sweep.sweep)
 app.command("reap", epilog=reap.EPILOG)(reap.reap)
 app.add_typer(config_cmd.app, name="config")
+app.command("backup", epilog=backup.BACKUP_EPILOG)(backup.backup)
+app.command("restore", epilog=backup.RESTORE_EPILOG)(backup.restore)
 
 # --- commands of other modules: replay, load and demo are registered here, each importing its work when it runs ---
 app.command("replay", epilog=replay.EPILOG)(replay.replay)
