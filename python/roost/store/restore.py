@@ -2,9 +2,10 @@
 
 A store that comes from a backup goes on from an earlier point than the one it was taken from, which may have been served
 since: it is another line of the same store. What the other line gave out must mean nothing in this one, so the counters
-that name things jump beyond all that any line can have reached: the epoch (names of resources, tokens of watches) and
-the journal's sequence (places in exports and in mailboxes). Both are taken from the clock, because nothing that is
-written into one line is known to the next.
+that name things jump beyond all that any line can have reached: the epoch (names of resources, tokens of watches), the
+journal's sequence (places in exports and in mailboxes), the fences of sessions in which no turn runs. The first two are
+taken from the clock, because nothing that is written into one line is known to the next. A lease needs no jump: it bears
+random bytes. One that was given out before the backup is of both lines, and its turn goes on.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ _BASE_SECONDS: Final = 1_767_225_600  # 2026-01-01 UTC
 # A line would have to be started once a minute since then, and to store so many entries a second, to get as far.
 _EPOCH_SECONDS: Final = 60
 _SEQUENCES_A_SECOND: Final = 1 << 20
+_GRANTS: Final = 1 << 20  # of one session
 
 # What a data directory may hold that has no store (yet).
 _NO_STORE: Final = frozenset(
@@ -219,11 +221,14 @@ def _bump(made: Path, epoch_of_old: int) -> tuple[int, int]:
     conn = apsw.Connection(os.fspath(made), flags=apsw.SQLITE_OPEN_READWRITE)
     try:
         conn.pragma("synchronous", "EXTRA")
+        conn.execute("BEGIN IMMEDIATE")
         row = conn.execute(
             "UPDATE shard SET epoch = max(epoch + 1, ?1, ?2), last_seq = max(last_seq + ?3, ?4) WHERE shard = 0 "
             "RETURNING epoch, last_seq",
             (epoch_of_old + 1, seconds // _EPOCH_SECONDS, _SEQUENCES_A_SECOND, seconds * _SEQUENCES_A_SECOND),
         ).fetchone()
+        conn.execute("UPDATE session SET fence = fence + ?1 WHERE running = 0", (_GRANTS,))
+        conn.execute("COMMIT")
         assert row is not None  # examine has read it
         return row[0], row[1]
     finally:
@@ -245,11 +250,15 @@ def _secret_there(directory: Path, manifest: backup.Manifest, value: bytes) -> s
 def _keep_old(directory: Path, store: Path, version: int, epoch: int) -> Path:
     """A second name for the store that is to go, so that the new one can take the first in one step."""
     place = directory / f"{REPLACED}schema-{version}-epoch-{epoch}"
-    place.mkdir(mode=0o700, exist_ok=True)
     name = place / claim.STORE_FILE
+    for other in directory.glob(f"{REPLACED}*/{claim.STORE_FILE}"):
+        if other.samefile(store):  # a restore was killed before it replaced anything
+            other.unlink()
+            with contextlib.suppress(OSError):
+                other.parent.rmdir()
+    place.mkdir(mode=0o700, exist_ok=True)
     try:
-        if not (name.exists() and name.samefile(store)):  # by a restore that was killed
-            os.link(store, name)
+        os.link(store, name)
     except FileExistsError:
         raise StoreError("EXISTS", f"{name} is there already: move it away.") from None
     except OSError as error:
