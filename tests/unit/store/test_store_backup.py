@@ -17,7 +17,7 @@ import apsw
 import pytest
 from store_rows import FakeBatch, Maker, dump, integrity, take
 
-from roost.store import Outcome, SqliteStore, StoreError, claim
+from roost.store import Outcome, SqliteStore, StoreError, backup, claim
 from roost.store.backup import MANIFEST, back_up, read_manifest, verify
 from roost.store.restore import PARTIAL, restore
 
@@ -88,14 +88,18 @@ def test_a_backup_of_a_served_store_holds_what_is_in_its_log(
     assert dump(tmp_path / "b" / "roost.db") != dump(directory / "roost.db")
 
 
-def test_a_backup_is_of_one_instant(store: SqliteStore, maker: Maker, put: Put, directory: Path, tmp_path: Path) -> None:
+def test_a_backup_is_of_one_instant(
+    store: SqliteStore, maker: Maker, put: Put, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is stored while it copies is not in it, and does not make it begin anew."""
     before = dump(directory / "roost.db")
     ticks = 0
+    monkeypatch.setattr(backup, "_STEP_PAGES", 1)
 
-    def meanwhile(what: str, _done: int, _total: int) -> None:
+    def meanwhile(what: str, done: int, total: int) -> None:
         nonlocal ticks
-        if what == "copy":
+        if what == "copy" and ticks < 5:
+            assert done < total
             ticks += 1
             maker.begin(1)
             take(put, maker)
@@ -104,7 +108,7 @@ def test_a_backup_is_of_one_instant(store: SqliteStore, maker: Maker, put: Put, 
             store.idle()
 
     back_up(directory, tmp_path / "b", progress=meanwhile)
-    assert ticks
+    assert ticks == 5
     assert dump(tmp_path / "b" / "roost.db") == before
     assert dump(directory / "roost.db") != before
 
@@ -215,9 +219,9 @@ def test_a_restored_store_is_another_line(
         store = open_store()
         store.close()
     seen = store.epoch, maker.next_seq
-    backup = files(tmp_path / "b")
+    taken = files(tmp_path / "b")
     done = restore(tmp_path / "b", tmp_path / "r")
-    assert files(tmp_path / "b") == backup
+    assert files(tmp_path / "b") == taken
     assert sorted(entry.name for entry in (tmp_path / "r").iterdir()) == ["roost.db", "roost.lock"]
     assert without_jumps(tmp_path / "r" / "roost.db") == without_jumps(tmp_path / "b" / "roost.db")
     assert done.epoch >= seen[0] + PRESENT
@@ -349,7 +353,7 @@ def test_what_is_damaged_is_not_restored(store: SqliteStore, maker: Maker, direc
     torn.write_bytes(database)
     conn = apsw.Connection(str(torn))
     conn.pragma("writable_schema", True)
-    conn.execute("UPDATE sqlite_schema SET rootpage = 2 WHERE name = 'session_root'")
+    conn.execute("UPDATE sqlite_schema SET sql = replace(sql, 'running = 1', 'running = 0') WHERE name = 'session_running'")
     conn.close()
     content = torn.read_bytes()
     entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
