@@ -17,6 +17,7 @@ from roost.cli import (
     backup,
     config_cmd,
     demo,
+    doctor,
     dumps,
     keys,
     limits,
@@ -107,6 +108,7 @@ app.command("sweep", epilog=sweep.EPILOG)(sweep.sweep)
 app.command("reap", epilog=reap.EPILOG)(reap.reap)
 app.add_typer(config_cmd.app, name="config")
 app.command("backup", epilog=backup.BACKUP_EPILOG)(backup.backup)
+app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
 app.command("restore", epilog=backup.RESTORE_EPILOG)(backup.restore)
 
 # --- commands of other modules: replay, load and demo are registered here, each importing its work when it runs ---
