@@ -30,6 +30,7 @@ from roost.cli import (
     sessions,
     stats,
     sweep,
+    top,
     trajectories,
 )
 from roost.cli.output import CANNOT_REACH, REFUSED, UNUSABLE, WRONG_USAGE, Failure, use_key_file
@@ -104,6 +105,7 @@ app.add_typer(resources.app, name="resources")
 app.add_typer(keys.app, name="keys")
 app.add_typer(limits.app, name="limits")
 app.command("stats", epilog=stats.EPILOG)(stats.stats)
+app.command("top", epilog=top.EPILOG)(top.top)
 app.command("sweep", epilog=sweep.EPILOG)(sweep.sweep)
 app.command("reap", epilog=reap.EPILOG)(reap.reap)
 app.add_typer(config_cmd.app, name="config")
