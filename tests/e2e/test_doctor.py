@@ -1,4 +1,4 @@
-"""`roost doctor`: what is well is called so, each thing that is wrong is found, and the exit code says whether there is any."""
+"""`roost doctor`: what is well is called so, each thing that is wrong is found, the exit code says if any is."""
 
 from __future__ import annotations
 
@@ -77,14 +77,14 @@ BREAKS = {
     "owners of rewards": "UPDATE reward SET session = zeroblob(16)",
     "owners of trajectories": "UPDATE trajectory SET session = zeroblob(16)",
     "owners of messages": "UPDATE message SET recipient = zeroblob(16), state = 6, due = -1 WHERE state = 1",
-    "owners of resources (I20)": "INSERT INTO resource VALUES ('r', zeroblob(16), zeroblob(16), 't', 1, 1, '', '', '', '', 0, 0,"
-    " 0, 0, '', NULL)",
+    "owners of resources (I20)": "INSERT INTO resource VALUES ('r', zeroblob(16), zeroblob(16), 't', 1, 1, '', '', '', "
+    "'', 0, 0, 0, 0, '', NULL)",
     "turn numbers (I4)": f"UPDATE record SET turn = 9 WHERE turn = 2 AND session = {UID.format('root')}",
     "provisionals (I8)": "UPDATE session SET provisional = 0 WHERE session_id = 'child'",
     "newest records (I23)": "UPDATE session SET last = last + 1000 WHERE session_id = 'child'",
     "mail of ended sessions (I15)": f"UPDATE message SET state = 1 WHERE recipient = {UID.format('ended')}",
     "sequence": "UPDATE shard SET last_seq = 1",
-    "histories (I23)": f"UPDATE record SET meta = CAST(meta || x'00' AS BLOB) WHERE turn = 1 AND session = {UID.format('root')}",
+    "histories (I23)": f"UPDATE record SET meta = CAST(meta || x'00' AS BLOB) WHERE session = {UID.format('root')}",
 }
 # What cannot be broken alone.
 BESIDE = {
@@ -141,7 +141,9 @@ def config(file: str | None = None, **flags: Any) -> dict[str, Check]:
 
 
 def test_a_configuration(tmp_path: Path) -> None:
-    well = config(data_dir=str(tmp_path), max_resident_bytes="64MiB", max_store_bytes="64MiB", dump_target=str(tmp_path))
+    well = config(
+        data_dir=str(tmp_path), max_resident_bytes="64MiB", max_store_bytes="64MiB", dump_target=str(tmp_path)
+    )
     assert {check.status for check in well.values()} == {"ok"}
     (tmp_path / "roost.toml").write_text("max_dept = 3")
     assert "max_depth" in config(str(tmp_path / "roost.toml"))["settings"].message

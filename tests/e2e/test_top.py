@@ -111,7 +111,9 @@ def test_for_scripts(start: Start) -> None:
             before, seen = seen, json.loads(process.stdout.readline())
             committed = seen["counters"]["turns_committed"] - before["counters"]["turns_committed"]
             if committed:
-                assert seen["rates"]["turns_committed"] == pytest.approx(committed / (seen["time"] - before["time"]), rel=0.5)
+                assert seen["rates"]["turns_committed"] == pytest.approx(
+                    committed / (seen["time"] - before["time"]), rel=0.5
+                )
         process.terminate()
         process.stdout.read()
     assert first["rates"] == {}

@@ -1,7 +1,7 @@
 """Makes backups and restores that kill themselves at their n-th step: one process for each, forked from this one.
 
-A line on stdin is a JSON list `[operation, n, from, to]`; the answer is the exit status of the process and the last step
-that it took. Steps are the named ones of the code and each progress that it tells.
+A line on stdin is a JSON list `[operation, n, from, to]`; the answer is the exit status of the process and its last
+step. Steps are the named ones of the code and each progress that it tells.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from roost.cli.serve import ConfigFile, DataDir, flags
 
 if TYPE_CHECKING:
     from roost.store.backup import Manifest
+    from roost.store.restore import Restored
 
 BACKUP_EPILOG = """
 The store may be served meanwhile. The backup holds all that was acknowledged before it began, and is verified: it is
@@ -105,28 +106,31 @@ def restore(
     from roost.store.restore import restore as put_back
 
     try:
+        if check:
+            with bar() as progress:
+                whole = verify(source, progress)
+            _tell_whole(source, whole, output)
+            return
+        where = data_dir_of(data_dir, config)
         with bar() as progress:
-            if check:
-                manifest = verify(source, progress)
-            else:
-                where = data_dir_of(data_dir, config)
-                done = put_back(
-                    source, where, secret_file=secret, replace=replace, progress=progress, at=failpoint
-                )
-                manifest = done.manifest
+            done = put_back(source, where, secret_file=secret, replace=replace, progress=progress, at=failpoint)
     except StoreError as error:
         raise Failure(str(error), UNUSABLE) from error
+    _tell_restored(source, where, done, output)
+
+
+def _tell_whole(source: Path, manifest: Manifest, output: Format) -> None:
     if output is Format.JSON:
-        more = {} if check else {
-            "epoch": done.epoch,
-            "last_seq": done.last_seq,
-            "replaced": str(done.replaced or ""),
-            "secret": done.secret,
-        }
-        print_json({"backup": manifest.model_dump(mode="json")} | more)
-        return
-    if check:
+        print_json({"backup": manifest.model_dump(mode="json")})
+    else:
         typer.echo(f"{source} is whole: {_summary(manifest)}.")
+
+
+def _tell_restored(source: Path, where: Path, done: Restored, output: Format) -> None:
+    manifest = done.manifest
+    if output is Format.JSON:
+        more = {"epoch": done.epoch, "last_seq": done.last_seq, "secret": done.secret}
+        print_json({"backup": manifest.model_dump(mode="json"), **more, "replaced": str(done.replaced or "")})
         return
     typer.echo(f"Restored {source} of {manifest.when()} into {where}: {_summary(manifest)}. Its epoch is {done.epoch}.")
     if done.replaced is not None:

@@ -102,10 +102,9 @@ def _verifier() -> Callable[[SessionRow, list[RecordLine]], None]:
     """Has an engine that serves nobody verify histories."""
     from roost._core import Engine
     from roost.handlers.cold import is_purging
-    from roost.server.config import LIMIT_KEYS, Settings
+    from roost.server.config import load
 
-    defaults = Settings()
-    engine = Engine({key: int(getattr(defaults, key)) for key in LIMIT_KEYS}, 0)
+    engine = Engine(load(environment={}).limits(), 0)
 
     def verify(row: SessionRow, lines: list[RecordLine]) -> None:
         if not is_purging(row.cleanup):
@@ -142,7 +141,9 @@ def _asked(client: Client) -> Iterator[Check]:
 
     try:
         _call(client)
-        yield Check("server", "key", "ok", "calls are accepted" if os.environ.get("ROOST_API_KEY") else "it asks for none")
+        yield Check(
+            "server", "key", "ok", "calls are accepted" if os.environ.get("ROOST_API_KEY") else "it asks for none"
+        )
     except RoostError as error:
         advice = error.ADVICE or "give a key of this server with --api-key-file"
         yield Check("server", "key", "fail", str(error), advice)
@@ -156,7 +157,9 @@ def _asked(client: Client) -> Iterator[Check]:
         if stats.version == VERSION:
             yield Check("server", "version", "ok", about)
         else:
-            yield Check("server", "version", "warn", f"{about}; this is {VERSION}", "use the command of the same version")
+            yield Check(
+                "server", "version", "warn", f"{about}; this is {VERSION}", "use the command of the same version"
+            )
         gauges = stats.gauges
         if gauges["store_low"]:
             yield Check("server", "room", "fail", "its disk is full: new work is refused", "make room on its disk")
@@ -169,7 +172,9 @@ def _asked(client: Client) -> Iterator[Check]:
     _call(client)
     took = time.monotonic() - began
     if took > _SLOW:
-        yield Check("server", "latency", "warn", f"{took * 1_000:.1f} ms a call", "see docs/OPERATIONS.md, When calls are slow")
+        yield Check(
+            "server", "latency", "warn", f"{took * 1_000:.1f} ms a call", "see docs/OPERATIONS.md, When calls are slow"
+        )
     else:
         yield Check("server", "latency", "ok", f"{took * 1_000:.1f} ms a call")
 
@@ -190,7 +195,9 @@ def _clock(client: Client) -> Iterator[Check]:
     try:
         session = client.open_session(f"roost-doctor-{uuid.uuid4().hex}", validate_only=True).session
     except RoostError as error:
-        yield Check("server", "clock", "warn", f"a session would be refused now: {error}", error.ADVICE or "see its limits")
+        yield Check(
+            "server", "clock", "warn", f"a session would be refused now: {error}", error.ADVICE or "see its limits"
+        )
         return
     after = time.time()
     skew = session.create_time.ToMicroseconds() / 1e6 - (before + after) / 2

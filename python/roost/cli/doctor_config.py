@@ -1,4 +1,4 @@
-"""What `roost doctor` sees in a configuration: that it parses, that what it names is there, that its limits make sense."""
+"""What `roost doctor` sees in a configuration: whether it parses, what it names is there, its limits make sense."""
 
 from __future__ import annotations
 
@@ -60,6 +60,7 @@ def _address(configuration: Configuration) -> Iterator[Check]:
     from roost.server.address import AddressError, parse
 
     settings = configuration.settings
+    given = {key for key in type(settings).model_fields if getattr(settings, key)}
     for key in ("listen", "admin_listen"):
         value = getattr(settings, key)
         if not value:
@@ -72,7 +73,7 @@ def _address(configuration: Configuration) -> Iterator[Check]:
         if key == "admin_listen" or address.local:
             yield _check(key, "ok", value)
             continue
-        if not (settings.insecure or getattr(settings, "tls_cert_file", "")):
+        if not (settings.insecure or "tls_cert_file" in given):
             advice = "give a certificate, or listen on 127.0.0.1 or unix:PATH, or say --insecure"
             yield _check(key, "fail", f"{value} can be reached from other machines, in plaintext", advice)
         elif configuration.admin_key is None:
@@ -124,7 +125,9 @@ def _limits(settings: Settings) -> Iterator[Check]:
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files != resource.RLIM_INFINITY and settings.max_connections + 256 > files:
         message = f"this user may open {files} files, and max_connections is {settings.max_connections}"
-        yield _check("open files", "warn", message, "raise the limit (LimitNOFILE, ulimit -n), or lower max_connections")
+        yield _check(
+            "open files", "warn", message, "raise the limit (LimitNOFILE, ulimit -n), or lower max_connections"
+        )
     else:
         yield _check("open files", "ok", f"{settings.max_connections} connections fit")
     if settings.connection_age_grace_ms < settings.max_wait_ms:

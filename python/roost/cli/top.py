@@ -257,15 +257,15 @@ def _lines(client: Client, interval: float) -> None:
 def _live(client: Client, target: str, interval: float) -> None:
     from rich.live import Live
 
-    with contextlib.suppress(KeyboardInterrupt), _keys() as pressed:
-        with Live(screen=True, auto_refresh=False, transient=True) as live:
-            for seen, trouble in _looks(client, lambda: pressed(interval)):
-                live.update(render(target, seen, trouble), refresh=True)
+    live = Live(screen=True, auto_refresh=False, transient=True)
+    with contextlib.suppress(KeyboardInterrupt), _keys() as pressed, live:
+        for seen, trouble in _looks(client, lambda: pressed(interval)):
+            live.update(render(target, seen, trouble), refresh=True)
 
 
 @contextlib.contextmanager
 def _keys() -> Iterator[Callable[[float], bool]]:
-    """A function that waits so many seconds, and says whether q was pressed meanwhile. The terminal is left as it was."""
+    """A function that waits so many seconds and says whether q was pressed. The terminal is left as it was."""
     if not sys.stdin.isatty():
         yield lambda seconds: bool(time.sleep(seconds))  # type: ignore[func-returns-value]
         return

@@ -8,7 +8,7 @@ The store may be served meanwhile: the copy is of one read transaction, so it ho
 from __future__ import annotations
 
 import contextlib
-import datetime
+import datetime as dt
 import errno
 import fcntl
 import hashlib
@@ -72,7 +72,7 @@ class Manifest(BaseModel):
     epoch: int = Field(ge=0)
     last_seq: int = Field(ge=0)
     service_ms: int = Field(ge=0)
-    create_time: datetime.datetime
+    create_time: dt.datetime
     # Rows by table.
     counts: dict[str, int]
     files: dict[str, File]
@@ -143,7 +143,7 @@ def _check_places(store: Path, to: Path) -> None:
     if free < need:
         raise StoreError(
             "DISK_FULL",
-            f"A backup of {store} needs {need >> 20} MiB, and {free >> 20} MiB are free in {to.parent}: make room there.",
+            f"A backup of {store} needs {need >> 20} MiB, and {free >> 20} MiB are free in {to.parent}: make room.",
         )
 
 
@@ -194,7 +194,7 @@ def _fill(store: Path, partial: Path, with_secret: bool, progress: Progress, at:
         schema.check_ours(source, str(store))
         source.execute("BEGIN")
         before = _shard(source)  # begins the snapshot
-        created = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
+        created = dt.datetime.now(dt.UTC).replace(microsecond=0)
         _copy(source, copy, progress)
     finally:
         source.close()  # from here on the server's log may begin anew
@@ -207,7 +207,9 @@ def _fill(store: Path, partial: Path, with_secret: bool, progress: Progress, at:
     value = _secret_of(store.parent)
     if with_secret:
         if not value:
-            raise StoreError("BAD_SECRET", f"There is no {secret.SECRET_FILE} in {store.parent} to put into the backup.")
+            raise StoreError(
+                "BAD_SECRET", f"There is no {secret.SECRET_FILE} in {store.parent} to put into the backup."
+            )
         write_file(partial / secret.SECRET_FILE, value)
         files[secret.SECRET_FILE] = _digest(partial / secret.SECRET_FILE, quiet)
     manifest = Manifest(
@@ -298,8 +300,8 @@ def read_manifest(backup: Path) -> Manifest:
     except OSError as error:
         raise StoreError("NO_BACKUP", f"Cannot read {path}: {error.strerror or error}.") from error
     except (ValidationError, json.JSONDecodeError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else {}
-        where = ".".join(str(part) for part in first.get("loc", ())) or "the document"
+        place = error.errors()[0]["loc"] if isinstance(error, ValidationError) else ()
+        where = ".".join(str(part) for part in place) or "the document"
         raise StoreError(
             "BAD_BACKUP", f"{path} is damaged, or of another version of Roost ({where}): take another backup."
         ) from None

@@ -44,15 +44,19 @@ _RULES: Final[tuple[tuple[str, str, str], ...]] = (
     (
         "parents",
         "open sessions whose parent is not open (orphans)",
-        "SELECT s.session_id FROM session AS s LEFT JOIN session AS p ON p.uid = s.parent "
-        "WHERE s.state = 1 AND s.depth > 0 AND (p.uid IS NULL OR p.state <> 1 OR p.root <> s.root)",
+        (
+            "SELECT s.session_id FROM session AS s LEFT JOIN session AS p ON p.uid = s.parent "
+            "WHERE s.state = 1 AND s.depth > 0 AND (p.uid IS NULL OR p.state <> 1 OR p.root <> s.root)"
+        ),
     ),
     (
         "paths (I16)",
         "open sessions whose path does not follow from their parent's",
-        "SELECT s.session_id FROM session AS s LEFT JOIN session AS p ON p.uid = s.parent WHERE s.state = 1 AND "
-        "CASE s.depth WHEN 0 THEN s.path <> '/root' "
-        "ELSE p.depth + 1 <> s.depth OR substr(s.path, 1, length(p.path) + 1) <> p.path || '/' END",
+        (
+            "SELECT s.session_id FROM session AS s LEFT JOIN session AS p ON p.uid = s.parent WHERE s.state = 1 AND "
+            "CASE s.depth WHEN 0 THEN s.path <> '/root' "
+            "ELSE p.depth + 1 <> s.depth OR substr(s.path, 1, length(p.path) + 1) <> p.path || '/' END"
+        ),
     ),
     (
         "owners of records",
@@ -82,34 +86,46 @@ _RULES: Final[tuple[tuple[str, str, str], ...]] = (
     (
         "turn numbers (I4)",
         "open sessions whose committed turns are not 1 to their turn count",
-        "SELECT s.session_id FROM session AS s LEFT JOIN (SELECT session, count(*) AS n, count(DISTINCT turn) AS d, "
-        "max(turn) AS m FROM record WHERE status = 1 GROUP BY session) AS r ON r.session = s.uid "
-        "WHERE s.state = 1 AND (coalesce(r.n, 0) <> s.head OR coalesce(r.d, 0) <> s.head OR coalesce(r.m, 0) <> s.head)",
+        (
+            "SELECT s.session_id FROM session AS s LEFT JOIN (SELECT session, count(*) AS n, "
+            "count(DISTINCT turn) AS d, max(turn) AS m FROM record WHERE status = 1 GROUP BY session) AS r "
+            "ON r.session = s.uid WHERE s.state = 1 AND (coalesce(r.n, 0) <> s.head OR coalesce(r.d, 0) <> s.head "
+            "OR coalesce(r.m, 0) <> s.head)"
+        ),
     ),
     (
         "provisionals (I8)",
         "open sessions whose live provisional is not the one that they name",
-        "SELECT s.session_id FROM session AS s LEFT JOIN (SELECT session, count(*) AS n, max(seq) AS seq, max(turn) AS turn "
-        "FROM record WHERE status = 2 GROUP BY session) AS r ON r.session = s.uid WHERE s.state = 1 AND "
-        "(coalesce(r.n, 0) > 1 OR coalesce(r.seq, 0) <> s.provisional OR coalesce(r.turn, s.head + 1) <> s.head + 1)",
+        (
+            "SELECT s.session_id FROM session AS s LEFT JOIN (SELECT session, count(*) AS n, max(seq) AS seq, "
+            "max(turn) AS turn FROM record WHERE status = 2 GROUP BY session) AS r ON r.session = s.uid WHERE "
+            "s.state = 1 AND (coalesce(r.n, 0) > 1 OR coalesce(r.seq, 0) <> s.provisional OR "
+            "coalesce(r.turn, s.head + 1) <> s.head + 1)"
+        ),
     ),
     (
         "newest records (I23)",
         "open sessions whose newest record is not there",
-        "SELECT s.session_id FROM session AS s LEFT JOIN record AS r ON r.seq = s.last "
-        "WHERE s.state = 1 AND s.last > 0 AND (r.seq IS NULL OR r.session <> s.uid)",
+        (
+            "SELECT s.session_id FROM session AS s LEFT JOIN record AS r ON r.seq = s.last "
+            "WHERE s.state = 1 AND s.last > 0 AND (r.seq IS NULL OR r.session <> s.uid)"
+        ),
     ),
     (
         "mail of ended sessions (I15)",
         "ended sessions with mail that may still be delivered",
-        "SELECT DISTINCT s.session_id FROM message AS m JOIN session AS s ON s.uid = m.recipient "
-        "WHERE m.state <= 2 AND s.state <> 1",
+        (
+            "SELECT DISTINCT s.session_id FROM message AS m JOIN session AS s ON s.uid = m.recipient "
+            "WHERE m.state <= 2 AND s.state <> 1"
+        ),
     ),
     (
         "sequence",
         "sequences above the last one that was given out",
-        "SELECT n FROM (SELECT max(seq) AS n FROM record UNION ALL SELECT max(seq) FROM message UNION ALL "
-        "SELECT max(seq) FROM session) WHERE n > (SELECT last_seq FROM shard WHERE shard = 0)",
+        (
+            "SELECT n FROM (SELECT max(seq) AS n FROM record UNION ALL SELECT max(seq) FROM message UNION ALL "
+            "SELECT max(seq) FROM session) WHERE n > (SELECT last_seq FROM shard WHERE shard = 0)"
+        ),
     ),
 )
 
@@ -184,7 +200,9 @@ def _secret(data_dir: Path) -> Check:
     try:
         secret.read(data_dir / secret.SECRET_FILE)
     except FileNotFoundError:
-        advice = f"put the copy of {secret.SECRET_FILE} back; without it the next start makes one, and sessions' keys end"
+        advice = (
+            f"put the copy of {secret.SECRET_FILE} back; without it the next start makes one, and sessions' keys end"
+        )
         return Check("store", "secret", "warn", f"there is no {secret.SECRET_FILE}", advice)
     except StoreError as error:
         return _fail("secret", str(error), "see docs/OPERATIONS.md, Who may call")
@@ -232,5 +250,7 @@ def _histories(conn: apsw.Connection, store: Path, verify: Verify, progress: bac
         reader.close()
     if bad:
         some = ", ".join(bad[:_NAMED]) + (", .." if len(bad) > _NAMED else "")
-        return _fail("histories (I23)", f"{len(bad)} sessions do not verify: {some}", "restore them from dumps, or a backup")
+        return _fail(
+            "histories (I23)", f"{len(bad)} sessions do not verify: {some}", "restore them from dumps, or a backup"
+        )
     return Check("store", "histories (I23)", "ok", f"{done:,} sessions, {records:,} records: every hash chain verifies")

@@ -162,8 +162,7 @@ def disk_full(path: Path) -> StoreError:
 
 def check_room(store: Path, reserve: int, backup: bool) -> None:
     """A migration may write every table anew, into the log and then into the file: twice the size of the store; with a
-    backup before it three times. Raises StoreError before anything is changed. `reserve`: bytes that can be given up for
-    it."""
+    backup before it three times. Raises StoreError before anything is changed. `reserve`: bytes to be given up."""
     disk = os.statvfs(store.parent)
     size = sum(path.stat().st_size for path in (store, store.with_name(store.name + "-wal")) if path.exists())
     need, free = (3 if backup else 2) * size, disk.f_bavail * disk.f_frsize + reserve
@@ -171,8 +170,8 @@ def check_room(store: Path, reserve: int, backup: bool) -> None:
         less = " (a third of it for a backup before that, which migration_backups = 0 leaves out)" if backup else ""
         raise StoreError(
             "DISK_FULL",
-            f"{store} must be brought to a newer version, for which {need >> 20} MiB may be needed beside it{less}, and "
-            f"{free >> 20} MiB are free: make room there and start again.",
+            f"{store} must be brought to a newer version, for which {need >> 20} MiB may be needed beside it{less}, "
+            f"and {free >> 20} MiB are free: make room there and start again.",
         )
 
 
@@ -233,7 +232,7 @@ class Claim:
 
 def reader_mark(directory: Path) -> int | None:
     """Mark this process as one of Roost that only reads the store: it locks the byte of its number in a file that stays
-    empty. The descriptor that holds the mark; None where no mark can be made, as on a disk that is mounted read-only."""
+    empty. The descriptor that holds the mark; None where none can be made, as on a disk that is mounted read-only."""
     path = directory / READERS_FILE
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -261,7 +260,7 @@ def _is_reader(directory: Path, pid: int) -> bool:
         kind, _, _, _, holder = struct.unpack("hhqqi", fcntl.fcntl(fd, fcntl.F_GETLK, query))
     finally:
         os.close(fd)
-    return kind != fcntl.F_UNLCK and holder == pid
+    return bool(kind != fcntl.F_UNLCK and holder == pid)
 
 
 def check_file(path: Path, directory: Path) -> None:

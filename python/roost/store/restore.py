@@ -1,10 +1,10 @@
 """Putting a backup in the place of a store: verified first, then there at once or not at all.
 
-A store that comes from a backup goes on from an earlier point than the one it was taken from, which may have been served
+A store that comes from a backup goes on from an earlier point than the one it was taken from, which may have served
 since: it is another line of the same store. What the other line gave out must mean nothing in this one, so the counters
 that name things jump beyond all that any line can have reached: the epoch (names of resources, tokens of watches), the
-journal's sequence (places in exports and in mailboxes), the fences of sessions in which no turn runs. The first two are
-taken from the clock, because nothing that is written into one line is known to the next. A lease needs no jump: it bears
+journal's sequence (places in exports and in mailboxes), the fences of sessions in which no turn runs. Two of them are
+taken from the clock, as nothing that is written into one line is known to the next. A lease needs no jump: it bears
 random bytes. One that was given out before the backup is of both lines, and its turn goes on.
 """
 
@@ -42,7 +42,14 @@ _NO_STORE: Final = frozenset(
 )
 
 # In the order in which they are passed.
-STEPS: Final = ("restore.begun", "restore.copied", "restore.verified", "restore.bumped", "restore.kept", "restore.named")
+STEPS: Final = (
+    "restore.begun",
+    "restore.copied",
+    "restore.verified",
+    "restore.bumped",
+    "restore.kept",
+    "restore.named",
+)
 
 
 @dataclass(frozen=True)
@@ -57,12 +64,12 @@ class Restored:
 
 
 def check_finished(directory: Path) -> None:
-    """StoreError UNFINISHED if a restore ended in the middle and left no store: an empty one must not take its place."""
+    """StoreError UNFINISHED if a restore ended in the middle and left no store: none must be made in its place."""
     if (directory / PARTIAL).exists() and not (directory / claim.STORE_FILE).exists():
         raise StoreError(
             "UNFINISHED",
-            f"A restore into {directory} did not end: repeat it, or remove {directory / PARTIAL} to begin with an empty "
-            "store.",
+            f"A restore into {directory} did not end: repeat it, or remove {directory / PARTIAL} to begin "
+            "with an empty store.",
         )
 
 
@@ -112,7 +119,9 @@ def _given_secret(source: Path, manifest: backup.Manifest, secret_file: Path | N
     except FileNotFoundError:
         raise StoreError("BAD_SECRET", f"The server's secret {path} is not there.") from None
     if hashlib.sha256(value).hexdigest() != manifest.secret_sha256:
-        raise StoreError("BAD_SECRET", f"The secret {path} is not that of the store in {source}: give the one that was.")
+        raise StoreError(
+            "BAD_SECRET", f"The secret {path} is not that of the store in {source}: give the one that was."
+        )
     return value
 
 
@@ -193,7 +202,7 @@ def _partial(directory: Path, partial: Path) -> Iterator[None]:
 
 
 def _close_old(store: Path) -> tuple[int, int]:
-    """Bring all of a store that nobody serves into its one file; its schema version and epoch. StoreError if that cannot
+    """Bring all of a store that nobody serves into its one file; its schema version and epoch. StoreError if it cannot
     be: a log that stayed behind would be taken for the new store's."""
     advice = "move the files roost.db* away yourself, and restore without --replace."
     claim.check_file(store, store.parent)
@@ -201,7 +210,9 @@ def _close_old(store: Path) -> tuple[int, int]:
         conn = connect.connect(store)
         try:
             if schema.pragma_int(conn, "application_id") != schema.APPLICATION_ID:
-                raise StoreError("NOT_OURS", f"{store} is a SQLite database of another program: give another --data-dir.")
+                raise StoreError(
+                    "NOT_OURS", f"{store} is a SQLite database of another program: give another --data-dir."
+                )
             version = schema.pragma_int(conn, "user_version")
             row = conn.execute("SELECT epoch FROM shard WHERE shard = 0").get
             conn.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)

@@ -1,4 +1,4 @@
-"""I5: a backup or a restore that is killed at any step leaves nothing that looks whole and is not, and can be repeated."""
+"""I5: a backup or restore that is killed at any step leaves nothing that looks whole and is not, and is repeated."""
 
 from __future__ import annotations
 

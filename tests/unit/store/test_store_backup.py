@@ -79,7 +79,11 @@ def test_a_backup_of_a_served_store_holds_what_is_in_its_log(
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0
     assert dump(tmp_path / "b" / "roost.db") == dump(directory / "roost.db")
     assert integrity(tmp_path / "b" / "roost.db") == "ok"
-    assert (manifest.store_id, manifest.epoch, manifest.last_seq) == (store.store_id, 1, store.last_seq + maker.next_seq - 1)
+    assert (manifest.store_id, manifest.epoch, manifest.last_seq) == (
+        store.store_id,
+        1,
+        store.last_seq + maker.next_seq - 1,
+    )
     assert (manifest.counts["session"], manifest.counts["record"]) == (4, 3)
     assert verify(tmp_path / "b") == read_manifest(tmp_path / "b") == manifest
     # The store is as it was, and goes on.
@@ -331,7 +335,14 @@ def test_what_is_damaged_is_not_restored(store: SqliteStore, maker: Maker, direc
         for call, arguments in ((verify, (tmp_path / "b",)), (restore, (tmp_path / "b", tmp_path / "r"))):
             with pytest.raises(StoreError) as caught:
                 call(*arguments)
-            assert caught.value.reason in {"BAD_BACKUP", "NO_BACKUP", "BAD_SECRET", "CORRUPT", "NEWER_VERSION", "IO_ERROR"}
+            assert caught.value.reason in {
+                "BAD_BACKUP",
+                "NO_BACKUP",
+                "BAD_SECRET",
+                "CORRUPT",
+                "NEWER_VERSION",
+                "IO_ERROR",
+            }
             assert not (tmp_path / "r" / "roost.db").exists()
             assert not (tmp_path / "r" / PARTIAL).exists()
         path.unlink(missing_ok=True)
@@ -353,7 +364,9 @@ def test_what_is_damaged_is_not_restored(store: SqliteStore, maker: Maker, direc
     torn.write_bytes(database)
     conn = apsw.Connection(str(torn))
     conn.pragma("writable_schema", True)
-    conn.execute("UPDATE sqlite_schema SET sql = replace(sql, 'running = 1', 'running = 0') WHERE name = 'session_running'")
+    conn.execute(
+        "UPDATE sqlite_schema SET sql = replace(sql, 'running = 1', 'running = 0') WHERE name = 'session_running'"
+    )
     conn.close()
     content = torn.read_bytes()
     entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
@@ -366,7 +379,9 @@ def test_what_is_damaged_is_not_restored(store: SqliteStore, maker: Maker, direc
     restore(tmp_path / "b", tmp_path / "r")
 
 
-def test_a_restore_that_did_not_end_lets_no_empty_store_be_made(open_store: Open, directory: Path, tmp_path: Path) -> None:
+def test_a_restore_that_did_not_end_lets_no_empty_store_be_made(
+    open_store: Open, directory: Path, tmp_path: Path
+) -> None:
     open_store().close()
     back_up(directory, tmp_path / "b")
     half = tmp_path / "half"
