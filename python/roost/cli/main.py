@@ -20,12 +20,13 @@ from roost.cli.output import CANNOT_REACH, REFUSED, UNUSABLE, WRONG_USAGE, Failu
 EPILOG = """
 Exit codes:
    0  done
-   1  the server refused the call
+   1  the server refused the call; a check failed (doctor)
    2  wrong usage
    3  the server cannot be reached, or gave no answer in time; nor did the place of dumps (dumps)
    4  what was kept is not what it should be (replay --verify, demo, dumps verify); an orphan is left (reap)
    6  the server gave wrong answers (load)
-  69  the address, the data directory, the place of dumps or the output cannot be used; nothing can be listed (reap)
+  69  the address, the data directory, a backup, the place of dumps or the output cannot be used; nothing can be
+      listed (reap)
   70  the store failed while serving, or belongs to another server now
   78  wrong configuration
  130, 143  ended by SIGINT or SIGTERM; the server by a second one
@@ -113,9 +114,13 @@ COMMANDS: Final = {
     "limits": "limits",
     "drain": "drain",
     "stats": "stats",
+    "top": "top",
     "sweep": "sweep",
     "reap": "reap",
     "config": "config_cmd",
+    "backup": "backup",
+    "restore": "backup",
+    "doctor": "doctor",
     "replay": "replay",
     "load": "load",
     "demo": "demo",

@@ -123,18 +123,21 @@ def serve(
     except ConfigError as error:
         raise Failure(str(error), BAD_CONFIG) from error
 
+    import functools
     import os
 
     os.environ.pop("ROOST_ADMIN_KEY", None)  # it has been read, and no child is to inherit it
     # gRPC's core writes to stderr by itself; what matters of it is said in our words.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    from roost._core import failpoint
     from roost.server.address import AddressError
     from roost.server.app import run
     from roost.store.base import StoreError
     from roost.store.sqlite import SqliteStore
 
     try:
-        code = run(configuration, SqliteStore)
+        keep = configuration.settings.migration_backups
+        code = run(configuration, functools.partial(SqliteStore, migration_backups=keep, at=failpoint))
     except ConfigError as error:
         raise Failure(str(error), BAD_CONFIG) from error
     except AddressError as error:

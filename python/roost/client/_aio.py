@@ -12,6 +12,7 @@ import uuid
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import grpc
+from google.protobuf import wrappers_pb2
 
 from roost.client import _convert as convert
 from roost.client import _keys, _tls
@@ -63,6 +64,10 @@ MAIL = "/roost.v1.MailService/"
 RESOURCE = "/roost.v1.ResourceService/"
 TRAJECTORY = "/roost.v1.TrajectoryService/"
 ADMIN = "/roost.v1.AdminService/"
+# The messages of the health service have one field each, so these wrappers are the same on the wire: no other package
+# is needed for them.
+HEALTH = "/grpc.health.v1.Health/"
+_SERVING = 1
 
 WAIT_MARGIN = 10.0  # seconds a waiting call may take beyond its wait
 
@@ -916,6 +921,12 @@ class AsyncClient:
         )
         async for part in self._export(request, timeout):
             yield part
+
+    async def check_health(self, service: str = "ready", *, timeout: float | None = None) -> bool:
+        """Ask the standard health service: `ready`, whether the server takes calls, or `live`. Needs no key."""
+        request = wrappers_pb2.StringValue(value=service)
+        answer = await self._call(HEALTH + "Check", request, wrappers_pb2.Int32Value, timeout)
+        return answer.value == _SERVING
 
     async def get_stats(self, *, timeout: float | None = None) -> admin.GetStatsResponse:
         """Read the server's counters, gauges and limits."""

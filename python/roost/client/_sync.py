@@ -785,6 +785,10 @@ class Client:
             )
         )
 
+    def check_health(self, service: str = "ready", *, timeout: float | None = None) -> bool:
+        """Ask the standard health service: `ready`, whether the server takes calls, or `live`. Needs no key."""
+        return self._bridge.run(self._inner.check_health(service, timeout=timeout))
+
     def get_stats(self, *, timeout: float | None = None) -> admin.GetStatsResponse:
         """Read the server's counters, gauges and limits."""
         return self._bridge.run(self._inner.get_stats(timeout=timeout))

@@ -134,6 +134,9 @@ class Settings(Limits):
         "", description="host:port or unix:PATH of /metrics, /healthz and /readyz, over plain HTTP; empty: off"
     )
     data_dir: str = Field("roost-data", min_length=1, description="directory of the store")
+    migration_backups: Count = Field(
+        2, ge=0, le=100, description="backups from before migrations of the store that are kept; 0: none is made"
+    )
     admin_key_file: str = Field("", description="file with the admin key; with one, every call needs a key")
     tls_cert_file: str = Field("", description="PEM file with the server's certificate and its chain; empty: no TLS")
     tls_key_file: str = Field("", description="PEM file with its private key, which other users cannot read")

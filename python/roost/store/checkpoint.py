@@ -12,6 +12,8 @@ from collections.abc import Callable
 
 import apsw
 
+from .connect import patience
+
 # The thread copies whenever this many new pages are in the log (16 MiB): a page that changed many times since is copied
 # once.
 COPY_FRAMES = 4096
@@ -58,8 +60,12 @@ class Checkpointer:
 
     def idle(self) -> None:
         """When nothing is queued: empty the log. Raises apsw errors; a full disk or a busy reader is none."""
-        if self._frames > 0 and self._checkpoint(self._writer, apsw.SQLITE_CHECKPOINT_TRUNCATE):
-            self._frames = self._kicked = 0
+        if self._frames == 0:
+            return
+        # Nobody is waited for: a backup reads for minutes, and whatever is queued meanwhile would stand behind it.
+        with patience(self._writer, 0):
+            if self._checkpoint(self._writer, apsw.SQLITE_CHECKPOINT_TRUNCATE):
+                self._frames = self._kicked = 0
 
     def _checkpoint(self, conn: apsw.Connection, mode: int) -> bool:
         """True if it ran. Only one at a time: a second would get BUSY."""

@@ -19,6 +19,7 @@ from .base import StoreError
 STORE_FILE = "roost.db"
 LOCK_FILE = "roost.lock"
 RESERVE_FILE = "roost.reserve"
+READERS_FILE = "roost.readers"
 
 _MAGIC = b"SQLite format 3\0"
 
@@ -159,17 +160,18 @@ def disk_full(path: Path) -> StoreError:
     return StoreError("DISK_FULL", f"The disk that holds {path} is full: free some space there and start again.")
 
 
-def check_room(store: Path, reserve: int) -> None:
-    """A migration may write every table anew, into the log and then into the file: twice the size of the store. Raises
-    StoreError before anything is changed. `reserve`: bytes that can be given up for it."""
+def check_room(store: Path, reserve: int, backup: bool) -> None:
+    """A migration may write every table anew, into the log and then into the file: twice the size of the store; with a
+    backup before it three times. Raises StoreError before anything is changed. `reserve`: bytes to be given up."""
     disk = os.statvfs(store.parent)
     size = sum(path.stat().st_size for path in (store, store.with_name(store.name + "-wal")) if path.exists())
-    need, free = 2 * size, disk.f_bavail * disk.f_frsize + reserve
+    need, free = (3 if backup else 2) * size, disk.f_bavail * disk.f_frsize + reserve
     if free < need:
+        less = " (a third of it for a backup before that, which migration_backups = 0 leaves out)" if backup else ""
         raise StoreError(
             "DISK_FULL",
-            f"{store} must be brought to a newer version, for which {need >> 20} MiB may be needed beside it, and "
-            f"{free >> 20} MiB are free: make room there and start again.",
+            f"{store} must be brought to a newer version, for which {need >> 20} MiB may be needed beside it{less}, "
+            f"and {free >> 20} MiB are free: make room there and start again.",
         )
 
 
@@ -228,6 +230,39 @@ class Claim:
             self._fd = None
 
 
+def reader_mark(directory: Path) -> int | None:
+    """Mark this process as one of Roost that only reads the store: it locks the byte of its number in a file that stays
+    empty. The descriptor that holds the mark; None where none can be made, as on a disk that is mounted read-only."""
+    path = directory / READERS_FILE
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError:
+        return None
+    try:
+        owner = (directory / STORE_FILE).stat()
+        if os.geteuid() == 0 and os.fstat(fd).st_uid != owner.st_uid:
+            os.fchown(fd, owner.st_uid, owner.st_gid)
+        fcntl.lockf(fd, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, os.getpid())
+    except OSError:
+        os.close(fd)
+        return None
+    return fd
+
+
+def _is_reader(directory: Path, pid: int) -> bool:
+    """Whether a process has marked itself as a reader of Roost."""
+    try:
+        fd = os.open(directory / READERS_FILE, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        query = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, pid, 1, 0)
+        kind, _, _, _, holder = struct.unpack("hhqqi", fcntl.fcntl(fd, fcntl.F_GETLK, query))
+    finally:
+        os.close(fd)
+    return bool(kind != fcntl.F_UNLCK and holder == pid)
+
+
 def check_file(path: Path, directory: Path) -> None:
     """Look at the store file before SQLite does; create it empty, mode 0600, if it is not there. Raises StoreError.
 
@@ -256,5 +291,6 @@ def check_file(path: Path, directory: Path) -> None:
         raise unwritable(directory, error) from error
     if header and (len(header) < 100 or not header.startswith(_MAGIC)):
         raise StoreError("NOT_OURS", f"{path} is not a SQLite database: choose another --data-dir or move it away.")
-    if kind != fcntl.F_UNLCK:
+    # A backup must not keep a server from its start: it only reads.
+    if kind != fcntl.F_UNLCK and not _is_reader(directory, pid):
         raise StoreError("LOCKED", f"Process {pid} has {path} open: close that program first, then start again.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import apsw
@@ -14,6 +15,7 @@ from .schema import pragma_int
 # Before 3.51.3 a WAL that is reset while a second connection checkpoints could corrupt the file.
 SQLITE_NEEDED = (3, 51, 3)
 PAGE_BYTES = 4096
+BUSY_MS = 5000
 # A store up to this size is checked page by page at start; a bigger one by `roost doctor` and the daily scrub.
 QUICK_CHECK_BYTES = 32 * 1024 * 1024
 
@@ -51,10 +53,20 @@ def connect(path: Path, *, vfs: str | None = None, reader: bool = False) -> apsw
     conn.pragma("foreign_keys", False)
     conn.wal_autocheckpoint(0)
     # Cannot happen between our own connections; a stranger's (a sqlite3 shell) lock is waited for.
-    conn.set_busy_timeout(5000)
+    conn.set_busy_timeout(BUSY_MS)
     if reader:
         conn.pragma("query_only", True)
     return conn
+
+
+@contextlib.contextmanager
+def patience(conn: apsw.Connection, ms: int) -> Iterator[None]:
+    """How long the connection waits for others, in the block."""
+    conn.set_busy_timeout(ms)
+    try:
+        yield
+    finally:
+        conn.set_busy_timeout(BUSY_MS)
 
 
 def make_durable(conn: apsw.Connection) -> None:
@@ -78,20 +90,21 @@ def check_pages(conn: apsw.Connection, path: Path) -> None:
         log = path.with_name(path.name + "-wal")
         free = os.statvfs(path).f_bavail * os.statvfs(path).f_frsize
         if free > (log.stat().st_size if log.exists() else 0) + SPARE_BYTES:
-            with contextlib.suppress(apsw.FullError, apsw.BusyError):
+            with contextlib.suppress(apsw.FullError, apsw.BusyError), patience(conn, 0):
                 conn.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
                 # All pages are in the file now.
                 short = path.stat().st_size < pragma_int(conn, "page_count") * pragma_int(conn, "page_size")
         if short:
-            raise _corrupt(path, "it is shorter than its header says")
+            raise corrupt(path, "it is shorter than its header says")
         checks = ("PRAGMA quick_check(1)",) if small else ("PRAGMA quick_check('meta')", "PRAGMA quick_check('shard')")
         for check in checks:
             found = conn.execute(check).get
             if found != "ok":
-                raise _corrupt(path, str(found))
+                raise corrupt(path, str(found))
     except (apsw.CorruptError, apsw.NotADBError) as error:
-        raise _corrupt(path, str(error)) from error
+        raise corrupt(path, str(error)) from error
 
 
-def _corrupt(path: Path, detail: str) -> StoreError:
+def corrupt(path: Path, detail: str) -> StoreError:
+    """What to tell a person about a damaged file."""
     return StoreError("CORRUPT", f"{path} is damaged ({detail.splitlines()[-1][:200]}): restore the newest backup.")

@@ -26,9 +26,17 @@ def read_or_make(directory: Path) -> bytes:
     UNWRITABLE or DISK_FULL where none can be made."""
     path = directory / SECRET_FILE
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        return read(path)
     except FileNotFoundError:
         return _make(directory, path)
+
+
+def read(path: Path) -> bytes:
+    """The secret in a file. StoreError BAD_SECRET for one that cannot be trusted, FileNotFoundError for none."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        raise
     except OSError as error:
         raise _bad(path, f"cannot be read ({error.strerror})") from error
     try:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import apsw
 
-from . import claim, connect, schema, secret
+from . import backup, claim, connect, restore, schema, secret, upgrade
 from .base import (
     ApiKeyRow,
     Batch,
@@ -64,10 +64,15 @@ class SqliteStore:
         reserve_margin: int = MARGIN_BYTES,
         vfs: str | None = None,
         background_checkpoint: bool = True,
+        migration_backups: int = upgrade.KEPT,
+        at: Callable[[str], None] = backup.onward,
     ) -> None:
         """Open or create the store in `data_dir` and claim it. Raises StoreError, and then has changed nothing
-        but an empty directory or file it made. The other arguments are for tests."""
+        but an empty directory or file it made. `migration_backups`: how many backups from before migrations are kept;
+        0: none is made. The other arguments are for tests."""
         connect.check_library()
+        self._migration_backups = migration_backups
+        self._at = at
         self._vfs = vfs
         self._shm: int | None = None
         self._closed = False
@@ -76,6 +81,7 @@ class SqliteStore:
         self._claim = claim.Claim(directory)
         conn: apsw.Connection | None = None
         try:
+            restore.check_finished(directory)
             claim.check_file(self._path, directory)
             self._reserve = Reserve(directory / claim.RESERVE_FILE, reserve_bytes, reserve_margin)
             self._make_reserve(directory)
@@ -148,13 +154,17 @@ class SqliteStore:
     def _prepare(self) -> apsw.Connection:
         conn = connect.connect(self._path, vfs=self._vfs)
         try:
-            version = schema.check_ours(conn, str(self._path))
+            version = upgrade.check_version(conn, self._path)
             connect.make_durable(conn)
             if version:
                 connect.check_pages(conn, self._path)
-                if version < schema.newest_version():
-                    claim.check_room(self._path, self._reserve.size())
-            schema.migrate(conn, version)
+            if 0 < version < schema.newest_version():
+                keep = self._migration_backups
+                upgrade.prepare(self._path, version, keep, self._reserve.size(), self._at, self._vfs)
+                schema.migrate(conn, version)
+                upgrade.prune(self._path, keep)
+            else:
+                schema.migrate(conn, version)
             self.store_id = schema.store_id(conn)
             # Durable before it is used: an epoch that a crash could take back would not fence anybody.
             row = conn.execute(
@@ -398,6 +408,7 @@ class SqliteStore:
         failed = self._writer.failed or self._checkpointer.failure is not None
         try:
             if not failed:
+                self._conn.set_busy_timeout(0)  # a backup that goes on is not waited for
                 self._conn.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
         except (apsw.FullError, apsw.BusyError):
             pass  # the log keeps everything for the next start
