@@ -81,6 +81,11 @@ def test_a_client_believes_only_its_authorities_and_the_name_of_the_server(start
     said = ("--target", server.address)
     done = roost("--tls-ca", str(authority.ca), "--tls-server-name", "roost.example", "stats", *said)
     assert (done.returncode, done.stderr) == (0, "")
+    done = roost("--tls", "stats", "--timeout", "1", *said)
+    assert (done.returncode, done.stderr.count("\n")) == (3, 1)
+    assert done.stderr.startswith("roost: cannot reach the server: ")
+    assert server.terminate() == 0
+    assert [json.loads(line)["event"] for line in server.logged.splitlines()][-1] == "stopped"
 
 
 def test_with_an_authority_for_clients_each_needs_a_certificate(start: Start, authority: Authority) -> None:
