@@ -81,6 +81,11 @@ def test_a_client_believes_only_its_authorities_and_the_name_of_the_server(start
     said = ("--target", server.address)
     done = roost("--tls-ca", str(authority.ca), "--tls-server-name", "roost.example", "stats", *said)
     assert (done.returncode, done.stderr) == (0, "")
+    done = roost("--tls", "stats", "--timeout", "1", *said)
+    assert (done.returncode, done.stderr.count("\n")) == (3, 1)
+    assert done.stderr.startswith("roost: cannot reach the server: ")
+    assert server.terminate() == 0
+    assert [json.loads(line)["event"] for line in server.logged.splitlines()][-1] == "stopped"
 
 
 def test_with_an_authority_for_clients_each_needs_a_certificate(start: Start, authority: Authority) -> None:
@@ -149,7 +154,7 @@ def test_a_new_certificate_is_served_without_a_restart_and_a_bad_one_is_not(
         assert serial(server) == second != first
 
         key = volume / "server.key"
-        shutil.copy(authority.issue("localhost", file="another")[1], key)
+        authority.issue("localhost", file="another")[1].replace(key)
         assert serial(server) == second
         until(lambda: events(server, "certificate_refused"))
         assert "does not belong to" in str(events(server, "certificate_refused")[0]["reason"])
@@ -158,7 +163,7 @@ def test_a_new_certificate_is_served_without_a_restart_and_a_bad_one_is_not(
         until(lambda: len(events(server, "certificate_refused")) == 2)
         assert calls(server, ca=authority.ca)
         third = serial_of(put(3))
-        if not key.exists():
+        if not key.exists():  # a link before, which was replaced by a file
             key.symlink_to("..data/server.key")
         assert serial(server) == third
         # Whoever was connected has noticed nothing.

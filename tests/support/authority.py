@@ -61,13 +61,21 @@ class Authority:
             .sign(self._key, hashes.SHA256())
         )
         cert_file, key_file = directory / f"{file}.pem", directory / f"{file}.key"
-        cert_file.write_bytes(cert.public_bytes(serialization.Encoding.PEM))
+        _put(cert_file, cert.public_bytes(serialization.Encoding.PEM))
         encoded = key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
-        key_file.touch(mode=0o600)
-        key_file.write_bytes(encoded)
+        _put(key_file, encoded)
         return cert_file, key_file
+
+
+def _put(file: Path, content: bytes) -> None:
+    """Write a file that only its owner reads. It is another file than the one that was there: two that are written
+    within one tick of the file system's clock could not be told apart by their times."""
+    made = file.with_suffix(".tmp")
+    made.touch(mode=0o600)
+    made.write_bytes(content)
+    made.replace(file)
 
 
 def _general(name: str) -> x509.GeneralName:

@@ -95,6 +95,8 @@ def _root(
         ),
     ] = "",
 ) -> None:
+    # gRPC's core tells of failed handshakes by itself, once for each try; what matters of it is in our one sentence.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     use_tls(tls, ca=tls_ca, cert=tls_cert, key=tls_key, server_name=tls_server_name)
     if api_key_file:
         use_key_file(api_key_file)

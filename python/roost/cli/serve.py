@@ -127,8 +127,6 @@ def serve(
     import os
 
     os.environ.pop("ROOST_ADMIN_KEY", None)  # it has been read, and no child is to inherit it
-    # gRPC's core writes to stderr by itself; what matters of it is said in our words.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from roost._core import failpoint
     from roost.server.address import AddressError
     from roost.server.app import run
