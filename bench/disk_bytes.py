@@ -3,8 +3,8 @@
     python bench/disk_bytes.py [--quick] [--json]
 
 A server stores so many of one kind; it is stopped, and the pages of its file that are in use are counted before and
-after. Turns are committed with contents and token spans of several sizes; what a turn takes beside them follows. There is
-no bar of speed: the figures are bytes, and the same on every machine. What takes more than the manual says fails it.
+after. Turns are committed with contents and token spans of several sizes; what a turn takes beside them follows. There
+is no bar of speed: the figures are bytes, and the same on every machine. What takes more than the manual says fails it.
 """
 
 from __future__ import annotations
