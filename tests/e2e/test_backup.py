@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 from roost_server import Api, Server, refused, roost, until
 
 from roost.v1 import session_service_pb2, turn_service_pb2
@@ -116,6 +117,7 @@ def test_what_the_other_line_gave_out_means_nothing_in_this_one(start: Start, tm
         assert next(iter(api.sessions.WatchSessions(again))).resync
 
 
+@pytest.mark.long
 def test_nothing_harms_a_store(start: Start, tmp_path: Path) -> None:
     """Commands that cannot be done say why in one sentence, and change nothing."""
     server = start()

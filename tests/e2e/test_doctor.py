@@ -165,6 +165,7 @@ def test_a_configuration(tmp_path: Path) -> None:
         assert (found.status, bool(found.advice)) == (status, True), (flags, found)
 
 
+@pytest.mark.long
 def test_exit_codes_and_json(start: Start, tmp_path: Path) -> None:
     gone = roost("doctor", "--target", f"unix:{tmp_path}/none", "--timeout", "0.5", "--json")
     (check,) = json.loads(gone.stdout)
