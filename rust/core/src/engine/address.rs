@@ -107,7 +107,7 @@ impl Call {
 impl Pending {
     /// How the caller named the session of this id.
     pub(crate) fn shown<'a>(&'a self, id: &'a str) -> &'a str {
-        self.given.iter().find(|(known, _)| known == id).map_or(id, |(_, path)| path)
+        self.given.iter().flat_map(|given| given.iter()).find(|(known, _)| known == id).map_or(id, |(_, path)| path)
     }
 }
 
@@ -174,7 +174,7 @@ impl Engine {
                     if let Some(text) = call.call.field(field) {
                         text.clone_from(&id);
                     }
-                    call.given.push((id, path));
+                    call.given.get_or_insert_default().push((id, path));
                 }
                 Err(after) => {
                     let refusal = if field == Field::Parent { parent_not_found(&path) } else { not_found(&path) };

@@ -775,8 +775,8 @@ impl Pending {
         Times {
             asked: self.since_ms as i64,
             granted: now.mono_ms as i64,
-            queue_wait: waited.saturating_sub(self.reload_ms),
-            reload: self.reload_ms,
+            queue_wait: waited.saturating_sub(self.reload_ms.into()),
+            reload: self.reload_ms.into(),
         }
     }
 }

@@ -151,7 +151,7 @@ impl Engine {
                 return self.ask_mail(call, uid, seqs, last_seq);
             }
         }
-        let reload = call.reload_ms;
+        let reload = u64::from(call.reload_ms);
         let Pending { ticket, who, call, found, mail, .. } = call;
         let end = match call {
             Call::End(end) => *end,

@@ -537,7 +537,7 @@ impl Engine {
         work: &mut Work,
         now: &mut Moment,
     ) {
-        call.reload_ms += now.mono_ms.saturating_sub(call.ran_ms);
+        call.reload_ms += now.mono_ms.saturating_sub(call.ran_ms) as u32;
         let sound = granted_after == self.losses.load(Ordering::Acquire);
         if sound && self.admit_begin().is_ok() && self.tickets.lock().contains_key(&call.ticket) {
             let arrival = call.arrival;
