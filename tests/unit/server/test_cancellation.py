@@ -121,6 +121,7 @@ class House:
         self.transport.start_ticking()
         self._made = 0
         self._meanwhile: list[asyncio.Task[Any]] = []
+        self.over = False  # whether the call that may be given up has ended
 
     def _add(self, generic: tuple[Any, ...]) -> None:
         for path in PATHS:
@@ -300,6 +301,8 @@ class GivenUp:
             return True
         except Aborted:
             return False
+        finally:
+            self._house.over = True
         return False
 
 
@@ -656,16 +659,17 @@ def watched(h: House, happens: Callable[[], Any]) -> None:
     for followers in h.transport._followers.values():
         followers._over = False
 
-    async def waits(seconds: float) -> bool:
-        until = time.monotonic() + seconds
-        while not h.following() and time.monotonic() < until:
+    h.over = False
+
+    async def waits() -> bool:
+        while not h.following() and not h.over:
             await asyncio.sleep(0)
         return h.following()
 
     async def one_more() -> None:
-        if await waits(LATE):  # else the call was given up before
+        if await waits():  # else the call was given up before
             await happens()
-            if await waits(4 * LATE):
+            if await waits():
                 h.transport.stop_following()  # a stream ends no other way by itself
 
     h.meanwhile(one_more())
