@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import select
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -258,16 +259,32 @@ def _live(client: Client, target: str, interval: float) -> None:
     from rich.live import Live
 
     live = Live(screen=True, auto_refresh=False, transient=True)
-    with contextlib.suppress(KeyboardInterrupt), _keys() as pressed, live:
+    with _interrupts() as interrupts, _keys(interrupts) as pressed, live:
         for seen, trouble in _looks(client, lambda: pressed(interval)):
             live.update(render(target, seen, trouble), refresh=True)
 
 
 @contextlib.contextmanager
-def _keys() -> Iterator[Callable[[float], bool]]:
-    """A function that waits so many seconds and says whether q was pressed. The terminal is left as it was."""
+def _interrupts() -> Iterator[int]:
+    """A file that can be read when Ctrl-C was pressed. An exception would come in the middle of what is drawn, or where
+    Python drops it: in a finalizer."""
+    reads, writes = os.pipe()
+    os.set_blocking(writes, False)
+    woken, handled = signal.set_wakeup_fd(writes), signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        yield reads
+    finally:
+        signal.signal(signal.SIGINT, handled)
+        signal.set_wakeup_fd(woken)
+        os.close(reads)
+        os.close(writes)
+
+
+@contextlib.contextmanager
+def _keys(interrupts: int) -> Iterator[Callable[[float], bool]]:
+    """A function that waits so many seconds and says whether q or Ctrl-C came. The terminal is left as it was."""
     if not sys.stdin.isatty():
-        yield lambda seconds: bool(time.sleep(seconds))  # type: ignore[func-returns-value]
+        yield lambda seconds: bool(select.select([interrupts], [], [], seconds)[0])
         return
     import termios
     import tty
@@ -278,7 +295,10 @@ def _keys() -> Iterator[Callable[[float], bool]]:
     def pressed(seconds: float) -> bool:
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
-            if select.select([fd], [], [], left)[0]:
+            ready = select.select([fd, interrupts], [], [], left)[0]
+            if interrupts in ready:
+                return True
+            if ready:
                 typed = os.read(fd, 1_024)  # not through a buffer, which select does not see
                 if not typed or b"q" in typed.lower():
                     return True
