@@ -26,8 +26,11 @@ DEMO_ARGS ?=
 PYTEST_ARGS ?=
 # Most tests wait for servers: two at once, a file at a time.
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile
-# Model checkers want optimised code, not the best code: link-time optimisation would cost more than it saves.
-FAST_RELEASE := CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true
+MATURIN = PIP_QUIET=1 VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/maturin develop --quiet --release --locked --features failpoints
+# Tests want optimised code, not the best code: link-time optimisation and debug information cost more than they save.
+FAST := CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16
+FAST_RELEASE := $(FAST) CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true
+CARGO_TEST := CARGO_PROFILE_TEST_OPT_LEVEL=2 CARGO_PROFILE_TEST_DEBUG=line-tables-only CARGO_INCREMENTAL=0 cargo test --locked
 LOOM := $(FAST_RELEASE) CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/loom RUSTFLAGS="--cfg roost_loom"
 LOOM_TESTS := $(patsubst rust/core/tests/%.rs,--test %,$(wildcard rust/core/tests/loom*.rs))
 SHUTTLE := $(FAST_RELEASE) CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/shuttle
@@ -50,7 +53,7 @@ $(VENV): requirements/dev.lock
 $(EXT): $(VENV) pyproject.toml $(RUST_SOURCES)
 	@scripts/toolchain.sh check
 	@echo "Rust engine -> python/roost/_core"
-	@PIP_QUIET=1 VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/maturin develop --quiet --release --locked --features failpoints
+	@$(FAST) $(MATURIN)
 	@touch $@
 
 $(VENV_PROTO): requirements/proto.lock
@@ -75,7 +78,7 @@ demo: $(EXT) ## replay recorded agent sessions through a server that is killed o
 test: test-rust test-loom test-shuttle test-python ## all tests that fit in ten minutes on two cores
 
 test-rust: $(VENV)
-	CARGO_PROFILE_TEST_OPT_LEVEL=2 cargo test --locked -p roost-core -p roost-dump
+	$(CARGO_TEST) -p roost-core -p roost-dump
 
 test-loom: $(VENV)
 	@$(if $(LOOM_TESTS),:,echo "no loom models"; exit 0); set -x; \
@@ -90,7 +93,7 @@ test-python: $(EXT)
 
 .PHONY: test-long
 test-long: $(EXT) ## the long ones too: a million-operation runs, deeper models, crash loops (up to 90 minutes)
-	CARGO_PROFILE_TEST_OPT_LEVEL=2 cargo test --locked -p roost-core -p roost-dump -- --include-ignored
+	$(CARGO_TEST) -p roost-core -p roost-dump -- --include-ignored
 	LOOM_MAX_PREEMPTIONS=3 $(MAKE) --no-print-directory test-loom
 	$(MAKE) --no-print-directory mutants
 	$(PYTEST) --timeout 3600 $(PYTEST_ARGS)
@@ -106,6 +109,7 @@ mutants: $(EXT) ## break the engine on purpose, and see that the turn state mach
 
 .PHONY: bench
 bench: $(EXT) ## ratios against the alternatives, exit 1 if a bar is missed; BENCH_ARGS=--quick for a short run
+	@$(MATURIN) # as it is shipped
 	@status=0; cargo run --quiet --locked --release -p roost-bench -- $(BENCH_ARGS) || status=$$?; \
 	    for script in $(wildcard bench/[a-z]*.py); do echo; $(BIN)/python $$script $(BENCH_ARGS) || status=$$?; done; \
 	    exit $$status
