@@ -13,6 +13,7 @@ import grpc
 import pytest
 from restored import CLOSED, exported, play, restore, until
 from roost_server import Api, Server, refusal
+from samples import some
 
 from roost.handlers.restore import FAILPOINTS, STEP_RECORDS
 
@@ -92,7 +93,7 @@ def whole(dumped: Dumped, data: Path, there: bool | None) -> None:
 
 
 @pytest.mark.parametrize(
-    "hit", [*(f"{name}:1" for name in FAILPOINTS), "restore.rows.before:2", "restore.rows.after:2"]
+    "hit", some([*(f"{name}:1" for name in FAILPOINTS), "restore.rows.before:2", "restore.rows.after:2"])
 )
 def test_a_kill_at_each_step_leaves_the_session_whole_or_none(dumped: Dumped, tmp_path: Path, hit: str) -> None:
     server = server_of(dumped, tmp_path, hit)
@@ -100,7 +101,7 @@ def test_a_kill_at_each_step_leaves_the_session_whole_or_none(dumped: Dumped, tm
     whole(dumped, tmp_path, hit.partition(":")[0] in DONE)
 
 
-@pytest.mark.parametrize("hit", BATCHES)
+@pytest.mark.parametrize("hit", some(BATCHES))
 def test_a_kill_around_each_of_its_batches_leaves_the_session_whole_or_none(
     dumped: Dumped, tmp_path: Path, hit: str
 ) -> None:
@@ -109,7 +110,7 @@ def test_a_kill_around_each_of_its_batches_leaves_the_session_whole_or_none(
     whole(dumped, tmp_path, None)
 
 
-@pytest.mark.parametrize("hit", CLEARING)
+@pytest.mark.parametrize("hit", some(CLEARING))
 def test_a_kill_while_half_of_it_is_deleted_leaves_none(dumped: Dumped, tmp_path: Path, hit: str) -> None:
     server = server_of(dumped, tmp_path, "restore.rows.after:1")
     assert dies(server, [dumped.name])

@@ -117,10 +117,10 @@ FAULTS: dict[str, dict[str, bool]] = {
     "full torn": {"full": True, "torn": True},
     "full lasting": {"full": True, "lasting": True},
 }
-# There are hundreds of operations: where time is short, each of them meets every fourth or sixth kind of fault.
+# There are hundreds of operations: where time is short, each of them meets every eighth or twelfth kind of fault.
 STORES = [
-    pytest.param(False, 4, id="existing store"),
-    pytest.param(True, 6, id="new store"),
+    pytest.param(False, 8, id="existing store"),
+    pytest.param(True, 12, id="new store"),
     pytest.param(False, 1, id="existing store, each", marks=pytest.mark.long),
     pytest.param(True, 1, id="new store, each", marks=pytest.mark.long),
 ]
