@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,10 @@ from resources_api import Agents, Sandboxes
 from roost_server import Api, ClockedServer, Server
 
 Start = Callable[..., Server]
+
+# A shell has what it runs in the background ignore Ctrl-C, and all that this starts: programs under test heed it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # For scripts/mutants.py: that there is a difference is enough.
 settings.register_profile("first-difference", phases=[Phase.generate], report_multiple_bugs=False)

@@ -277,7 +277,7 @@ def test_a_server_that_starts_lives_and_is_not_ready(start: Start, tmp_path: Pat
     def answers() -> bool:
         try:
             return get(where, "/healthz")[0] == 200
-        except ConnectionRefusedError:
+        except ConnectionError:
             return False
 
     starting = threading.Thread(target=server.start)
