@@ -31,7 +31,7 @@ TREE_TURNS, TENANT_TURNS = 4, 6
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 # What is another at each server: when it was, and where it was then.
 _ASIDE = {"residency", "uptime", "next_page_token", "queue_wait"}
-_TIMED = re.compile(r"\d+ ms")
+_TIMED = re.compile(r"\d+ ms|(?<=for )\d+ s\b|(?<==)\d+")  # of who holds a slot: for how long
 
 Choose = random.Random
 WEIGHTS = {
