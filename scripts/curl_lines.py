@@ -73,12 +73,15 @@ REQUESTS: dict[str, dict[str, Any]] = {
 
 
 def shown(method: MethodDescriptor) -> str:
-    """The request in JSON, quoted for a shell, which fills in its variables. ParseError if the protos know it not."""
+    """The request in JSON, quoted for a shell, which fills in its variables."""
     request = REQUESTS.get(method.name, {})
     text = json.dumps(request)
     # The checked one has something in the place of each variable that is good as bytes, too.
     message = message_factory.GetMessageClass(method.input_type)()
-    json_format.ParseDict(json.loads(re.sub(r"\$\w+", "AAAA", text)), message)
+    try:
+        json_format.ParseDict(json.loads(re.sub(r"\$\w+", "AAAA", text)), message)
+    except json_format.ParseError as error:
+        raise SystemExit(f"curl_lines: the request of {method.name}: {error}") from None
     return "'" + re.sub(r"\$\w+", r"'\g<0>'", text) + "'"
 
 

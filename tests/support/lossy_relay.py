@@ -18,7 +18,7 @@ DEADLINE = 30.0
 
 
 class LossyRelay(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """Passes unary calls on, bytes to bytes. `calls`: how many came, by method; `request_ids` are not its business."""
+    """Passes unary calls on, bytes to bytes. `calls`: how many came, by method."""
 
     def __init__(self, channel: grpc.Channel) -> None:
         self.calls: Counter[str] = Counter()
