@@ -10,6 +10,7 @@ import grpc
 import pytest
 from api_keys import ADMIN, create, keyed, said
 from conftest import Start
+from resources_api import Resources
 from roost_server import DEADLINE, Api, Server, fresh, refused
 
 from roost.client import Client
@@ -181,30 +182,13 @@ def test_a_long_path_is_a_wrong_field(agent: Api) -> None:
 
 def cold(api: Api, path: str) -> dict[str, Any]:
     """What the reads that go to the store say of a session."""
-    resources = Resources(api)
-    listed = api.channel.unary_unary("/roost.v1.MailService/ListMail")
-    mail = mail_service_pb2.ListMailResponse.FromString(
-        listed(mail_service_pb2.ListMailRequest(session_id=path).SerializeToString(), timeout=DEADLINE)
-    )
     return {
         "history": [record.record.content for record in api.history(path)],
         "export": list(api.export(session_ids=[path])),
         "trajectories": [done.session.session_id for done in api.exported(session_ids=[path])],
-        "resources": [one.session_id for one in resources.of(path)],
-        "mail": [bytes(message.content) for message in mail.messages],
+        "resources": [one.session_id for one in Resources(api).list(session_id=path)],
+        "mail": [message.content for message in api.list_mail(path)],
     }
-
-
-class Resources:
-    """ListResources by the bytes: the stubs of `Api` do not have it."""
-
-    def __init__(self, api: Api) -> None:
-        self._call = api.channel.unary_unary("/roost.v1.ResourceService/ListResources")
-
-    def of(self, session_id: str) -> list[Any]:
-        request = resource_service_pb2.ListResourcesRequest(session_id=session_id)
-        reply = self._call(request.SerializeToString(), timeout=DEADLINE)
-        return list(resource_service_pb2.ListResourcesResponse.FromString(reply).resources)
 
 
 def test_reads_of_the_store_take_paths_too(agent: Api, tenant: Api) -> None:

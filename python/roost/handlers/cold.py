@@ -95,6 +95,10 @@ class Cold:
         """Whether the caller reaches this session of its tenant."""
         return self.reach is None or self.reach.reaches(row)
 
+    def sees(self, row: SessionRow) -> bool:
+        """Whether the caller sees the outline of this session of its tenant."""
+        return self.reach is None or self.reach.sees(row)
+
     def session(self, address: str, field: str = "session_id") -> SessionRow:
         """The row of the session that a field names, by id or by path; Refused INVALID_FIELD or SESSION_NOT_FOUND. What
         the caller may not see and what is not there are told alike: with the address as it came (I17)."""
@@ -108,11 +112,12 @@ class Cold:
             raise session_not_found(self.engine, address)
         return row
 
-    def by_id(self, session_id: str, field: str) -> SessionRow:
-        """As `session`, for a field that takes ids alone."""
+    def by_id(self, session_id: str, field: str, outline: bool = False) -> SessionRow:
+        """As `session`, for a field that takes ids alone. `outline`: that the caller sees its outline is enough."""
         check_id(self.engine, field, session_id)
         row = self.store.read_session(self.tenant, session_id)
-        if row is None or not self.reaches(row):
+        seen = row is not None and (self.sees(row) if outline else self.reaches(row))
+        if row is None or not seen:
             raise session_not_found(self.engine, session_id)
         return row
 

@@ -17,6 +17,7 @@ from typing import Final
 from roost._core import Rows
 from roost.handlers.cold import NOTHING_YET, PAGE_BYTES, READ_AHEAD, Cold, Dress, Follow, Step, is_purging
 from roost.handlers.errors import Refused, invalid, parse, refused
+from roost.handlers.paging import tree_of
 from roost.handlers.wire import field, repeated
 from roost.store.base import ReadyFilter, RecordLine, SessionFilter, SessionRow, TrajectoryRow
 from roost.v1 import trajectory_service_pb2 as pb
@@ -178,13 +179,7 @@ def _discount(request: Request) -> float:
 
 def _root(cold: Cold, request: Request) -> bytes | None:
     """The uid of the tree that the request names."""
-    if not request.root_session_id:
-        return None if cold.reach is None else cold.reach.root
-    row = cold.by_id(request.root_session_id, "root_session_id")
-    if row.root != row.uid:
-        rule = f"{row.session_id!r} is not the root of its tree"
-        raise invalid(cold.engine, "root_session_id", rule, session_id=row.session_id)
-    return row.uid
+    return tree_of(cold, request.root_session_id, outline=False)
 
 
 def _sessions(cold: Cold, request: Request) -> Generator[Step, None, list[SessionRow]]:

@@ -10,7 +10,7 @@ from typing import Any, Final
 from google.protobuf.message import Message
 
 from roost.handlers.cold import Cold
-from roost.handlers.errors import check_id, invalid, refused, session_not_found
+from roost.handlers.errors import invalid, refused
 
 DEFAULT_PAGE: Final = 100
 MAX_PAGE: Final = 1_000
@@ -56,15 +56,13 @@ def position_of(cold: Cold, token: str, mark: bytes, name: str = "page_token") -
     return raw[:-_MARK]
 
 
-def tree_of(cold: Cold, root_session_id: str) -> bytes | None:
+def tree_of(cold: Cold, root_session_id: str, outline: bool = True) -> bytes | None:
     """The uid of the tree that a list is narrowed to: the one named, else that of the caller's own key; None: all of
-    the tenant. Refused INVALID_FIELD or SESSION_NOT_FOUND."""
+    the tenant. `outline`: it may be named by who sees no more of its root. Refused INVALID_FIELD or
+    SESSION_NOT_FOUND."""
     if not root_session_id:
         return None if cold.reach is None else cold.reach.root  # it sees no other tree
-    check_id(cold.engine, "root_session_id", root_session_id)
-    row = cold.store.read_session(cold.tenant, root_session_id)
-    if row is None or (cold.reach is not None and not cold.reach.sees(row)):
-        raise session_not_found(cold.engine, root_session_id)
+    row = cold.by_id(root_session_id, "root_session_id", outline)
     if row.root != row.uid:
         rule = f"{root_session_id!r} is not the root of its tree"
         raise invalid(cold.engine, "root_session_id", rule, session_id=root_session_id)

@@ -19,8 +19,7 @@ COUNTERS: Final = frozenset(
         "sessions_reopened sessions_dumped sessions_purged sessions_restored sessions_forked trees_swept "
         "cleanup_failures messages_sent messages_delivered messages_consumed messages_expired messages_dead "
         "resources_attached resources_released releases_failed pool_evictions evictions header_evictions "
-        "reloads header_loads load_failures refusals batches_stored entries_stored batches_refused "
-        "messages_sent messages_delivered messages_consumed messages_expired messages_dead"
+        "reloads header_loads load_failures refusals batches_stored entries_stored batches_refused"
     ).split()
 )
 

@@ -14,7 +14,7 @@ from typing import Final
 
 from roost.handlers.cold import NOTHING_YET, PAGE_BYTES, Cold, Follow, Step
 from roost.handlers.errors import invalid, parse
-from roost.handlers.paging import mark_of, position_of, token_of
+from roost.handlers.paging import mark_of, position_of, token_of, tree_of
 from roost.handlers.wire import field
 from roost.v1 import session_service_pb2 as pb
 
@@ -28,7 +28,7 @@ _SECRET: Final = secrets.token_bytes(32)  # of this life of the server; so are a
 def watch_sessions(cold: Cold, data: bytes) -> Iterator[Step]:
     """Stream the events that match, in order."""
     request = parse(cold.engine, pb.WatchSessionsRequest, data)
-    root = _tree(cold, request.root_session_id)
+    root = tree_of(cold, request.root_session_id, outline=False)
     prefix = _prefix(cold, request.path_prefix, root)
     for kind in request.kinds:
         if not kind or kind not in pb.SessionEventKind.values():
@@ -56,18 +56,6 @@ def watch_sessions(cold: Cold, data: bytes) -> Iterator[Step]:
             yield NOTHING_YET
         if not more:
             yield Follow(seen, "events", partial(cold.engine.watch_look, watch), silent_ms)
-
-
-def _tree(cold: Cold, root_session_id: str) -> bytes | None:
-    """The uid of the tree to watch, None for all; of a session's key it is its own. Refused INVALID_FIELD or
-    SESSION_NOT_FOUND."""
-    if not root_session_id:
-        return None if cold.reach is None else cold.reach.root
-    row = cold.by_id(root_session_id, "root_session_id")
-    if row.root != row.uid:
-        rule = f"{root_session_id!r} is not the root of its tree"
-        raise invalid(cold.engine, "root_session_id", rule, session_id=root_session_id)
-    return row.uid
 
 
 def _prefix(cold: Cold, prefix: str, root: bytes | None) -> str | None:
