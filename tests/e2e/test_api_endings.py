@@ -1,6 +1,6 @@
 """How sessions end, over a real socket: closes and what follows them, how they come back, stale trees.
 
-The rules one by one are in rust/core/tests/endings.rs; this is that the whole server keeps them.
+The rules one by one are in rust/core/tests/engine/endings.rs; this is that the whole server keeps them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,5 @@
 //! Real threads on real memory: what the model checkers cannot scale to. Guards I2, I22, G2, I9 and I10 by witnesses that
 //! are counted inside the time held, and by a full recount at rest. A fixed number of operations; no clock.
-#![cfg(not(any(feature = "shuttle", roost_loom)))]
-
 use roost_core::{
     residency::{Evicted, Handle, Index},
     slots::{SlotNode, reserve},

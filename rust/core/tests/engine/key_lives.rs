@@ -1,23 +1,12 @@
 //! Keys of sessions that end, come back, are purged and forgotten: each key is of one life, and is nothing after it.
-#![cfg(not(any(feature = "shuttle", roost_loom)))]
 
-#[path = "sim/rng.rs"]
-#[allow(dead_code)]
-mod rng;
-#[path = "sim/scene.rs"]
-#[allow(dead_code)]
-mod scene;
-#[path = "sim/store.rs"]
-#[allow(dead_code, unused_imports)]
-mod store;
-
+use crate::sim::scene::{TENANT, World, begin, close};
 use prost::Message;
 use roost_core::engine::{Caller, CleanupStep, Effect, Method, Outcome};
 use roost_core::error::Reason;
 use roost_core::keys::{Maker, SessionRef};
 use roost_core::limits::Limits;
 use roost_core::proto::v1;
-use scene::{TENANT, World, begin, close};
 
 const OPEN: i32 = v1::SessionState::Open as i32;
 const CLOSED: i32 = v1::SessionState::Closed as i32;
@@ -38,10 +27,10 @@ fn last_turn(id: &str) -> v1::BeginTurnRequest {
 impl World {
     /// The key of a session of now, which is opened if it never was.
     fn key(&mut self, id: &str, parent: &str) -> String {
-        self.open_as("", id, parent).expect("it is open").session_key
+        self.open_or_get("", id, parent).expect("it is open").session_key
     }
 
-    fn open_as(&mut self, key: &str, id: &str, parent: &str) -> Result<v1::OpenSessionResponse, Reason> {
+    fn open_or_get(&mut self, key: &str, id: &str, parent: &str) -> Result<v1::OpenSessionResponse, Reason> {
         let options = v1::OpenOptions { parent_session_id: parent.into(), ..Default::default() };
         let request = v1::OpenSessionRequest {
             session_id: id.into(),
@@ -69,15 +58,11 @@ impl World {
         Ok(told.reopened)
     }
 
-    fn state(&self, id: &str) -> i32 {
-        self.store.by_id(TENANT, id).expect("it is stored").state
-    }
-
     /// A key that is over, or none, gets this answer to whatever it asks.
     fn assert_ended(&mut self, key: &str, id: &str, why: Reason) {
         assert_eq!(self.get_as(key, id).unwrap_err(), why);
-        assert_eq!(self.open_as(key, id, "").unwrap_err(), why, "a dead key makes no live one");
-        assert_eq!(self.open_as(key, "below", id).unwrap_err(), why);
+        assert_eq!(self.open_or_get(key, id, "").unwrap_err(), why, "a dead key makes no live one");
+        assert_eq!(self.open_or_get(key, "below", id).unwrap_err(), why);
         assert_eq!(self.reopen_as(key, id).unwrap_err(), why);
         assert_eq!(self.call_as::<v1::BeginTurnResponse>(key, Method::BeginTurn, &begin(id, "")).unwrap_err(), why);
         let renewals = vec![v1::Renewal { session_id: id.into(), ..Default::default() }];

@@ -1,23 +1,12 @@
 //! What a full gate answers: the cap, who holds it, where a call stands in the queue; and that `validate_only` answers as
 //! the real call would and takes nothing.
-#![cfg(not(any(feature = "shuttle", roost_loom)))]
 
-#[path = "sim/rng.rs"]
-#[allow(dead_code)]
-mod rng;
-#[path = "sim/scene.rs"]
-#[allow(dead_code)]
-mod scene;
-#[path = "sim/store.rs"]
-#[allow(dead_code, unused_imports)]
-mod store;
-
+use crate::sim::scene::{World, begin, commit, go_on};
 use prost::Message;
-use roost_core::engine::{Caller, Method, Outcome};
+use roost_core::engine::Method;
 use roost_core::error::{Reason, Refusal};
 use roost_core::limits::Limits;
 use roost_core::proto::v1;
-use scene::{TENANT, World, begin, commit, go_on};
 use std::collections::BTreeSet;
 
 fn seconds(seconds: i64) -> prost_types::Duration {
@@ -29,40 +18,8 @@ fn patient(id: &str, parent: &str, priority: i32) -> v1::BeginTurnRequest {
 }
 
 impl World {
-    /// What a call came to, whole.
-    fn told_as(&mut self, key: &str, method: Method, request: &impl Message) -> Result<Vec<u8>, Refusal> {
-        let (now, bearer) = (self.now(), if key.is_empty() { String::new() } else { format!("Bearer {key}") });
-        let caller = Caller { authorization: &bearer, tenant: TENANT };
-        match self.engine.call(method, &request.encode_to_vec(), &caller, 0, now) {
-            Outcome::Reply(reply) => Ok(reply),
-            Outcome::Refused(refusal) => Err(refusal),
-            Outcome::Ticket(ticket) => {
-                self.settle();
-                self.done.remove(&ticket).expect("it has ended")
-            }
-        }
-    }
-
     fn refused(&mut self, request: &v1::BeginTurnRequest) -> Refusal {
         self.told_as("", Method::BeginTurn, request).expect_err("the gate is full")
-    }
-
-    fn open(&mut self, id: &str, parent: &str) -> String {
-        let options = v1::OpenOptions { parent_session_id: parent.into(), ..Default::default() };
-        let request = v1::OpenSessionRequest {
-            session_id: id.into(),
-            options: Some(options),
-            mint_key: true,
-            ..Default::default()
-        };
-        self.call::<v1::OpenSessionResponse>(Method::OpenSession, &request).expect("it opens").session_key
-    }
-
-    fn waits(&mut self, request: &v1::BeginTurnRequest) -> u64 {
-        let ticket = self.start(Method::BeginTurn, request);
-        self.settle();
-        assert!(!self.done.contains_key(&ticket), "it need not wait");
-        ticket
     }
 }
 
@@ -237,8 +194,8 @@ fn a_full_tenant_names_the_longest_of_all_trees_over_every_way_a_turn_ends() {
 fn i17_a_sessions_key_is_told_of_its_own_tree() {
     let mut world = World::new(Limits { max_turns_per_tenant: 3, ..Limits::default() });
     world.begin_at("elsewhere", "");
-    world.open("root", "");
-    let key = world.open("child", "root");
+    world.open("root", "", "");
+    let key = world.open("child", "root", "");
     world.begin_at("root", "");
     world.begin_at("sibling", "root");
     let refusal = world.told_as(&key, Method::BeginTurn, &begin("child", "root")).expect_err("the gate is full");
@@ -406,8 +363,8 @@ fn i22_an_open_that_only_asks_is_answered_as_the_real_one_and_makes_nothing() {
 #[test]
 fn an_open_that_only_asks_shows_no_path_that_is_taken() {
     let mut world = World::new(Limits::default());
-    world.open("root", "");
-    world.open("A", "root");
+    world.open("root", "", "");
+    world.open("A", "root", "");
     let options = Some(v1::OpenOptions { parent_session_id: "root".into(), ..Default::default() });
     let request = v1::OpenSessionRequest { session_id: "a".into(), options, validate_only: true, ..Default::default() };
     let asked: v1::OpenSessionResponse = world.call(Method::OpenSession, &request).expect("it would be made");

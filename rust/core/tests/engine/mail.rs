@@ -1,23 +1,12 @@
 //! Mail, outcomes and polling, against the engine and a store in memory: the cases that the systems before this one are
 //! known by, each with its right answer. Guards I1, I2, I5, I9, I11, I15, I18, I21.
-#![cfg(not(any(feature = "shuttle", roost_loom)))]
 
-#[path = "sim/rng.rs"]
-#[allow(dead_code)]
-mod rng;
-#[path = "sim/scene.rs"]
-#[allow(dead_code)]
-mod scene;
-#[path = "sim/store.rs"]
-#[allow(dead_code, unused_imports)]
-mod store;
-
+use crate::sim::scene::{TENANT, World, begin, close, commit, go_on, interrupt};
 use prost::Message as _;
 use roost_core::engine::{Caller, Method, Outcome};
 use roost_core::error::{Code, Reason};
 use roost_core::limits::Limits;
 use roost_core::proto::v1::{self, MessageKind, MessageState};
-use scene::{TENANT, World, begin, close, commit, go_on, interrupt};
 
 fn letter(content: &str, trigger: bool) -> v1::MessageInput {
     v1::MessageInput { content: content.into(), trigger, ..v1::MessageInput::default() }
@@ -43,7 +32,7 @@ fn texts(grant: &v1::Grant) -> Vec<String> {
 }
 
 trait Post {
-    fn open(&mut self, id: &str, parent: &str, wakes: bool, first: Option<v1::MessageInput>);
+    fn spawn(&mut self, id: &str, parent: &str, wakes: bool, first: Option<v1::MessageInput>);
     fn send(&mut self, id: &str, content: &str, trigger: bool) -> String;
     fn poll(&mut self) -> u64;
     fn polled(&mut self, ticket: u64) -> Option<v1::PollTurnResponse>;
@@ -52,7 +41,7 @@ trait Post {
 }
 
 impl Post for World {
-    fn open(&mut self, id: &str, parent: &str, wakes: bool, first: Option<v1::MessageInput>) {
+    fn spawn(&mut self, id: &str, parent: &str, wakes: bool, first: Option<v1::MessageInput>) {
         let options = v1::OpenOptions {
             parent_session_id: parent.into(),
             wake_on_completion: wakes,
@@ -88,7 +77,8 @@ impl Post for World {
     fn states(&self, id: &str) -> Vec<(String, MessageState)> {
         let uid = self.store.by_id(TENANT, id).expect("it is stored").row.uid;
         let of = self.store.mail.values().filter(|l| l.row.recipient == uid);
-        let text = |l: &store::mailroom::Letter| String::from_utf8(l.row.content.clone().unwrap_or_default());
+        let text =
+            |l: &crate::sim::store::mailroom::Letter| String::from_utf8(l.row.content.clone().unwrap_or_default());
         of.map(|l| (text(l).expect("it is text"), MessageState::try_from(l.now.state).expect("a state"))).collect()
     }
 
@@ -109,8 +99,8 @@ fn small(max_resident_sessions: u64) -> Limits {
 fn mail_is_handed_out_in_order_and_consumed_by_the_commit_i15() {
     for limits in [Limits::default(), small(1)] {
         let mut world = World::new(limits);
-        world.open("s", "", false, None);
-        world.open("other", "", false, None);
+        world.spawn("s", "", false, None);
+        world.spawn("other", "", false, None);
         for text in ["one", "two", "three"] {
             world.send("s", text, false);
         }
@@ -131,11 +121,11 @@ fn mail_is_handed_out_in_order_and_consumed_by_the_commit_i15() {
 #[test]
 fn what_is_sent_to_a_running_session_is_in_the_turn_that_it_continues_with() {
     let mut world = World::new(Limits { max_turns_per_tenant: 1, ..Limits::default() });
-    world.open("s", "", false, None);
+    world.spawn("s", "", false, None);
     let grant = world.begin("s");
     world.send("s", "hello", false);
     // Somebody waits for the one slot, and would take it if it were ever free.
-    world.open("t", "", false, None);
+    world.spawn("t", "", false, None);
     let wait = Some(prost_types::Duration { seconds: 60, nanos: 0 });
     let waits = world.start(Method::BeginTurn, &v1::BeginTurnRequest { wait, ..begin("t", "") });
     world.settle();
@@ -152,7 +142,7 @@ fn what_is_sent_to_a_running_session_is_in_the_turn_that_it_continues_with() {
 #[test]
 fn a_message_that_kills_its_host_five_times_ends_dead_i15() {
     let mut world = World::new(Limits::default());
-    world.open("s", "", false, None);
+    world.spawn("s", "", false, None);
     world.send("s", "poison", true);
     world.send("s", "fine", false);
     for attempt in 1..=5 {
@@ -176,7 +166,7 @@ fn a_message_that_kills_its_host_five_times_ends_dead_i15() {
 #[test]
 fn what_an_abort_puts_back_pauses_before_it_is_handed_out_again() {
     let mut world = World::new(Limits::default());
-    world.open("s", "", false, None);
+    world.spawn("s", "", false, None);
     world.send("s", "do it", true);
     let first = world.poll();
     let grant = world.polled(first).and_then(|p| p.grant).expect("it is runnable");
@@ -192,8 +182,8 @@ fn what_an_abort_puts_back_pauses_before_it_is_handed_out_again() {
 #[test]
 fn completions_are_told_once_each_and_interrupts_not_at_all_i18() {
     let mut world = World::new(Limits::default());
-    world.open("root", "", false, None);
-    world.open("child", "root", false, None);
+    world.spawn("root", "", false, None);
+    world.spawn("child", "root", false, None);
     for turn in 1..=2 {
         let lease = world.begin("child").lease;
         let completion = Some(letter(&format!("result {turn}"), false));
@@ -234,11 +224,11 @@ fn completions_are_told_once_each_and_interrupts_not_at_all_i18() {
 fn a_failed_child_tells_its_parent_and_a_closed_one_that_has_told_nothing() {
     use MessageKind::{Closed, Completed, Failed};
     let mut world = World::new(small(1));
-    world.open("root", "", false, None);
+    world.spawn("root", "", false, None);
     for id in ["fails", "quits", "completes", "interrupted"] {
-        world.open(id, "root", false, None);
+        world.spawn(id, "root", false, None);
     }
-    world.open("below", "quits", false, None);
+    world.spawn("below", "quits", false, None);
     let lease = world.begin("fails").lease;
     let give_up =
         v1::AbortTurnRequest { session_id: "fails".into(), lease, r#final: true, ..v1::AbortTurnRequest::default() };
@@ -272,7 +262,7 @@ fn a_triggered_session_starts_when_the_cap_has_room_i2() {
     let mut world = World::new(Limits { max_turns_per_tenant: 1, ..Limits::default() });
     world.store.tenant_cap = 1;
     for id in ["busy", "target", "caller"] {
-        world.open(id, "", false, None);
+        world.spawn(id, "", false, None);
     }
     let busy = world.begin("busy").lease;
     let ticket = world.poll();
@@ -292,8 +282,8 @@ fn a_triggered_session_starts_when_the_cap_has_room_i2() {
 #[test]
 fn a_parent_that_wants_it_is_woken_by_its_childs_completion_though_it_is_unloaded() {
     let mut world = World::new(Limits::default());
-    world.open("root", "", true, None);
-    world.open("child", "root", false, None);
+    world.spawn("root", "", true, None);
+    world.spawn("child", "root", false, None);
     world.restart();
     let lease = world.begin("child").lease;
     world.commit(&v1::CommitTurnRequest { completion: Some(letter("done", false)), ..commit("child", &lease) });
@@ -306,8 +296,8 @@ fn a_parent_that_wants_it_is_woken_by_its_childs_completion_though_it_is_unloade
 #[test]
 fn a_first_message_comes_with_its_session_or_not_at_all() {
     let mut world = World::new(Limits { max_batch_entries: 1, max_sessions_per_tree: 2, ..Limits::default() });
-    world.open("root", "", false, None);
-    world.open("child", "root", false, Some(letter("start", true)));
+    world.spawn("root", "", false, None);
+    world.spawn("child", "root", false, Some(letter("start", true)));
     let ticket = world.poll();
     let polled = world.polled(ticket).expect("it is runnable");
     let grant = polled.grant.expect("a grant");
@@ -331,10 +321,10 @@ fn a_first_message_comes_with_its_session_or_not_at_all() {
 fn mail_neither_loads_nor_pins_its_session() {
     // The session at the head of the eviction order has mail: it is a victim as any other.
     let mut world = World::new(small(2));
-    world.open("mailed", "", false, None);
+    world.spawn("mailed", "", false, None);
     world.send("mailed", "later", false);
     for id in ["b", "c"] {
-        world.open(id, "", false, None);
+        world.spawn(id, "", false, None);
     }
     assert_eq!(world.get("mailed").residency(), v1::Residency::Unloaded);
     let loads = world.loads;
@@ -348,8 +338,8 @@ fn mail_neither_loads_nor_pins_its_session() {
 #[test]
 fn a_repeated_send_is_one_message_across_restarts_i21() {
     let mut world = World::new(Limits::default());
-    world.open("s", "", false, None);
-    world.open("sender", "", false, None);
+    world.spawn("s", "", false, None);
+    world.spawn("sender", "", false, None);
     let request = v1::SendMessageRequest { request_id: "r1".into(), ..send("s", "once", false) };
     let first: v1::SendMessageResponse = world.call(Method::SendMessage, &request).expect("it is sent");
     let other = v1::SendMessageRequest { sender_session_id: "sender".into(), ..request.clone() };
@@ -371,7 +361,7 @@ fn a_repeated_send_is_one_message_across_restarts_i21() {
 #[test]
 fn a_refused_batch_takes_its_message_along_i5() {
     let mut world = World::new(Limits { max_batch_entries: 1, ..Limits::default() });
-    world.open("s", "", false, None);
+    world.spawn("s", "", false, None);
     let request = v1::SendMessageRequest { request_id: "r1".into(), ..send("s", "lost?", true) };
     let ticket = world.start(Method::SendMessage, &request);
     assert!(world.append(false));
@@ -387,8 +377,8 @@ fn a_refused_batch_takes_its_message_along_i5() {
 fn a_full_mailbox_says_so_and_outcomes_still_come_in() {
     let limits = Limits { max_mailbox_messages: 2, max_mailbox_bytes: 1_024, ..Limits::default() };
     let mut world = World::new(limits);
-    world.open("root", "", false, None);
-    world.open("child", "root", false, None);
+    world.spawn("root", "", false, None);
+    world.spawn("child", "root", false, None);
     world.send("root", "a", false);
     let big = "x".repeat(1_024);
     let now = world.now();
@@ -409,8 +399,8 @@ fn a_full_mailbox_says_so_and_outcomes_still_come_in() {
 #[test]
 fn the_root_takes_no_trigger_message_from_below() {
     let mut world = World::new(Limits::default());
-    world.open("root", "", false, None);
-    world.open("child", "root", false, None);
+    world.spawn("root", "", false, None);
+    world.spawn("child", "root", false, None);
     let from_child = v1::SendMessageRequest { sender_session_id: "child".into(), ..send("root", "wake up", true) };
     let refused = world.call::<v1::SendMessageResponse>(Method::SendMessage, &from_child);
     assert_eq!(refused.unwrap_err(), Reason::RootTrigger);
@@ -426,7 +416,7 @@ fn the_root_takes_no_trigger_message_from_below() {
 #[test]
 fn what_is_still_queued_after_its_time_is_expired_i15() {
     let mut world = World::new(Limits::default());
-    world.open("s", "", false, None);
+    world.spawn("s", "", false, None);
     let ttl = Some(prost_types::Duration { seconds: 5, nanos: 0 });
     let message = Some(v1::MessageInput { ttl, ..letter("now or never", true) });
     let request = v1::SendMessageRequest { message: message.clone(), ..send("s", "", false) };
@@ -449,7 +439,7 @@ fn what_is_still_queued_after_its_time_is_expired_i15() {
 #[test]
 fn a_late_commit_consumes_what_its_turn_had_taken() {
     let mut world = World::new(Limits::default());
-    world.open("s", "", false, None);
+    world.spawn("s", "", false, None);
     world.send("s", "work", true);
     let grant = world.begin("s");
     world.pass(61_000);
@@ -464,7 +454,7 @@ fn a_late_commit_consumes_what_its_turn_had_taken() {
 #[test]
 fn a_late_commit_does_not_bring_back_what_has_expired_since_i15() {
     let mut world = World::new(Limits::default());
-    world.open("s", "", false, None);
+    world.spawn("s", "", false, None);
     let ttl = Some(prost_types::Duration { seconds: 5, nanos: 0 });
     let message = Some(v1::MessageInput { ttl, ..letter("now or never", false) });
     let request = v1::SendMessageRequest { message, ..send("s", "", false) };
@@ -488,7 +478,7 @@ fn who_waited_takes_what_came_meanwhile_i15() {
         let mut world = World::new(Limits { max_turns_per_tenant: 1, ..limits });
         world.store.tenant_cap = 1;
         for id in ["busy", "s"] {
-            world.open(id, "", false, None);
+            world.spawn(id, "", false, None);
         }
         let busy = world.begin("busy").lease;
         world.send("s", "before", false);
@@ -507,7 +497,7 @@ fn who_waited_takes_what_came_meanwhile_i15() {
 #[test]
 fn mail_follows_the_turn_that_has_it() {
     let mut world = World::new(Limits::default());
-    world.open("s", "", false, None);
+    world.spawn("s", "", false, None);
     world.send("s", "work", false);
     world.begin("s");
     let grant = world.take_over("s", "t1");
@@ -526,7 +516,7 @@ fn mail_follows_the_turn_that_has_it() {
 #[test]
 fn wait_mail_ends_with_mail_with_its_time_or_with_its_session() {
     let mut world = World::new(Limits::default());
-    world.open("s", "", false, None);
+    world.spawn("s", "", false, None);
     let ticket = world.start(Method::WaitMail, &wait_mail("s", 60, 0));
     world.settle();
     assert!(!world.done.contains_key(&ticket));
@@ -552,7 +542,7 @@ fn wait_mail_ends_with_mail_with_its_time_or_with_its_session() {
 fn sessions_are_polled_in_the_order_in_which_they_became_runnable() {
     let mut world = World::new(small(1));
     for id in ["a", "b", "c", "d"] {
-        world.open(id, "", false, None);
+        world.spawn(id, "", false, None);
     }
     for id in ["c", "a", "d", "b"] {
         world.send(id, "go", true);
@@ -566,7 +556,7 @@ fn sessions_are_polled_in_the_order_in_which_they_became_runnable() {
 #[test]
 fn a_polled_turn_is_found_again_by_its_request_while_it_runs_i21() {
     let mut world = World::new(Limits::default());
-    world.open("s", "", false, None);
+    world.spawn("s", "", false, None);
     world.send("s", "go", true);
     let request = v1::PollTurnRequest { request_id: "p1".into(), ..poll(60) };
     let ask = |world: &mut World| -> Option<v1::PollTurnResponse> {
@@ -593,7 +583,7 @@ fn a_poll_that_is_cancelled_takes_nothing_i24() {
     let mut world = World::new(Limits { max_turns_per_tenant: 1, ..Limits::default() });
     world.store.tenant_cap = 1;
     for id in ["busy", "s"] {
-        world.open(id, "", false, None);
+        world.spawn(id, "", false, None);
     }
     let lease = world.begin("busy").lease;
     let gone = world.poll();
@@ -620,10 +610,10 @@ fn a_poll_that_is_cancelled_takes_nothing_i24() {
 fn nested_spawns_share_one_cap_and_never_lock_the_root_out_i2() {
     let mut world = World::new(Limits { max_turns_per_tree: 3, ..Limits::default() });
     world.store.tree_cap = 3;
-    world.open("root", "", false, None);
-    world.open("a", "root", false, None);
-    world.open("b", "a", false, None);
-    world.open("c", "b", false, None);
+    world.spawn("root", "", false, None);
+    world.spawn("a", "root", false, None);
+    world.spawn("b", "a", false, None);
+    world.spawn("c", "b", false, None);
     let (a, _b) = (world.begin("a"), world.begin("b"));
     let full = world.call::<v1::BeginTurnResponse>(Method::BeginTurn, &begin("c", "b"));
     assert_eq!(full.unwrap_err(), Reason::TreeTurns);
@@ -642,8 +632,8 @@ fn nested_spawns_share_one_cap_and_never_lock_the_root_out_i2() {
 #[test]
 fn a_close_takes_the_mail_of_its_whole_subtree_and_what_waits_for_it() {
     let mut world = World::new(Limits::default());
-    world.open("root", "", false, None);
-    world.open("child", "root", false, None);
+    world.spawn("root", "", false, None);
+    world.spawn("child", "root", false, None);
     world.send("child", "unread", true);
     let waits = world.start(Method::WaitMail, &wait_mail("root", 60, 0));
     world.settle();

@@ -1,23 +1,12 @@
 //! Limits that change while the server runs: when they are in force, whom they reach, and what is left of a change that
 //! the store refuses (I2, I22).
-#![cfg(not(any(feature = "shuttle", roost_loom)))]
 
-#[path = "sim/rng.rs"]
-#[allow(dead_code)]
-mod rng;
-#[path = "sim/scene.rs"]
-#[allow(dead_code)]
-mod scene;
-#[path = "sim/store.rs"]
-#[allow(dead_code, unused_imports)]
-mod store;
-
+use crate::sim::scene::{TENANT, World, begin, commit, go_on};
 use prost::Message;
 use roost_core::engine::{Appended, Caller, Engine, LimitSetup, Method, Outcome};
 use roost_core::error::{Reason, Refusal};
 use roost_core::limits::Limits;
 use roost_core::proto::v1;
-use scene::{TENANT, World, begin, commit, go_on};
 use std::collections::BTreeMap;
 
 const TREE: &str = "max_turns_per_tree";
@@ -54,14 +43,6 @@ impl World {
     fn lease(&mut self, id: &str, parent: &str) -> Result<Vec<u8>, Reason> {
         self.call::<v1::BeginTurnResponse>(Method::BeginTurn, &begin(id, parent))
             .map(|begun| begun.grant.expect("it was granted").lease)
-    }
-
-    /// Starts a BeginTurn that must wait.
-    fn waits(&mut self, id: &str, parent: &str) -> u64 {
-        let ticket = self.start(Method::BeginTurn, &patient(id, parent));
-        self.settle();
-        assert!(!self.done.contains_key(&ticket), "{id} need not wait");
-        ticket
     }
 
     fn granted(&self, ticket: u64) -> bool {
@@ -128,14 +109,14 @@ fn raising_a_cap_wakes_who_waits_at_every_gate_concerned() {
     for root in ["r1", "r2"] {
         world.turn(root, "");
     }
-    let tickets = [("a", "r1"), ("b", "r1"), ("c", "r2")].map(|(id, root)| world.waits(id, root));
+    let tickets = [("a", "r1"), ("b", "r1"), ("c", "r2")].map(|(id, root)| world.waits(&patient(id, root)));
     world.set(&[(TREE, 2)]).expect("it is set");
     assert_eq!(tickets.map(|t| world.granted(t)), [true, false, true], "one place below each root");
     world.set(&[(TREE, 3)]).expect("it is set");
     assert!(world.granted(tickets[1]));
 
     let mut world = World::new(Limits { max_turns_per_tenant: 0, ..Limits::default() });
-    let tickets = ["a", "b", "c"].map(|id| world.waits(id, ""));
+    let tickets = ["a", "b", "c"].map(|id| world.waits(&patient(id, "")));
     world.set(&[(WHOLE, 2)]).expect("it is set");
     assert_eq!(tickets.map(|t| world.granted(t)), [true, true, false], "first come, first served");
     world.change(&change(&[], &[WHOLE])).expect("it is reset");

@@ -1,7 +1,5 @@
 //! Guards G1 (tick-exact LRU), G2 (pins), G3 (amortised cost), G4 (bounded calls) and I10 (exact sums): the residency
 //! index against a naive exact LRU that keeps its entries in a plain map and scans them all.
-#![cfg(not(any(feature = "shuttle", roost_loom)))]
-
 use proptest::prelude::*;
 use roost_core::residency::{Evicted, Full, Handle, Index};
 use std::collections::HashMap;

@@ -1,7 +1,5 @@
 //! Guards I2 (no admission above a cap), I22 (a refusal changes nothing) and the release half of I1: the slot counters
 //! against three plain integers.
-#![cfg(not(any(feature = "shuttle", roost_loom)))]
-
 use proptest::prelude::*;
 use roost_core::slots::{NO_LIMIT, Refused, SlotNode, reserve};
 

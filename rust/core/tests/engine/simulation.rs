@@ -1,24 +1,11 @@
 //! The whole engine under a seeded, deterministic simulation: one thread, a simulated clock, a store in memory, callers
 //! that vanish, late reads, refused appends, crashes. Guards I1-I13, I21-I24.
 //!
-//! A failure prints its seed; `ROOST_SIM_SEED=n ROOST_SIM_OPS=m cargo test --test simulation replay -- --ignored`
+//! A failure prints its seed; `ROOST_SIM_SEED=n ROOST_SIM_OPS=m cargo test --test engine replay -- --ignored`
 //! replays it.
-#![cfg(not(any(feature = "shuttle", roost_loom)))]
-
-mod sim {
-    pub(crate) mod calm;
-    pub(crate) mod queue;
-    pub(crate) mod request;
-    pub(crate) mod rng;
-    pub(crate) mod store;
-    pub(crate) mod verify;
-    pub(crate) mod watcher;
-    pub(crate) mod world;
-}
-
+use crate::sim::rng::Rng;
+use crate::sim::world::{Config, World};
 use roost_core::limits::Limits;
-use sim::rng::Rng;
-use sim::world::{Config, World};
 use std::collections::BTreeMap;
 
 /// A small world, so that everything meets everything; what exactly is small follows from the seed.

@@ -178,15 +178,57 @@ impl World {
         method: Method,
         request: &impl Message,
     ) -> Result<R, Reason> {
+        let told = self.told_as(key, method, request).map_err(|refusal| refusal.reason)?;
+        Ok(R::decode(&told[..]).expect("a reply decodes"))
+    }
+
+    /// As [`Self::call_as`]; the reply's bytes, and all that a refusal says.
+    pub(crate) fn told_as(&mut self, key: &str, method: Method, request: &impl Message) -> Ended {
         let (now, bearer) = (self.now(), if key.is_empty() { String::new() } else { format!("Bearer {key}") });
         let caller = Caller { authorization: &bearer, tenant: TENANT };
-        let ticket = match self.engine.call(method, &request.encode_to_vec(), &caller, 0, now) {
-            Outcome::Ticket(ticket) => ticket,
-            Outcome::Reply(reply) => return Ok(R::decode(&reply[..]).expect("a reply decodes")),
-            Outcome::Refused(refusal) => return Err(refusal.reason),
-        };
+        match self.engine.call(method, &request.encode_to_vec(), &caller, 0, now) {
+            Outcome::Reply(reply) => Ok(reply),
+            Outcome::Refused(refusal) => Err(refusal),
+            Outcome::Ticket(ticket) => {
+                self.settle();
+                self.done.remove(&ticket).expect("it has ended")
+            }
+        }
+    }
+
+    /// Starts a BeginTurn that must wait.
+    pub(crate) fn waits(&mut self, request: &v1::BeginTurnRequest) -> u64 {
+        let ticket = self.start(Method::BeginTurn, request);
         self.settle();
-        self.answer(ticket)
+        assert!(!self.done.contains_key(&ticket), "{} need not wait", request.session_id);
+        ticket
+    }
+
+    /// Makes a session of this name and returns its key.
+    pub(crate) fn open(&mut self, id: &str, parent: &str, name: &str) -> String {
+        self.open_as("", id, parent, name).expect("it opens").session_key
+    }
+
+    pub(crate) fn open_as(
+        &mut self,
+        key: &str,
+        id: &str,
+        parent: &str,
+        name: &str,
+    ) -> Result<v1::OpenSessionResponse, Reason> {
+        let options = v1::OpenOptions { parent_session_id: parent.into(), name: name.into(), ..Default::default() };
+        let request = v1::OpenSessionRequest {
+            session_id: id.into(),
+            options: Some(options),
+            mint_key: true,
+            ..Default::default()
+        };
+        self.call_as(key, Method::OpenSession, &request)
+    }
+
+    /// The state that the store holds.
+    pub(crate) fn state(&self, id: &str) -> i32 {
+        self.store.by_id(TENANT, id).expect("it is stored").state
     }
 
     pub(crate) fn begin(&mut self, id: &str) -> v1::Grant {

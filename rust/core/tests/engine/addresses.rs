@@ -1,22 +1,11 @@
 //! Sessions by path: whom a path leads to, loaded or not, and what of it shows to whom (I16, I17).
-#![cfg(not(any(feature = "shuttle", roost_loom)))]
 
-#[path = "sim/rng.rs"]
-#[allow(dead_code)]
-mod rng;
-#[path = "sim/scene.rs"]
-#[allow(dead_code)]
-mod scene;
-#[path = "sim/store.rs"]
-#[allow(dead_code, unused_imports)]
-mod store;
-
+use crate::sim::scene::{TENANT, World, begin, close, commit, interrupt, reward};
 use prost::Message;
 use roost_core::engine::{Caller, Effect, Method, Outcome};
 use roost_core::error::{Reason, Refusal};
 use roost_core::limits::Limits;
 use roost_core::proto::v1;
-use scene::{TENANT, World, begin, close, commit, interrupt, reward};
 use std::collections::BTreeMap;
 
 fn get(id: &str) -> v1::GetSessionRequest {
@@ -28,35 +17,6 @@ fn bare(id: &str) -> v1::BeginTurnRequest {
 }
 
 impl World {
-    fn told_as(&mut self, key: &str, method: Method, request: &impl Message) -> Result<Vec<u8>, Refusal> {
-        let (now, bearer) = (self.now(), if key.is_empty() { String::new() } else { format!("Bearer {key}") });
-        let caller = Caller { authorization: &bearer, tenant: TENANT };
-        match self.engine.call(method, &request.encode_to_vec(), &caller, 0, now) {
-            Outcome::Reply(reply) => Ok(reply),
-            Outcome::Refused(refusal) => Err(refusal),
-            Outcome::Ticket(ticket) => {
-                self.settle();
-                self.done.remove(&ticket).expect("it has ended")
-            }
-        }
-    }
-
-    /// Makes a session of this name and returns its key.
-    fn open(&mut self, id: &str, parent: &str, name: &str) -> String {
-        self.open_as("", id, parent, name).expect("it opens").session_key
-    }
-
-    fn open_as(&mut self, key: &str, id: &str, parent: &str, name: &str) -> Result<v1::OpenSessionResponse, Reason> {
-        let options = v1::OpenOptions { parent_session_id: parent.into(), name: name.into(), ..Default::default() };
-        let request = v1::OpenSessionRequest {
-            session_id: id.into(),
-            options: Some(options),
-            mint_key: true,
-            ..Default::default()
-        };
-        self.call_as(key, Method::OpenSession, &request)
-    }
-
     /// Whom a path leads to.
     fn whom(&mut self, key: &str, path: &str) -> Result<String, Reason> {
         let told: v1::GetSessionResponse = self.call_as(key, Method::GetSession, &get(path))?;

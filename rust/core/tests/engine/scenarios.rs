@@ -1,23 +1,12 @@
 //! Short scenarios against the engine and a store in memory, where the order of appends, refusals and cancellations must
 //! be exact. What holds whatever the order is in simulation.rs.
-#![cfg(not(any(feature = "shuttle", roost_loom)))]
 
-#[path = "sim/rng.rs"]
-#[allow(dead_code)]
-mod rng;
-#[path = "sim/scene.rs"]
-#[allow(dead_code)]
-mod scene;
-#[path = "sim/store.rs"]
-#[allow(dead_code, unused_imports)]
-mod store;
-
+use crate::sim::scene::{TENANT, World, begin, close, commit, go_on, interrupt, reward};
 use prost::Message;
 use roost_core::engine::{Caller, Effect, Method, Outcome};
 use roost_core::error::Reason;
 use roost_core::limits::Limits;
 use roost_core::proto::v1;
-use scene::{TENANT, World, begin, close, commit, go_on, interrupt, reward};
 
 /// A world in which every entry is a batch of its own.
 fn slow() -> World {

@@ -1,19 +1,11 @@
 //! The engine under real threads: three callers, a writer whose appends are sometimes refused, a reader, a clock. What
 //! one thread in a simulation cannot show: races between a call and the undoing of lost entries, lock order, lost
 //! wake-ups. Guards I1, I2, I4, I6 (an acknowledged commit is in the store), I8, I9, I10, I23, I24.
-#![cfg(not(any(feature = "shuttle", roost_loom)))]
 
-#[path = "sim/rng.rs"]
-#[allow(dead_code)]
-mod rng;
-#[path = "sim/store.rs"]
-#[allow(dead_code, unused_imports)]
-mod store;
-#[path = "sim/watcher.rs"]
-mod watcher;
-
+use crate::sim::rng::Rng;
+use crate::sim::store::Store;
+use crate::sim::watcher::Watcher;
 use prost::Message;
-use rng::Rng;
 use roost_core::engine::{Appended, Caller, Engine, Method, Moment, Outcome};
 use roost_core::error::{Reason, Refusal};
 use roost_core::limits::Limits;
@@ -22,8 +14,6 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex};
 use std::thread;
-use store::Store;
-use watcher::Watcher;
 
 const CALLERS: u64 = 3;
 const PAIRS: usize = 1_500;

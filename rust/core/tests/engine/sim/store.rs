@@ -15,7 +15,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use prost::Message;
 
-#[path = "mailroom.rs"]
 pub(crate) mod mailroom;
 
 pub(crate) const OPEN: i32 = SessionState::Open as i32;

@@ -1,21 +1,10 @@
 //! Histograms, refusals by reason, and which call a read is for.
-#![cfg(not(any(feature = "shuttle", roost_loom)))]
 
-#[path = "sim/rng.rs"]
-#[allow(dead_code)]
-mod rng;
-#[path = "sim/scene.rs"]
-#[allow(dead_code)]
-mod scene;
-#[path = "sim/store.rs"]
-#[allow(dead_code, unused_imports)]
-mod store;
-
+use crate::sim::scene::{World, begin, commit, go_on};
 use roost_core::engine::{Effect, Method};
 use roost_core::error::Reason;
 use roost_core::limits::Limits;
 use roost_core::proto::v1;
-use scene::{World, begin, commit};
 
 /// Values and their sum, and the upper bounds of the buckets that have some (`None`: above all).
 fn told(world: &World, name: &str) -> (u64, u64, Vec<Option<u64>>) {
@@ -49,7 +38,7 @@ fn a_wait_for_a_slot_and_the_time_that_it_was_held_are_measured() {
     assert_eq!((told(&world, "turn_held_ms").0, told(&world, "turn_held_ms").2), (1, vec![Some(10_000)]));
     // The slot passes on: nobody waits for it, and each turn is one.
     let grant = begun.grant.expect("it was granted");
-    let next = world.commit(&scene::go_on("b", &grant.lease)).next.expect("it goes on");
+    let next = world.commit(&go_on("b", &grant.lease)).next.expect("it goes on");
     world.abort("b", &next.lease);
     assert_eq!((told(&world, "turn_wait_ms").0, told(&world, "turn_held_ms").0), (2, 3));
     // Late commits end nothing that runs.

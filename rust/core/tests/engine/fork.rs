@@ -1,23 +1,12 @@
 //! Sessions that begin with a copy of another's history, against the engine and a store in memory. The store says no to a
 //! copy that is not whole (I4, I7, I23); what holds whatever the order is in simulation.rs.
-#![cfg(not(any(feature = "shuttle", roost_loom)))]
 
-#[path = "sim/rng.rs"]
-#[allow(dead_code)]
-mod rng;
-#[path = "sim/scene.rs"]
-#[allow(dead_code)]
-mod scene;
-#[path = "sim/store.rs"]
-#[allow(dead_code, unused_imports)]
-mod store;
-
+use crate::sim::scene::{TENANT, World, begin, close, commit};
 use prost::Message as _;
 use roost_core::engine::{Caller, CleanupStep, DumpMade, Effect, Method, Outcome, Wanted};
 use roost_core::error::{Reason, Refusal};
 use roost_core::limits::Limits;
 use roost_core::proto::v1::{self, RecordStatus};
-use scene::{TENANT, World, begin, close, commit};
 
 const COMMITTED: i32 = RecordStatus::Committed as i32;
 
@@ -70,7 +59,7 @@ impl World {
     }
 
     /// As [`World::fork`]; all that a refusal says.
-    fn refused(&mut self, request: &v1::OpenSessionRequest) -> Refusal {
+    fn fork_refused(&mut self, request: &v1::OpenSessionRequest) -> Refusal {
         let ticket = self.start(Method::OpenSession, request);
         self.settle();
         self.done.remove(&ticket).expect("it has ended").expect_err("it is refused")
@@ -311,7 +300,7 @@ fn a_fork_is_as_large_as_it_may_be() {
     world.limits.max_fork_bytes = size - 1;
     world.restart();
     let request = fork("b", "", "a", 2);
-    let refusal = world.refused(&request);
+    let refusal = world.fork_refused(&request);
     assert_eq!(refusal.reason, Reason::TooLarge);
     let of = |name: &str| refusal.metadata.get(name).cloned().unwrap_or_default();
     assert_eq!((of("size"), of("limit")), (size.to_string(), (size - 1).to_string()));
@@ -487,7 +476,7 @@ fn a_repeated_fork_is_the_session_that_it_made() {
         world.restart();
     }
     let other = v1::OpenSessionRequest { request_id: "once".into(), ..fork("b", "", "a", 3) };
-    assert_eq!(world.refused(&other).reason, Reason::RequestMismatch);
+    assert_eq!(world.fork_refused(&other).reason, Reason::RequestMismatch);
     assert_eq!(world.fork("b", "a", 0), Err(Reason::SessionExists));
     let exists = v1::OpenSessionRequest { if_exists: v1::IfExists::Return as i32, ..fork("b", "", "nobody", 7) };
     let told: v1::OpenSessionResponse = world.call(Method::OpenSession, &exists).expect("it is there");
@@ -521,9 +510,9 @@ fn validate_only_checks_a_fork_and_makes_nothing() {
     let now = world.now();
     world.engine.cancel(waiting, now);
     world.abort("else", &running.lease);
-    assert_eq!(world.refused(&ask("a", 0)).reason, Reason::TooLarge);
-    assert_eq!(world.refused(&ask("a", 4)).reason, Reason::TurnNotFound);
-    assert_eq!(world.refused(&ask("nobody", 0)).reason, Reason::SessionNotFound);
+    assert_eq!(world.fork_refused(&ask("a", 0)).reason, Reason::TooLarge);
+    assert_eq!(world.fork_refused(&ask("a", 4)).reason, Reason::TurnNotFound);
+    assert_eq!(world.fork_refused(&ask("nobody", 0)).reason, Reason::SessionNotFound);
     world.close("a");
     let seq = world.store.last_seq;
     let _: v1::OpenSessionResponse = world.call(Method::OpenSession, &ask("a", 2)).expect("it may be");
@@ -531,7 +520,7 @@ fn validate_only_checks_a_fork_and_makes_nothing() {
     let purge = world.ask_purge("a");
     world.settle();
     assert!(world.done.remove(&purge).is_some_and(|told| told.is_ok()));
-    assert_eq!(world.refused(&ask("a", 2)).reason, Reason::SessionPurged);
+    assert_eq!(world.fork_refused(&ask("a", 2)).reason, Reason::SessionPurged);
     assert!(world.store.by_id(TENANT, "b").is_none());
 }
 
@@ -614,8 +603,8 @@ fn a_fork_is_spawned_whole_or_not_at_all() {
     let session = told.session.expect("it is told");
     assert_eq!((session.path.as_str(), session.turn_count), ("/root/scout", 3));
     let before = (world.store.records.len(), world.store.last_seq);
-    assert_eq!(world.refused(&spawn("t", "root")).reason, Reason::PathCollision);
-    assert_eq!(world.refused(&spawn("t", "nobody")).reason, Reason::ParentNotFound);
+    assert_eq!(world.fork_refused(&spawn("t", "root")).reason, Reason::PathCollision);
+    assert_eq!(world.fork_refused(&spawn("t", "nobody")).reason, Reason::ParentNotFound);
     assert_eq!(before, (world.store.records.len(), world.store.last_seq));
     let grant = world.begin("s");
     assert_eq!(grant.mail.iter().map(|m| m.content.clone()).collect::<Vec<_>>(), [b"go on".to_vec()]);
@@ -642,6 +631,6 @@ fn half_a_session_is_not_forked() {
     };
     other.settle();
     assert!(other.done.remove(&ticket).is_some_and(|told| told.is_ok()));
-    let refusal = other.refused(&fork("b", "", "a", 0));
+    let refusal = other.fork_refused(&fork("b", "", "a", 0));
     assert_eq!((refusal.reason, refusal.retry_ms), (Reason::SessionRestoring, Some(1_000)));
 }

@@ -1,23 +1,12 @@
 //! What is told of sessions, against the engine and a store in memory: each kind of event, that only what is durable is
 //! told, and what owners are told. What holds whatever the order is in simulation.rs and threads.rs.
-#![cfg(not(any(feature = "shuttle", roost_loom)))]
 
-#[path = "sim/rng.rs"]
-#[allow(dead_code)]
-mod rng;
-#[path = "sim/scene.rs"]
-#[allow(dead_code)]
-mod scene;
-#[path = "sim/store.rs"]
-#[allow(dead_code, unused_imports)]
-mod store;
-
+use crate::sim::scene::{TENANT, World, begin, close, commit, go_on, interrupt};
 use roost_core::engine::{Appended, Filter, Method, Watch};
 use roost_core::limits::Limits;
 use roost_core::proto::v1;
 use roost_core::proto::v1::SessionEventKind::{self as Kind, *};
 use roost_core::proto::v1::watch_owner_response::Event;
-use scene::{TENANT, World, begin, close, commit, go_on, interrupt};
 
 /// A world in which every entry is a batch of its own.
 fn slow() -> World {

@@ -1,17 +1,7 @@
 //! How sessions end, against the engine and a store in memory: closes, what follows them, how they come back, and the
 //! sweep of stale trees. What holds whatever the order is in simulation.rs.
-#![cfg(not(any(feature = "shuttle", roost_loom)))]
 
-#[path = "sim/rng.rs"]
-#[allow(dead_code)]
-mod rng;
-#[path = "sim/scene.rs"]
-#[allow(dead_code)]
-mod scene;
-#[path = "sim/store.rs"]
-#[allow(dead_code, unused_imports)]
-mod store;
-
+use crate::sim::scene::{TENANT, World, begin, close, commit};
 use prost::Message;
 use roost_core::engine::{
     CleanupStep, DumpMade, DumpedMail, DumpedRecord, DumpedSession, DumpedTrajectory, Method, Outcome, RestoreEnd,
@@ -22,7 +12,6 @@ use roost_core::ids::Uid;
 use roost_core::limits::Limits;
 use roost_core::proto::store_v1::{MessageMeta, Receipt, RequestMark, SessionFacts};
 use roost_core::proto::v1;
-use scene::{TENANT, World, begin, close, commit};
 
 const OPEN: i32 = v1::SessionState::Open as i32;
 const SEALED: i32 = v1::SessionState::Sealed as i32;
@@ -42,10 +31,6 @@ fn closing(id: &str, request_id: &str) -> v1::CloseSessionRequest {
 }
 
 impl World {
-    fn state(&self, id: &str) -> i32 {
-        self.store.by_id(TENANT, id).expect("it is stored").state
-    }
-
     fn reopen(&mut self, id: &str) -> Result<u32, Reason> {
         let told: v1::ReopenSessionResponse = self.call(Method::ReopenSession, &reopen(id, ""))?;
         let session = told.session.expect("it is told");
@@ -53,7 +38,7 @@ impl World {
         Ok(told.reopened)
     }
 
-    fn open(&mut self, id: &str, parent: &str, name: &str, stale_s: Option<i64>) -> Result<v1::Session, Reason> {
+    fn opened(&mut self, id: &str, parent: &str, name: &str, stale_s: Option<i64>) -> Result<v1::Session, Reason> {
         let stale_timeout = stale_s.map(|seconds| prost_types::Duration { seconds, nanos: 0 });
         let options = v1::OpenOptions {
             parent_session_id: parent.into(),
@@ -616,13 +601,13 @@ fn late_repeats_find_the_session_in_its_next_life() {
 #[test]
 fn who_comes_back_needs_its_path_and_room() {
     let mut world = World::new(Limits { max_sessions_per_tree: 3, ..Limits::default() });
-    world.open("root", "", "", None).expect("it opens");
-    world.open("a", "root", "scout", None).expect("it opens");
-    world.open("b", "a", "", None).expect("it opens");
+    world.opened("root", "", "", None).expect("it opens");
+    world.opened("a", "root", "scout", None).expect("it opens");
+    world.opened("b", "a", "", None).expect("it opens");
     world.close("a");
-    world.open("c", "root", "scout", None).expect("the name is free");
+    world.opened("c", "root", "scout", None).expect("the name is free");
     assert_eq!(world.reopen("a"), Err(Reason::TreeSessions));
-    world.open("d", "root", "", None).expect("there is room");
+    world.opened("d", "root", "", None).expect("there is room");
     world.close("d");
     world.close("b");
     world.close("c");
@@ -803,7 +788,7 @@ fn reopens_that_overlap_agree() {
 fn who_has_lost_its_place_does_not_come_back() {
     let mut world = World::new(Limits { purge_without_dump: 1, ..Limits::default() });
     for (id, parent) in [("root", ""), ("middle", "root"), ("leaf", "middle")] {
-        world.open(id, parent, "", None).expect("it opens");
+        world.opened(id, parent, "", None).expect("it opens");
     }
     world.turn("leaf", "");
     world.close("root");
@@ -820,7 +805,7 @@ fn who_has_lost_its_place_does_not_come_back() {
 #[test]
 fn a_refused_reopen_tells_only_what_is_durable() {
     let mut world = family();
-    world.open("first", "root", "scout", None).expect("it opens");
+    world.opened("first", "root", "scout", None).expect("it opens");
     world.close("first");
     let options = v1::OpenOptions { parent_session_id: "root".into(), name: "scout".into(), ..Default::default() };
     let request = v1::OpenSessionRequest { session_id: "second".into(), options: Some(options), ..Default::default() };
@@ -860,7 +845,7 @@ fn repeats_of_earlier_lives_change_nothing() {
 #[test]
 fn a_sweep_that_is_asked_for_comes_though_none_comes_by_itself() {
     let mut world = World::new(Limits { sweep_interval_ms: 0, ..Limits::default() });
-    world.open("s", "", "", Some(60)).expect("it opens");
+    world.opened("s", "", "", Some(60)).expect("it opens");
     world.pass(2 * MINUTE);
     world.pass(2 * MINUTE);
     assert_eq!(world.state("s"), OPEN);
@@ -873,7 +858,7 @@ fn a_sweep_that_is_asked_for_comes_though_none_comes_by_itself() {
 #[test]
 fn a_root_of_an_earlier_version_grows_stale() {
     let mut world = World::new(Limits::default());
-    world.open("s", "", "", Some(600)).expect("it opens");
+    world.opened("s", "", "", Some(600)).expect("it opens");
     let uid = world.store.by_id(TENANT, "s").expect("it is stored").row.uid;
     let session = world.store.sessions.get_mut(&uid).expect("it is stored");
     (session.row.stale_ms, session.stale_due, session.row.active_ms) = (-1, 1, 0);
@@ -908,8 +893,8 @@ fn what_is_not_stored_did_not_happen_to_ended_sessions_either() {
 #[test]
 fn a_tree_is_stale_one_time_out_after_its_last_activity() {
     let mut world = World::new(Limits::default());
-    world.open("root", "", "", Some(600)).expect("it opens");
-    world.open("child", "root", "", None).expect("it opens");
+    world.opened("root", "", "", Some(600)).expect("it opens");
+    world.opened("child", "root", "", None).expect("it opens");
     world.pass(9 * MINUTE);
     let grant = {
         let request = v1::BeginTurnRequest {
@@ -941,7 +926,7 @@ fn a_tree_is_stale_one_time_out_after_its_last_activity() {
 #[test]
 fn who_has_left_the_tree_has_kept_it_alive() {
     let mut world = World::new(Limits::default());
-    world.open("root", "", "", Some(600)).expect("it opens");
+    world.opened("root", "", "", Some(600)).expect("it opens");
     world.pass(9 * MINUTE);
     world.turn("child", "root");
     world.close("child");
@@ -957,7 +942,7 @@ fn who_has_left_the_tree_has_kept_it_alive() {
 fn signs_of_life_and_other_time_outs() {
     let mut world = World::new(Limits { default_stale_ms: 10 * MINUTE, ..Limits::default() });
     for id in ["idle", "alive", "never", "longer", "shorter"] {
-        world.open(id, "", "", None).expect("it opens");
+        world.opened(id, "", "", None).expect("it opens");
     }
     let update = |id: &str, stale_s: Option<i64>| v1::UpdateSessionRequest {
         session_id: id.into(),
@@ -991,7 +976,7 @@ fn a_tree_that_waits_is_not_stale() {
     let long = Some(prost_types::Duration { seconds: 3_600, nanos: 0 });
     let request = v1::BeginTurnRequest { lease_duration: long, ..begin("busy", "") };
     world.call::<v1::BeginTurnResponse>(Method::BeginTurn, &request).expect("a slot is free");
-    world.open("s", "", "", Some(60)).expect("it opens");
+    world.opened("s", "", "", Some(60)).expect("it opens");
     let waiting = world.start(Method::BeginTurn, &v1::BeginTurnRequest { wait: long, ..begin("s", "") });
     for _ in 0..5 {
         world.pass(MINUTE);

@@ -1,8 +1,6 @@
 //! Keys while their entries are on the way to disk: what is accepted, shown and counted at each step, and what is left
 //! of a change that the store refuses (I6, I21, I22).
 
-#![cfg(not(any(roost_loom, feature = "shuttle")))]
-
 use prost::Message;
 use roost_core::engine::{Appended, Caller, Effect, Engine, Keys, Method, Moment, Outcome, Space};
 use roost_core::error::Reason;

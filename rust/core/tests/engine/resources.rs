@@ -1,22 +1,11 @@
 //! Resources and pools, against the engine and a store in memory: how they are named, who gives way to whom, and what a
 //! close leaves of them. What holds whatever the order is in simulation.rs.
-#![cfg(not(any(feature = "shuttle", roost_loom)))]
 
-#[path = "sim/rng.rs"]
-#[allow(dead_code)]
-mod rng;
-#[path = "sim/scene.rs"]
-#[allow(dead_code)]
-mod scene;
-#[path = "sim/store.rs"]
-#[allow(dead_code, unused_imports)]
-mod store;
-
+use crate::sim::scene::{TENANT, World, close, commit};
 use roost_core::engine::{CleanupStep, DumpMade, Method, ReleaseStep, ResourceSetup};
 use roost_core::error::Reason;
 use roost_core::limits::Limits;
 use roost_core::proto::v1;
-use scene::{TENANT, World, close, commit};
 
 const SEALED: i32 = v1::SessionState::Sealed as i32;
 const CLOSED: i32 = v1::SessionState::Closed as i32;
@@ -84,10 +73,6 @@ impl World {
     fn releasing(&self) -> Vec<String> {
         let due = self.store.resources.iter().filter(|(_, r)| r.row.state == RELEASING);
         due.map(|(name, _)| name.clone()).collect()
-    }
-
-    fn state(&self, id: &str) -> i32 {
-        self.store.by_id(TENANT, id).expect("it is stored").state
     }
 
     fn ended(&self, ticket: u64) -> bool {
