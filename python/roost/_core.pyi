@@ -220,8 +220,9 @@ class Engine:
         """The caller of this ticket is gone. No completion follows."""
     def undelivered(self, method: int, request: bytes, reply: bytes, authorization: str, tenant: str) -> None:
         """A reply that `completed` yielded could not be written: a grant in it is released."""
-    def refuse(self, reason: str, message: str, metadata: dict[str, str]) -> Refusal:
-        """Build a refusal from the table of reasons, for handlers written in Python. It counts as told to a caller."""
+    def refuse(self, reason: str, message: str, metadata: dict[str, str], retry_ms: int | None = None) -> Refusal:
+        """Build a refusal from the table of reasons, for handlers written in Python. It counts as told to a caller.
+        retry_ms: after which it is worth to come again."""
     def skip_time(self, ms: int) -> None:
         """Move the service clock and the wall clock forward. For tests: leases and delays end without a wait."""
     def tick(self) -> int:

@@ -531,6 +531,14 @@ class QueueFull(RoostError):
     ADVICE = "Wait less, or spread waiting calls over connections."
 
 
+class Overloaded(RoostError):
+    """OVERLOADED: Calls wait too long at the door; some of the new work is refused there. Retry after the delay,
+    with the same request_id."""
+
+    REASON = "OVERLOADED"
+    ADVICE = "Retry after the delay, with the same request_id."
+
+
 class JournalBehind(RoostError):
     """JOURNAL_BEHIND: The disk is behind; new work is held off. Retry after the delay."""
 
@@ -675,6 +683,7 @@ BY_REASON: dict[str, type[RoostError]] = {
     "MAILBOX_FULL": MailboxFull,
     "ROOT_TRIGGER": RootTrigger,
     "QUEUE_FULL": QueueFull,
+    "OVERLOADED": Overloaded,
     "JOURNAL_BEHIND": JournalBehind,
     "JOURNAL_FULL": JournalFull,
     "STORE_LOW": StoreLow,

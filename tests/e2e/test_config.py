@@ -64,6 +64,7 @@ def test_defaults_are_those_of_the_design() -> None:
         "reward_finish_delay_ms": 0,
         "max_inline_checkpoint_bytes": 1 << 20,
         "journal_queue_bytes": 64 << 20,
+        "max_journal_lag_ms": 1_000,
         "keep_place_ms": 30_000,
         "max_batch_entries": 4_096,
     }

@@ -1,6 +1,7 @@
 """Trees of agents on a real server: what systems before this one are known to get wrong, each with its right answer.
 
-The engine's own part of these is in `rust/core/tests/engine/mail.rs`; here it is with a store, restarts and callers at once.
+The engine's own part of these is in `rust/core/tests/engine/mail.rs`; here it is with a store, restarts and callers at
+once.
 """
 
 from __future__ import annotations

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 # How grpc words a stream that died under a call; the code beside it is not always UNAVAILABLE.
 _BROKEN_STREAM = ("stream removed", "rst_stream", "socket closed", "connection reset", "goaway", "broken pipe", "eof")
 
+# The server is behind and does not say so with UNAVAILABLE, because other work goes on.
+MOMENTARY = frozenset({"OVERLOADED", "JOURNAL_BEHIND"})
+
 
 @dataclass(frozen=True)
 class RetryPolicy:
@@ -64,9 +67,10 @@ def is_transient(error: RoostError) -> bool:
     if error.code is grpc.StatusCode.UNAVAILABLE:
         return True
     if error.reason:
-        return False  # Roost answered: that is the answer
+        return error.reason in MOMENTARY  # else Roost answered: that is the answer
     if error.code in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED):
-        # CANCELLED without ErrorInfo is a server that went down under the call; a local cancellation never gets here.
+        # CANCELLED without ErrorInfo is a server that went down under the call, or that had too many at its door; a
+        # local cancellation never gets here.
         return True
     if error.code in (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL):
         text = error.message.lower()

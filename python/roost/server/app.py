@@ -42,6 +42,7 @@ from roost.server.lag import LoopDelay
 from roost.server.metrics import Metrics
 from roost.server.narrator import Narrator
 from roost.server.outside import Outside, outside
+from roost.server.overload import Overload
 from roost.server.tls import Certificates, certificates
 from roost.server.transport import Transport
 from roost.store.base import Store
@@ -142,6 +143,7 @@ class Process:
         )
         self._about = About(time.monotonic())
         reconcile = Reconciler(self._ours, self._lease)
+        self._overload = Overload(settings.overload_delay_ms / 1_000, self._engine.refuse, self._about.gauges)
         self._measures = Measures()
         self._traces = tracing.start(os.environ)
         if self._traces is not None:
@@ -186,7 +188,8 @@ class Process:
         cleaner = self._cleaner(reader)
         settle, undo = self._transport.settle, cleaner.undo_restore
         restorer = Restorer(*parts, self._dumps, reader.read, settle, undo, self._restoring)
-        self._transport.register(door.server, reader, restorer)
+        self._transport.register(door.server, reader, restorer, self._overload)
+        self._overload.listen(door.server, Path(self._settings.data_dir))
         try:
             port = door.listen(self._where.target, None if self._certs is None else self._certs.credentials())
         except RuntimeError as error:
@@ -218,6 +221,7 @@ class Process:
                 log.error("handler_failed", error=type(ended).__name__)
         await self._drivers.close()
         await self._drain(door)
+        self._overload.close()
         reader.stop()
         writer.stop()
         self._transport.stop_ticking()
@@ -257,7 +261,7 @@ class Process:
             self._measures,
         )
 
-    def _handlers(self, reader: StoreReader) -> list[Releaser | Reaper | LoopDelay | Certificates]:
+    def _handlers(self, reader: StoreReader) -> list[Releaser | Reaper | LoopDelay | Overload | Certificates]:
         """What works on resources that are to end, and on those that nobody owns; what measures; and what looks after
         certificates."""
         settings, drivers = self._settings, self._drivers
@@ -280,7 +284,7 @@ class Process:
             self._about.gauges,
         )
         delay = LoopDelay(self._about.gauges, self._measures.loop_delay)
-        return [releaser, reaper, delay, *([] if self._certs is None else [self._certs])]
+        return [releaser, reaper, delay, self._overload, *([] if self._certs is None else [self._certs])]
 
     def _lease(self) -> float:
         """Seconds that a lease lives where none is asked for."""

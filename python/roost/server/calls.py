@@ -65,6 +65,12 @@ class Calls:
         """Every method, called or not."""
         return self._methods.values()
 
+    def refused(self, path: str, code: grpc.StatusCode) -> None:
+        """A call was refused before its handler began."""
+        method = self._methods[path]
+        method.started += 1
+        method.end(code.value[0], 0.0)
+
     def unary(self, path: str, handler: Unary) -> Unary:
         """The handler, and each of its calls counted."""
         method, clock = self._methods[path], time.perf_counter

@@ -115,6 +115,9 @@ class Limits(BaseModel):
         0, ge=0, le=30 * _DAY, description="a trajectory finishes this long after its latest reward; 0: not by itself"
     )
     journal_queue_bytes: Size = Field(64 * _MIB, ge=64 * _KIB, le=16 * _GIB, description="entries not yet on disk")
+    max_journal_lag_ms: Millis = Field(
+        _SECOND, ge=0, le=_HOUR, description="age of an entry not on disk from which on new work is refused; 0: any"
+    )
     keep_place_ms: Millis = Field(30 * _SECOND, ge=0, le=10 * _MINUTE, description="place kept for a cancelled wait")
     max_mailbox_messages: Count = Field(1_000, ge=1, le=100_000, description="messages in one mailbox")
     max_mailbox_bytes: Size = Field(8 * _MIB, ge=_KIB, le=_GIB, description="content of the messages in one mailbox")
@@ -181,6 +184,9 @@ class Settings(Limits):
     max_request_bytes: Size = Field(4 * _MIB, ge=64 * _KIB, le=256 * _MIB, description="one request message")
     max_concurrent_streams: Count = Field(1_024, ge=1, le=1_000_000, description="calls at once on one connection")
     max_concurrent_rpcs: Count = Field(20_000, ge=1, le=10_000_000, description="backstop: calls at once in all")
+    overload_delay_ms: Millis = Field(
+        500, ge=0, le=_MINUTE, description="wait at the door from which on new work is refused there; 0: never"
+    )
     max_connections: Count = Field(4_000, ge=1, le=1_000_000, description="connections at once")
     max_metadata_bytes: Size = Field(8_192, ge=1_024, le=_MIB, description="metadata of one request")
     handshake_timeout_ms: Millis = Field(5 * _SECOND, ge=100, le=10 * _MINUTE, description="time to connect in")

@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import _async as reflection_aio
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from roost.server.config import Settings
+from roost.server.overload import QUEUE
 from roost.server.transport import SERVICES
 
 LIVE: Final = "live"
@@ -48,6 +49,8 @@ def options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.max_connection_age_grace_ms", settings.connection_age_grace_ms),
         ("grpc.max_allowed_incoming_connections", settings.max_connections),
         ("grpc.so_reuseport", 0),  # a second server on the port must fail, not share it
+        ("grpc.server.max_pending_requests", QUEUE[0]),
+        ("grpc.server.max_pending_requests_hard_limit", QUEUE[1]),
     ]
 
 

@@ -98,6 +98,7 @@ _OWN: Final = (
     Family("roost_turn_held_seconds", "histogram", "How long turns held their slots."),
     Family("roost_turn_wait_seconds", "histogram", "How long granted BeginTurns had waited for a slot."),
     _of("waiting", "Calls that wait, for a slot, for mail, for a session to run or for a place in a pool."),
+    _of("door_wait_ms", "How long new work waits to be taken in, by the latest probe.", "door_wait_seconds", _MS),
     Family("roost_limit", "gauge", "Limits that are counts, by setting.", labels=("limit",)),
     Family("roost_limit_bytes", "gauge", "Limits that are sizes, by setting.", labels=("limit",)),
     Family("roost_limit_seconds", "gauge", "Limits that are times, by setting.", labels=("limit",)),

@@ -33,6 +33,8 @@ from roost.handlers.stats import About, get_stats
 from roost.handlers.sweep import sweep
 from roost.handlers.watch import watch_sessions
 from roost.server.calls import Calls
+from roost.server.overload import KEPT, Gate, MethodHandler
+from roost.server.status import refuse
 from roost.v1 import (
     admin_service_pb2,
     mail_service_pb2,
@@ -45,6 +47,7 @@ from roost.v1 import (
 if TYPE_CHECKING:
     from roost._core import Engine, Refusal
     from roost.handlers.reload import StoreReader
+    from roost.server.overload import Overload
     from roost.store.base import SessionRow, Store
 
 SERVICES: Final = tuple(
@@ -69,8 +72,6 @@ _WAITING: Final = frozenset(
 )
 _RESTORE: Final = "/roost.v1.TrajectoryService/RestoreSessions"
 _CHECKPOINT: Final = "/roost.v1.TurnService/GetCheckpoint"
-_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
-_DETAILS: Final = "grpc-status-details-bin"
 _EVENTS_PAUSE: Final = 0.02  # seconds; what happens in them is read at once by each stream that waits for it
 
 log = structlog.get_logger("roost.transport")
@@ -271,7 +272,7 @@ class Transport:
 
     # -- registration
 
-    def register(self, server: grpc.aio.Server, reader: StoreReader, restore: Long) -> None:
+    def register(self, server: grpc.aio.Server, reader: StoreReader, restore: Long, overload: Overload) -> None:
         """Add every RPC of every Roost service. `restore` answers RestoreSessions."""
         unary: dict[str, Callable[[Cold, bytes], bytes]] = {
             "/roost.v1.SessionService/ListSessions": list_sessions,
@@ -287,31 +288,37 @@ class Transport:
             "/roost.v1.TrajectoryService/ExportTrajectories": export_trajectories,
             "/roost.v1.TurnService/WatchOwner": watch_owner,
         }
+
+        def answers(path: str) -> MethodHandler:
+            # No (de)serializers: requests and replies are bytes.
+            if path in streams or path == _CHECKPOINT:
+                checkpoint = path == _CHECKPOINT
+                stream = self._checkpoint(METHODS[path]) if checkpoint else self._stream(path, streams[path], reader)
+                told = self._spans.stream(path, self.calls.stream(path, stream))
+                return grpc.unary_stream_rpc_method_handler(told)
+            if path in unary:
+                handler = self._cold(path, unary[path], reader)
+            elif path == _RESTORE:
+                handler = self._long(path, restore)
+            elif path in _WAITING:
+                handler = self._waiting(METHODS[path])
+            else:
+                handler = self._hot(METHODS[path])
+            return grpc.unary_unary_rpc_method_handler(self._spans.unary(path, self.calls.unary(path, handler)))
+
+        untyped: Any = server  # its stub does not know of registered methods
+        new: dict[str, MethodHandler] = {}
         for service in SERVICES:
-            handlers = {}
-            for method in service.methods:
-                path = f"/{service.full_name}/{method.name}"
-                # No (de)serializers: requests and replies are bytes.
-                if path in streams or path == _CHECKPOINT:
-                    stream = (
-                        self._checkpoint(METHODS[path])
-                        if path == _CHECKPOINT
-                        else self._stream(path, streams[path], reader)
-                    )
-                    told = self._spans.stream(path, self.calls.stream(path, stream))
-                    handlers[method.name] = grpc.unary_stream_rpc_method_handler(told)
-                    continue
-                if path in unary:
-                    handler = self._cold(path, unary[path], reader)
-                elif path == _RESTORE:
-                    handler = self._long(path, restore)
-                elif path in _WAITING:
-                    handler = self._waiting(METHODS[path])
-                else:
-                    handler = self._hot(METHODS[path])
-                handler = self._spans.unary(path, self.calls.unary(path, handler))
-                handlers[method.name] = grpc.unary_unary_rpc_method_handler(handler)
-            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
+            paths = {f"/{service.full_name}/{method.name}": method.name for method in service.methods}
+            kept = {name: answers(path) for path, name in paths.items() if path in KEPT}
+            new |= {path: answers(path) for path in paths if path not in KEPT}
+            untyped.add_registered_method_handlers(service.full_name, kept)  # a queue of its own for each
+        server.add_generic_rpc_handlers((Gate(new, overload, self._shed),))
+
+    def _shed(self, path: str, code: grpc.StatusCode) -> None:
+        """A call was refused at the door."""
+        self.requests += 1
+        self.calls.refused(path, code)
 
     def _hot(self, method: int) -> Handler:
         """A unary RPC of the engine."""
@@ -327,7 +334,7 @@ class Transport:
                 result = await wait(method, request, caller, result)
             if type(result) is bytes:
                 return result
-            return await _refuse(context, result)
+            return await refuse(context, result)
 
         return handle
 
@@ -348,7 +355,7 @@ class Transport:
                 connections.leave(peer)
             if type(result) is bytes:
                 return result
-            return await _refuse(context, result)
+            return await refuse(context, result)
 
         return handle
 
@@ -431,7 +438,7 @@ class Transport:
                 await self._too_large(context, len(request))
             cold = self._authorize(path, caller_of(context))
             if not isinstance(cold, Cold):
-                await _refuse(context, cold)
+                await refuse(context, cold)
             self._cold_running += 1
             try:
                 answer = await reader.read(partial(cold.step, partial(handler, cold, request)))
@@ -439,7 +446,7 @@ class Transport:
                 self._cold_running -= 1
             if type(answer) is bytes:
                 return answer
-            return await _refuse(context, answer)
+            return await refuse(context, answer)
 
         return handle
 
@@ -469,7 +476,7 @@ class Transport:
                 refusal = self._engine.refuse("INTERNAL_ERROR", "the server failed to answer; see its log", {})
             finally:
                 self._cold_running -= 1
-            return await _refuse(context, refusal)
+            return await refuse(context, refusal)
 
         return handle
 
@@ -483,7 +490,7 @@ class Transport:
             caller = caller_of(context)
             cold = self._authorize(path, caller)
             if not isinstance(cold, Cold):
-                await _refuse(context, cold)
+                await refuse(context, cold)
             pages = handler(cold, request)
             step = partial(cold.step, partial(next, pages, None))
             self._cold_running += 1
@@ -510,7 +517,7 @@ class Transport:
                 self._cold_running -= 1
                 self._streams.pop(pages, None)
             if page is not None:
-                await _refuse(context, page)
+                await refuse(context, page)
 
         return handle
 
@@ -527,7 +534,7 @@ class Transport:
                 if type(result) is int:
                     result = await self._wait(method, request, caller, result)
                 if type(result) is not bytes:
-                    await _refuse(context, result)
+                    await refuse(context, result)
                 yield result
                 part = turn_service_pb2.GetCheckpointResponse.FromString(result)
                 if part.last:
@@ -541,11 +548,4 @@ class Transport:
     async def _too_large(self, context: Context, size: int) -> NoReturn:
         message = f"the request is {size} bytes; the limit is {self._limit}"
         metadata = {"field": "request", "size": str(size), "limit": str(self._limit)}
-        await _refuse(context, self._engine.refuse("TOO_LARGE", message, metadata))
-
-
-async def _refuse(context: Context, refusal: Refusal) -> NoReturn:
-    """End the call with the status of a refusal and its details."""
-    code, message, details = refusal
-    await context.abort(_CODES[code], message, ((_DETAILS, details),))
-    raise AssertionError("abort returned")
+        await refuse(context, self._engine.refuse("TOO_LARGE", message, metadata))

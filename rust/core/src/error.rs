@@ -101,6 +101,7 @@ reasons! {
     MailboxFull "MAILBOX_FULL" ResourceExhausted "The session's mailbox is as full as it may be." "Have it run a turn, which takes its mail; send less, or with a ttl.";
     RootTrigger "ROOT_TRIGGER" FailedPrecondition "A descendant may not make the root of its tree runnable." "Send without `trigger`; open the root with wake_on_completion to be woken by its children's ends.";
     QueueFull "QUEUE_FULL" ResourceExhausted "As many calls wait as may, on this connection or in all." "Wait less, or spread waiting calls over connections.";
+    Overloaded "OVERLOADED" ResourceExhausted "Calls wait too long at the door; some of the new work is refused there." "Retry after the delay, with the same request_id.";
     JournalBehind "JOURNAL_BEHIND" ResourceExhausted "The disk is behind; new work is held off." "Retry after the delay.";
     JournalFull "JOURNAL_FULL" Unavailable "The disk is far behind; nothing is taken." "Retry after the delay.";
     StoreLow "STORE_LOW" ResourceExhausted "The disk is almost full; new work is refused, running work may end." "Free disk space; the server goes on by itself.";

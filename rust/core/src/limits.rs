@@ -162,6 +162,8 @@ limits! {
     max_inline_checkpoint_bytes: 1 << 20, 0, 64 << 20;
     /// Journal entries not yet durable.
     journal_queue_bytes: 64 << 20, 1 << 16, 16 << 30, LaidOut;
+    /// Age of the oldest of them from which on new work is refused; 0 = whatever their age.
+    max_journal_lag_ms: 1_000, 0, 3_600_000;
     /// How long a cancelled wait with a request_id keeps its place for its repeat.
     keep_place_ms: 30_000, 0, 600_000;
     /// Events of sessions in memory for those who watch, of all tenants together; one of more than 512 bytes counts as

@@ -412,17 +412,20 @@ impl Engine {
         self.engine.keys_required()
     }
 
+    #[pyo3(signature = (reason, message, metadata, retry_ms=None))]
     fn refuse<'py>(
         &self,
         py: Python<'py>,
         reason: &str,
         message: String,
         metadata: BTreeMap<String, String>,
+        retry_ms: Option<u64>,
     ) -> PyResult<Bound<'py, PyTuple>> {
         let reason = Reason::from_name(reason)
             .ok_or_else(|| PyValueError::new_err(format!("{reason} is not in the table of reasons")))?;
         let mut refusal = Refusal::new(reason, message);
         refusal.metadata = metadata;
+        refusal.retry_ms = retry_ms;
         self.engine.refused(&refusal);
         refusal_tuple(py, &refusal)
     }

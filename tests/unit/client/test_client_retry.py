@@ -32,6 +32,8 @@ def error(code: grpc.StatusCode, reason: str = "", message: str = "", retry_dela
         (error(grpc.StatusCode.UNKNOWN, message="unexpected exception"), False),
         (error(grpc.StatusCode.INTERNAL, "INTERNAL_ERROR", "stream removed"), False),
         (error(grpc.StatusCode.RESOURCE_EXHAUSTED, "TENANT_TURNS", retry_delay=1.0), False),
+        (error(grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", retry_delay=1.0), True),
+        (error(grpc.StatusCode.RESOURCE_EXHAUSTED, "JOURNAL_BEHIND", retry_delay=0.2), True),
         (error(grpc.StatusCode.ABORTED), False),
         (error(grpc.StatusCode.FAILED_PRECONDITION, "TURN_IN_PROGRESS"), False),
         (error(grpc.StatusCode.DATA_LOSS, "SESSION_CORRUPT"), False),

@@ -325,7 +325,7 @@ async def test_a_block_cannot_go_on_after_its_end(server: FakeServer, client: As
 async def test_an_abort_that_cannot_be_served_now_keeps_what_was_recorded(
     server: FakeServer, client: AsyncClient
 ) -> None:
-    server.script["AbortTurn"].append(Refuse(grpc.StatusCode.RESOURCE_EXHAUSTED, "JOURNAL_BEHIND"))
+    server.script["AbortTurn"].append(Refuse(grpc.StatusCode.RESOURCE_EXHAUSTED, "STORE_LOW"))
     with pytest.raises(KeyError) as caught:  # noqa: PT012
         async with client.turn("s1") as turn:
             turn.record("x")

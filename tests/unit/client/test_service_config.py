@@ -64,7 +64,9 @@ def test_every_name_is_one_of_the_api() -> None:
 
 @pytest.mark.parametrize(("service", "method"), METHODS)
 def test_what_may_be_repeated_is_and_nothing_else(service: str, method: str) -> None:
-    """I21: only UNAVAILABLE, which says nothing about the request; only calls that the client repeats as well."""
+    """I21: only what says nothing about the request; only calls that the client repeats as well. UNAVAILABLE;
+    CANCELLED, which a server says that has too many at its door; RESOURCE_EXHAUSTED, where the server says when to come
+    again: with a cap that is full it says not to."""
     unsafe = re.findall(r'call\(\w+ \+ "(\w+)"[^)]*safe=False', inspect.getsource(_aio))
     assert unsafe == ["ReconcileInventory"]
     one = config(service, method)
@@ -73,7 +75,7 @@ def test_what_may_be_repeated_is_and_nothing_else(service: str, method: str) -> 
         assert not one.get("waitForReady")
     else:
         assert one["waitForReady"]
-        assert one["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
+        assert one["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"]
         assert 2 <= one["retryPolicy"]["maxAttempts"] <= 5
 
 

@@ -32,6 +32,7 @@ from roost.handlers.journal import JournalWriter
 from roost.handlers.reload import StoreReader
 from roost.handlers.restore import Restorer
 from roost.handlers.stats import About
+from roost.server.overload import Overload
 from roost.server.transport import SERVICES, Transport
 from roost.store.sqlite import SqliteStore
 from roost.v1 import (
@@ -110,12 +111,13 @@ class House:
         self.directory = directory.parent
         self.dumps = open_target(str(self.directory))
         self.live: set[bytes] = set()
-        server: Any = SimpleNamespace(add_generic_rpc_handlers=self._add)
+        server: Any = SimpleNamespace(add_generic_rpc_handlers=self._add, add_registered_method_handlers=self._add_kept)
         read, settle, live = self._reader.read, self.transport.settle, self.live
         step, nothing = self.transport.cleanup_step, dict[str, int]()
         cleaner = Cleaner(self.engine, self.store, read, step, lambda: None, None, lambda: False, nothing, live)
         restorer = Restorer(self.engine, self.store, self.dumps, read, settle, cleaner.undo_restore, live)
-        self.transport.register(server, self._reader, restorer)
+        calm = Overload(0.0, self.engine.refuse, nothing)
+        self.transport.register(server, self._reader, restorer, calm)
         self._writer.start()
         self._reader.start()
         self.transport.start_ticking()
@@ -128,6 +130,9 @@ class House:
             found = generic[0].service(SimpleNamespace(method="/" + path, invocation_metadata=()))
             if found is not None:
                 self.handlers[path] = found
+
+    def _add_kept(self, service: str, methods: dict[str, Any]) -> None:
+        self.handlers |= {f"{service}/{name}": handler for name, handler in methods.items()}
 
     def _wake(self) -> None:
         self._loop.call_soon_threadsafe(self.transport.drain)

@@ -77,9 +77,13 @@ impl Policy {
                 Ok(answer) => return Ok(answer.into_inner()),
                 Err(status) => status,
             };
-            match retry {
-                Some(retry) if retry.allows(&refused) && start.elapsed() + backoff < timeout => {
-                    tokio::time::sleep(backoff).await;
+            // What the server says of when to come again goes before what the policy says; less than nothing: never.
+            let told =
+                refused.metadata().get("grpc-retry-pushback-ms").and_then(|ms| ms.to_str().ok()?.parse::<i64>().ok());
+            let wait = told.map_or(Some(backoff), |ms| u64::try_from(ms).ok().map(Duration::from_millis));
+            match (retry, wait) {
+                (Some(retry), Some(wait)) if retry.allows(&refused) && start.elapsed() + wait < timeout => {
+                    tokio::time::sleep(wait).await;
                     backoff = backoff.mul_f64(retry.backoff_multiplier).min(seconds(&retry.max_backoff));
                 }
                 _ => return Err(refused),

@@ -457,7 +457,7 @@ impl Engine {
         if lease.interrupted {
             return Err(interrupted(&line.session_id));
         }
-        self.admit_new()?;
+        self.admit_new(now)?;
         let (nodes, gates) = tree.gates(line);
         for ((node, _), gate) in nodes.iter().zip(gates) {
             let (cap, used) = node.cap_used();

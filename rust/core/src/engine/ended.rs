@@ -193,7 +193,7 @@ impl Engine {
         work: &mut Work,
         now: &mut Moment,
     ) {
-        if let Err(refusal) = self.admit(&call.call) {
+        if let Err(refusal) = self.admit(&call.call, now) {
             return self.refuse_call(call, refusal, work);
         }
         let Call::Step(step) = &mut call.call else { return };

@@ -539,7 +539,7 @@ impl Engine {
                 }
             }
         }
-        self.resume_waits(&mut work);
+        self.resume_waits(&mut work, &now);
         self.look_for_due(&now);
         self.look_for_stale(&now);
         self.look_at_pools(&mut work, &now);
@@ -719,7 +719,7 @@ impl Engine {
             Call::WaitMail(_) => return self.wait_mail(call, work, now),
             _ => {}
         }
-        if let Err(refusal) = self.admit(&call.call) {
+        if let Err(refusal) = self.admit(&call.call, now) {
             if matches!(call.call, Call::Poke { .. }) {
                 return self.stop_poking(&call.tenant, now);
             }
@@ -756,7 +756,7 @@ impl Engine {
     }
 
     /// Whether a call may go on at all.
-    fn admit(&self, call: &Call) -> Result<(), Refusal> {
+    fn admit(&self, call: &Call, now: &Moment) -> Result<(), Refusal> {
         match call {
             Call::Open(_)
             | Call::Begin(_)
@@ -764,17 +764,17 @@ impl Engine {
             | Call::Restore(_)
             | Call::Send(_)
             | Call::Poll(_)
-            | Call::Poke { .. } => self.admit_begin(),
-            Call::Step(step) if step.grows() => self.admit_begin(),
-            Call::Attach(attach) if attach.name.is_none() => self.admit_begin(),
+            | Call::Poke { .. } => self.admit_begin(now),
+            Call::Step(step) if step.grows() => self.admit_begin(now),
+            Call::Attach(attach) if attach.name.is_none() => self.admit_begin(now),
             _ => self.admit_change(),
         }
     }
 
     /// Whether a turn may begin or a session be made.
-    fn admit_begin(&self) -> Result<(), Refusal> {
+    fn admit_begin(&self, now: &Moment) -> Result<(), Refusal> {
         self.admit_change()?;
-        self.admit_new()
+        self.admit_new(now)
     }
 
     /// Whether anything may be changed.
@@ -792,7 +792,7 @@ impl Engine {
     }
 
     /// Whether new work may begin.
-    fn admit_new(&self) -> Result<(), Refusal> {
+    fn admit_new(&self, now: &Moment) -> Result<(), Refusal> {
         if self.draining.load(Ordering::Acquire) {
             return Err(shutting_down());
         }
@@ -802,6 +802,12 @@ impl Engine {
         }
         if self.journal.behind() {
             return Err(Refusal::new(Reason::JournalBehind, "the disk is behind; try again").retry_after(200));
+        }
+        // A queue that is short in bytes may be long in time: who waits in it would rather have gone elsewhere.
+        let (lag, limit) = (self.journal.lag(now.mono_ms), self.limits.max_journal_lag_ms());
+        if limit > 0 && lag > limit {
+            let refusal = Refusal::new(Reason::JournalBehind, format!("the disk is {lag} ms behind; try again"));
+            return Err(refusal.with("lag_ms", lag).with("limit_ms", limit).retry_after(limit));
         }
         Ok(())
     }

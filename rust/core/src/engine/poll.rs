@@ -229,7 +229,7 @@ impl Engine {
                 self.leave_wait(call.connection);
                 self.refuse_poll(call, all.then(super::shutting_down), work);
             }
-            if tenant.polls.any() && self.admit_begin().is_ok() {
+            if tenant.polls.any() && self.admit_begin(now).is_ok() {
                 self.look_for_runnable(&tenant, now);
             }
         }

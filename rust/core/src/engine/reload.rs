@@ -539,7 +539,7 @@ impl Engine {
     ) {
         call.reload_ms += now.mono_ms.saturating_sub(call.ran_ms) as u32;
         let sound = granted_after == self.losses.load(Ordering::Acquire);
-        if sound && self.admit_begin().is_ok() && self.tickets.lock().contains_key(&call.ticket) {
+        if sound && self.admit_begin(now).is_ok() && self.tickets.lock().contains_key(&call.ticket) {
             let arrival = call.arrival;
             self.begin_with_slots(call, tree, state, index, arrival, work, now);
         } else {

@@ -181,7 +181,7 @@ impl Engine {
     /// Something was given back to a gate: whoever can go, goes, in order.
     pub(crate) fn pump(&self, from: &Arc<Tree>, gate: Gate, work: &mut Work, now: &mut Moment) {
         // While nothing new may begin, who waits goes on waiting; `tick` comes back to it.
-        if self.admit_begin().is_err() {
+        if self.admit_begin(now).is_err() {
             return self.stalled.store(true, Ordering::Release);
         }
         let mut after = None;
@@ -306,8 +306,8 @@ impl Engine {
     }
 
     /// Once turns may begin again, every gate that somebody waits at is looked at.
-    pub(crate) fn resume_waits(&self, work: &mut Work) {
-        if !self.stalled.load(Ordering::Acquire) || self.admit_begin().is_err() {
+    pub(crate) fn resume_waits(&self, work: &mut Work, now: &Moment) {
+        if !self.stalled.load(Ordering::Acquire) || self.admit_begin(now).is_err() {
             return;
         }
         self.stalled.store(false, Ordering::Release);

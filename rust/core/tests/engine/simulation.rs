@@ -26,6 +26,7 @@ fn config(seed: u64, ops: usize) -> Config {
         max_fork_bytes: [300, 64 << 20, 64 << 20][rng.below(3)],
         journal_queue_bytes: [6_000, 64 << 20][rng.below(2)],
         max_batch_entries: [1, 4, 4_096][rng.below(3)],
+        max_journal_lag_ms: [0, 0, 200][rng.below(3)],
         ..Limits::default()
     };
     Config {
@@ -139,10 +140,15 @@ fn residency_is_invisible() {
             .into_iter()
             .map(|(max_resident_sessions, max_resident_bytes)| {
                 let mut config = config(seed, 0);
-                // How full the journal is at an instant depends on what had to be read: here it is never full.
-                let journal_queue_bytes = 64 << 20;
-                config.limits =
-                    Limits { max_resident_sessions, max_resident_bytes, journal_queue_bytes, ..config.limits };
+                config.limits = Limits {
+                    max_resident_sessions,
+                    max_resident_bytes,
+                    // How full and how late the journal is at an instant depends on what had to be read: here it is
+                    // neither.
+                    journal_queue_bytes: 64 << 20,
+                    max_journal_lag_ms: 0,
+                    ..config.limits
+                };
                 (World::new(config), BTreeMap::new())
             })
             .collect();
