@@ -253,6 +253,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
         "Process",
         (
             Panel("CPU", "percentunit", ((rate("process_cpu_seconds_total", "instance"), "{{instance}}"),)),
+            Panel("Wait at the door", "s", ((f"max(roost_door_wait_seconds{ONE})", "wait"),)),
             Panel("Delay of the event loop", "s", quantiles("roost_event_loop_delay_seconds", 0.5, 0.99)),
             Panel(
                 "Open files",

@@ -119,7 +119,7 @@ def test_unix_sockets_are_private_and_stale_ones_are_replaced(tmp_path: Path, st
 def test_a_lock_file_left_by_a_crash_locks_nobody_out(start: Start) -> None:
     server = start()
     server.kill()
-    for path in server.data_dir.iterdir():
+    for path in filter(Path.is_file, server.data_dir.iterdir()):
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody holds it any more
     server.start()

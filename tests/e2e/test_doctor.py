@@ -55,7 +55,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def broken(data: Path, tmp_path: Path) -> Path:
     """A copy of the store that a test may break."""
-    shutil.copytree(data / "data", tmp_path / "data")
+    shutil.copytree(data / "data", tmp_path / "data", ignore=shutil.ignore_patterns("*.sock"))
     conn = apsw.Connection(str(tmp_path / "data" / "roost.db"))
     conn.close()  # all in one file
     return tmp_path / "data"

@@ -315,7 +315,9 @@ def test_i25_no_key_is_in_the_log_the_stats_an_error_or_the_store(own: Server) -
         stats = str(api.stats())
         assert api.stats().gauges["api_keys"] == 3  # the admin key made two above
     # While it runs, so that its write-ahead log is looked at too.
-    stored = b"".join(path.read_bytes() for path in own.data_dir.iterdir() if path.name != "roost.secret")
+    stored = b"".join(
+        path.read_bytes() for path in own.data_dir.iterdir() if path.is_file() and path.name != "roost.secret"
+    )
     own.terminate()
     for key in (ADMIN, tenant, session):
         secret = key.rpartition("_")[2]

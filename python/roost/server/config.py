@@ -185,7 +185,7 @@ class Settings(Limits):
     max_concurrent_streams: Count = Field(1_024, ge=1, le=1_000_000, description="calls at once on one connection")
     max_concurrent_rpcs: Count = Field(20_000, ge=1, le=10_000_000, description="backstop: calls at once in all")
     overload_delay_ms: Millis = Field(
-        500, ge=0, le=_MINUTE, description="wait at the door from which on new work is refused there; 0: never"
+        _SECOND, ge=0, le=_MINUTE, description="wait at the door from which on new work is refused there; 0: never"
     )
     max_connections: Count = Field(4_000, ge=1, le=1_000_000, description="connections at once")
     max_metadata_bytes: Size = Field(8_192, ge=1_024, le=_MIB, description="metadata of one request")

@@ -13,7 +13,6 @@ cannot serve would soon do nothing else. So there are three bounds (docs/ARCHITE
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -46,19 +45,20 @@ KEPT: Final = frozenset(
         "/roost.v1.TrajectoryService/AckTrajectories",
         "/roost.v1.ResourceService/DetachResource",
         "/roost.v1.AdminService/GetStats",
+        "/roost.v1.AdminService/RevokeApiKey",
         "/roost.v1.AdminService/SetLimits",
     }
 )
 # Calls in one queue: from the first number on more and more are dropped, from the second all. gRPC's own defaults.
 QUEUE: Final = (1_000, 3_000)
 _SHARE: Final = 5  # of the calls taken in while they wait too long, one in so many is refused
+_SLOW: Final = 2  # probes in a row
 _EVERY: Final = 0.05  # seconds between two looks
 _RETRY_MS: Final = (500, 1_500)  # when to come again: a time in between, so that not all come at once
 _SOCKET: Final = "door.sock"
 _PROBE: Final = "/roost.Door/Probe"  # no such method: the answer is that, from the queue that all new work is in
 
 log = structlog.get_logger("roost.overload")
-
 
 MethodHandler = Any  # grpc.RpcMethodHandler of bytes
 # Makes a refusal of a reason, a sentence, metadata, and milliseconds after which to come again.
@@ -76,8 +76,10 @@ class Overload:
         self._socket: address.Address | None = None
         self._sent: float | None = None  # when the probe that is on its way was sent
         self._waited = 0.0
+        self._slow = 0  # probes in a row that waited too long
         self._taken = 0
         self._on = False
+        self._began = 0.0
         gauges["door_wait_ms"] = 0
 
     @property
@@ -116,28 +118,41 @@ class Overload:
                 untyped: Any = door  # its stub wants serializers
                 probe = untyped.unary_unary(_PROBE)
                 while True:
-                    self._sent = time.monotonic()
-                    with contextlib.suppress(grpc.aio.AioRpcError):
+                    began = self._sent = time.monotonic()
+                    code = None
+                    try:
                         await probe(b"", wait_for_ready=True)
-                    self._waited = time.monotonic() - self._sent
-                    self._sent = None
+                    except grpc.aio.AioRpcError as error:
+                        code = error.code()
+                    self.probed(time.monotonic() - began, dropped=code is grpc.StatusCode.CANCELLED)
                     await asyncio.sleep(_EVERY)
         finally:
             looking.cancel()
 
+    def probed(self, seconds: float, dropped: bool = False) -> None:
+        """A probe has come through after so many seconds, or was dropped because the queue is full."""
+        self._sent = None
+        self._waited = max(seconds, self._waited) if dropped else seconds
+        self._slow = self._slow + 1 if dropped or seconds > self._limit else 0
+        self.look()
+
     async def _look(self) -> None:
-        """Say so when it begins, and when it is over."""
-        began = 0.0
         while True:
-            on = self.wait > self._limit
-            if on and not self._on:
-                began = time.monotonic()
-                log.warning("overload_began", wait_ms=round(self.wait * 1_000))
-            elif self._on and not on:
-                log.info("overload_over", seconds=round(time.monotonic() - began, 1))
-            self._on = on
-            self._gauges["door_wait_ms"] = round(self.wait * 1_000)
+            self.look()
             await asyncio.sleep(_EVERY)
+
+    def look(self) -> None:
+        """Refuse from now on, or no more. Two probes in a row must have waited too long, of which the second may still
+        be on its way: one may be a moment in which the loop did something else."""
+        late = self._sent is not None and time.monotonic() - self._sent > self._limit
+        on = self._limit > 0 and self._slow + late >= _SLOW
+        if on and not self._on:
+            self._began = time.monotonic()
+            log.warning("overload_began", wait_ms=round(self.wait * 1_000))
+        elif self._on and not on:
+            log.info("overload_over", seconds=round(time.monotonic() - self._began, 1))
+        self._on = on
+        self._gauges["door_wait_ms"] = round(self.wait * 1_000)
 
     def refusal(self) -> Refusal | None:
         """What a call of new work that comes now is answered, if it is one of those to refuse."""

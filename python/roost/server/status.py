@@ -27,21 +27,25 @@ Status = tuple[grpc.StatusCode, str, tuple[tuple[str, str | bytes], ...]]
 
 def status_of(refusal: Refusal) -> Status:
     """Code, message and trailers of a refusal."""
-    code, message, details = refusal
-    status = _CODES[code]
-    if status in _RETRIED:
-        return status, message, ((_DETAILS, details), (_PUSHBACK, _pushback(status, details)))
-    return status, message, ((_DETAILS, details),)
+    number, message, details = refusal
+    code = _CODES[number]
+    pushback = _pushback(code, details) if code in _RETRIED else None
+    if pushback is None:
+        return code, message, ((_DETAILS, details),)
+    return code, message, ((_DETAILS, details), (_PUSHBACK, pushback))
 
 
-def _pushback(code: grpc.StatusCode, details: bytes) -> str:
+def _pushback(code: grpc.StatusCode, details: bytes) -> str | None:
+    """None: whenever the client's policy has it."""
+    exhausted = code is grpc.StatusCode.RESOURCE_EXHAUSTED
     if _RETRY_INFO not in details:
-        return _NEVER
+        return _NEVER if exhausted else None
     parts = {part.type_url.rpartition("/")[2]: part.value for part in status_pb2.Status.FromString(details).details}
     reason = error_details_pb2.ErrorInfo.FromString(parts["google.rpc.ErrorInfo"]).reason
-    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and reason not in MOMENTARY:
+    retry = parts.get("google.rpc.RetryInfo")
+    if exhausted and (retry is None or reason not in MOMENTARY):
         return _NEVER  # a cap that is full is an answer, though it may be worth to ask again later
-    return str(error_details_pb2.RetryInfo.FromString(parts["google.rpc.RetryInfo"]).retry_delay.ToMilliseconds())
+    return None if retry is None else str(error_details_pb2.RetryInfo.FromString(retry).retry_delay.ToMilliseconds())
 
 
 async def refuse(context: Context, refusal: Refusal) -> NoReturn:

@@ -8,6 +8,7 @@ mod fork;
 mod full_gates;
 mod key_lives;
 mod keyring;
+mod late_disk;
 mod mail;
 mod measures;
 mod model_residency;
