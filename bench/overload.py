@@ -2,13 +2,14 @@
 
 Two servers, one after the other, each limited by something else:
 
-    slots    50 turns may run at once, and a turn holds its slot for a quarter of a second: calls are refused, or wait
+    slots    200 turns may run at once, and a turn holds its slot for a second: calls wait, and are refused
     door     turns take no time, and the server's own CPU is the limit: what it cannot take in is shed at its door
 
     peak     turns committed a second, callers back to back: the measured maximum
     x1 .. x10  turns arrive at so many times that, whatever becomes of those before (open loop). Goodput: turns a second
              that were committed within the deadline of their arrival. Target at x10: at least 0.9 of the peak.
-    after    arrivals at 0.8 of the peak. Target: within 5 s as many are committed in each second as arrive, to 0.9.
+    after    arrivals at 0.8 of the peak. Target: from 5 s on at the latest, as many are committed in each second as
+             arrive, less what chance does (0.8 of them).
 
 Beside them: how the rest ended, what renewals, health checks and closes of a bystander came to and the longest of each,
 and the memory of the server.
@@ -62,7 +63,7 @@ class Kind:
 
 
 KINDS = {
-    "slots": Kind(("--max-turns-per-tenant", "50"), Work(wait=1.0, hold=0.25), 60),
+    "slots": Kind(("--max-turns-per-tenant", "200"), Work(wait=1.0, hold=1.0), 240),
     "door": Kind((), Work(), 256),
 }
 
@@ -112,7 +113,7 @@ def over(socket: str, rate: float, after: float, seconds: float, kind: Kind, nam
             sum(1 for second in load.seconds.values() for at in second.at if int(at - began) == number)
             for number in range(10)
         ]
-        good = [count >= after * 0.9 for count in by_second]
+        good = [count >= after * 0.8 for count in by_second]
         result["after"] = {
             "arrivals_per_second": round(after),
             "committed": by_second,
