@@ -53,6 +53,7 @@ KEPT: Final = frozenset(
 QUEUE: Final = (1_000, 3_000)
 _SHARE: Final = 5  # of the calls taken in while they wait too long, one in so many is refused
 _SLOW: Final = 2  # probes in a row
+_LOST: Final = 30.0  # seconds that a probe gets
 _EVERY: Final = 0.05  # seconds between two looks
 _RETRY_MS: Final = (500, 1_500)  # when to come again: a time in between, so that not all come at once
 _SOCKET: Final = "door.sock"
@@ -121,10 +122,13 @@ class Overload:
                     began = self._sent = time.monotonic()
                     code = None
                     try:
-                        await probe(b"", wait_for_ready=True)
+                        await probe(b"", timeout=_LOST, wait_for_ready=True)
                     except grpc.aio.AioRpcError as error:
                         code = error.code()
-                    self.probed(time.monotonic() - began, dropped=code is grpc.StatusCode.CANCELLED)
+                    lost = (
+                        code is grpc.StatusCode.DEADLINE_EXCEEDED
+                    )  # no queue is as long as that: it has no connection
+                    self.probed(0.0 if lost else time.monotonic() - began, code is grpc.StatusCode.CANCELLED)
                     await asyncio.sleep(_EVERY)
         finally:
             looking.cancel()
