@@ -53,6 +53,7 @@ _PANELS: tuple[tuple[str, tuple[tuple[str, str, str, str], ...]], ...] = (
             ("expired", "", "", "turns_expired"),
             ("refusals", "", "", "refusals"),
             ("calls in flight", "calls_in_flight", "", ""),
+            ("wait at the door, ms", "door_wait_ms", "", ""),
         ),
     ),
     (
