@@ -16,6 +16,7 @@ from typing import TypeVar
 import grpc
 import pytest
 from admin_port import Scrape, address_of
+from conftest import Start
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hyperframe.frame import HeadersFrame, RstStreamFrame, WindowUpdateFrame
@@ -85,9 +86,12 @@ def again_and_again(flood: Flood) -> Iterator[None]:
 def server(tmp_path: Path) -> Iterator[Server]:
     # Any wait is too long: what is refused does not hang on how fast this machine is.
     made = Server(tmp_path / "data", "--admin-listen", "127.0.0.1:0", ROOST_OVERLOAD_DELAY_MS="1").start()
-    yield made
-    assert made.terminate() == 0
-    assert not (tmp_path / "data" / "door.sock").exists()
+    try:
+        yield made
+        assert made.terminate() == 0
+        assert not (tmp_path / "data" / "door.sock").exists()
+    finally:
+        made.end()
 
 
 def refused(fields: dict[str, str]) -> tuple[str, int]:
@@ -163,9 +167,9 @@ def let_in(call: Callable[[], T]) -> T:
     return answers[0]
 
 
-def test_i24_what_the_door_has_no_room_for_is_dropped_and_never_happens(tmp_path: Path) -> None:
+def test_i24_what_the_door_has_no_room_for_is_dropped_and_never_happens(start: Start) -> None:
     """More calls at once than gRPC keeps in a queue: it drops some with a bare CANCELLED. The others are answered."""
-    server = Server(tmp_path / "data").start()
+    server = start()
     flood = Flood(server)
     with server.api() as api:
         name, lease = let_in(lambda: begun(api))
@@ -183,28 +187,22 @@ def test_i24_what_the_door_has_no_room_for_is_dropped_and_never_happens(tmp_path
     assert server.terminate() == 0
 
 
-def test_without_a_limit_nothing_is_refused(tmp_path: Path) -> None:
-    server = Server(tmp_path / "data", ROOST_OVERLOAD_DELAY_MS="0").start()
-    try:
-        flood = Flood(server)
-        flood.wave()
-        assert not flood.of(RESOURCE_EXHAUSTED)
-        assert not (tmp_path / "data" / "door.sock").exists()
-    finally:
-        server.end()
+def test_without_a_limit_nothing_is_refused(start: Start) -> None:
+    server = start(ROOST_OVERLOAD_DELAY_MS="0")
+    flood = Flood(server)
+    flood.wave()
+    assert not flood.of(RESOURCE_EXHAUSTED)
+    assert not (server.data_dir / "door.sock").exists()
 
 
-def test_a_door_that_cannot_be_measured_is_said_and_served(tmp_path: Path) -> None:
+def test_a_door_that_cannot_be_measured_is_said_and_served(start: Start, tmp_path: Path) -> None:
     """A directory whose name is too long for a socket in it."""
     deep = tmp_path / ("d" * 100)
     deep.mkdir()
-    server = Server(deep / "data").start()
-    try:
-        assert '"event": "door_not_measured"' in server.logged
-        with server.api() as api:
-            api.turn(api.open(fresh()).session.session_id, b"as ever")
-    finally:
-        server.end()
+    server = start(data_dir=deep / "data")
+    until(lambda: '"event": "door_not_measured"' in server.logged)
+    with server.api() as api:
+        api.turn(api.open(fresh()).session.session_id, b"as ever")
 
 
 def test_the_probes_socket_is_its_users_alone_and_of_a_killed_server_replaced(server: Server) -> None:
