@@ -1,6 +1,6 @@
 //! Keys of sessions that end, come back, are purged and forgotten: each key is of one life, and is nothing after it.
 
-use crate::sim::scene::{TENANT, World, begin, close};
+use crate::sim::scene::{TENANT, World, begin, close, opening};
 use prost::Message;
 use roost_core::engine::{Caller, CleanupStep, Effect, Method, Outcome};
 use roost_core::error::Reason;
@@ -31,14 +31,8 @@ impl World {
     }
 
     fn open_or_get(&mut self, key: &str, id: &str, parent: &str) -> Result<v1::OpenSessionResponse, Reason> {
-        let options = v1::OpenOptions { parent_session_id: parent.into(), ..Default::default() };
-        let request = v1::OpenSessionRequest {
-            session_id: id.into(),
-            options: Some(options),
-            if_exists: v1::IfExists::Return as i32,
-            mint_key: true,
-            ..Default::default()
-        };
+        let if_exists = v1::IfExists::Return as i32;
+        let request = v1::OpenSessionRequest { if_exists, ..opening(id, parent, "") };
         self.call_as(key, Method::OpenSession, &request)
     }
 

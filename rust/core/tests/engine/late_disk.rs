@@ -2,9 +2,8 @@
 //! runs goes on (I2, I22).
 
 use crate::sim::scene::{TENANT, World, begin, close, commit};
-use prost::Message;
-use roost_core::engine::{Caller, Method, Outcome};
-use roost_core::error::{Reason, Refusal};
+use roost_core::engine::Method;
+use roost_core::error::Reason;
 use roost_core::limits::Limits;
 use roost_core::proto::v1;
 
@@ -13,15 +12,6 @@ fn world(max_journal_lag_ms: u64) -> World {
 }
 
 impl World {
-    /// What a call is refused with at once.
-    fn refused_now(&mut self, method: Method, request: &impl Message) -> Option<Refusal> {
-        let now = self.now();
-        match self.engine.call(method, &request.encode_to_vec(), &Caller::of(TENANT), 0, now) {
-            Outcome::Refused(refusal) => Some(refusal),
-            _ => None,
-        }
-    }
-
     /// A SetReward whose entry stays in the journal, and so much time.
     fn late_by(&mut self, id: &str, ms: u64) {
         let request = v1::SetRewardRequest { session_id: id.into(), reward: 1.0, ..Default::default() };
@@ -46,9 +36,9 @@ fn new_work_is_refused_while_the_oldest_entry_is_too_old_and_what_runs_goes_on()
     let running = world.begin("t");
     world.late_by("s", 2_000);
     for refusal in [
-        world.refused_now(Method::OpenSession, &open("new")),
-        world.refused_now(Method::BeginTurn, &begin("s", "")),
-        world.refused_now(Method::SendMessage, &letter("s")),
+        world.refused_at_once(Method::OpenSession, &open("new")),
+        world.refused_at_once(Method::BeginTurn, &begin("s", "")),
+        world.refused_at_once(Method::SendMessage, &letter("s")),
     ] {
         let refusal = refusal.expect("it is new work");
         assert_eq!((refusal.reason, refusal.retry_ms), (Reason::JournalBehind, Some(1_000)));
@@ -71,7 +61,7 @@ fn an_entry_as_old_as_the_limit_holds_nothing_off_and_without_a_limit_none_does(
         let mut world = world(limit);
         world.turn("s", "");
         world.late_by("s", ms);
-        assert!(world.refused_now(Method::OpenSession, &open("new")).is_none());
+        assert!(world.refused_at_once(Method::OpenSession, &open("new")).is_none());
     }
 }
 
@@ -87,7 +77,7 @@ fn who_waits_is_served_once_the_disk_has_caught_up() {
     let ended = world.start(Method::CommitTurn, &commit("a", &first.lease));
     let now = world.now();
     world.engine.tick(now);
-    assert_eq!(world.engine.stats().iter().find(|(name, _)| *name == "waiting").map(|(_, n)| *n), Some(1));
+    assert_eq!(world.stat("waiting"), 1);
     world.settle();
     world.answer::<v1::CommitTurnResponse>(ended).expect("it commits");
     world.pass(1);

@@ -15,10 +15,6 @@ fn told(world: &World, name: &str) -> (u64, u64, Vec<Option<u64>>) {
     (one.counts.iter().sum(), one.sum, filled.map(|(i, _)| one.bounds.get(i).copied()).collect())
 }
 
-fn stat(world: &World, name: &str) -> i64 {
-    world.engine.stats().iter().find(|(n, _)| *n == name).expect("it is counted").1
-}
-
 #[test]
 fn a_wait_for_a_slot_and_the_time_that_it_was_held_are_measured() {
     let mut world = World::new(Limits { max_turns_per_tenant: 1, ..Limits::default() });
@@ -44,7 +40,7 @@ fn a_wait_for_a_slot_and_the_time_that_it_was_held_are_measured() {
     // Late commits end nothing that runs.
     let late = world.begin("b").lease;
     world.pass(120_000);
-    assert_eq!((stat(&world, "turns_expired"), told(&world, "turn_held_ms").0), (1, 4));
+    assert_eq!((world.stat("turns_expired"), told(&world, "turn_held_ms").0), (1, 4));
     world.commit(&commit("b", &late));
     assert_eq!(told(&world, "turn_held_ms").0, 4);
 }
@@ -62,13 +58,13 @@ fn batches_are_measured_by_their_entries() {
     world.settle();
     world.turn("t", "");
     let (count, sum, _) = told(&world, "batch_entries");
-    assert_eq!((count as i64, sum as i64), (stat(&world, "batches_stored"), stat(&world, "entries_stored")));
+    assert_eq!((count as i64, sum as i64), (world.stat("batches_stored"), world.stat("entries_stored")));
     assert!(sum > 20 && count < sum, "{count} batches of {sum} entries");
     world.start(Method::OpenSession, &v1::OpenSessionRequest { session_id: "no".into(), ..Default::default() });
     world.read();
     assert!(world.append(false));
     world.settle();
-    assert_eq!((told(&world, "batch_entries").0, stat(&world, "batches_refused")), (count, 1));
+    assert_eq!((told(&world, "batch_entries").0, world.stat("batches_refused")), (count, 1));
 }
 
 #[test]
@@ -84,7 +80,7 @@ fn refusals_are_counted_by_reason() {
     assert!(world.call::<v1::BeginTurnResponse>(Method::BeginTurn, &begin("s", "")).is_err());
     let counted: Vec<_> = world.engine.refusals().into_iter().filter(|(_, count)| *count > 0).collect();
     assert_eq!(counted, [("INVALID_FIELD", 1), ("SESSION_NOT_FOUND", 2), ("TURN_IN_PROGRESS", 1)]);
-    assert_eq!(stat(&world, "refusals"), 4);
+    assert_eq!(world.stat("refusals"), 4);
 }
 
 #[test]

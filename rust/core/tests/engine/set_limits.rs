@@ -1,10 +1,10 @@
 //! Limits that change while the server runs: when they are in force, whom they reach, and what is left of a change that
 //! the store refuses (I2, I22).
 
-use crate::sim::scene::{TENANT, World, begin, commit, go_on};
+use crate::sim::scene::{World, begin, commit, go_on};
 use prost::Message;
 use roost_core::engine::{Appended, Caller, Engine, LimitSetup, Method, Outcome};
-use roost_core::error::{Reason, Refusal};
+use roost_core::error::Reason;
 use roost_core::limits::Limits;
 use roost_core::proto::v1;
 use std::collections::BTreeMap;
@@ -47,14 +47,6 @@ impl World {
 
     fn granted(&self, ticket: u64) -> bool {
         self.done.get(&ticket).is_some_and(Result::is_ok)
-    }
-
-    fn refusal(&mut self, request: &v1::SetLimitsRequest) -> Refusal {
-        let now = self.now();
-        match self.engine.call(Method::SetLimits, &request.encode_to_vec(), &Caller::of(TENANT), 0, now) {
-            Outcome::Refused(refusal) => refusal,
-            other => panic!("{other:?}"),
-        }
     }
 }
 
@@ -225,11 +217,14 @@ fn i22_what_is_wrong_changes_nothing() {
         (change(&[("max_depth", 3), ("journal_queue_bytes", 1 << 30)], &[]), "limits", "journal_queue_bytes"),
     ];
     for (request, field, name) in bad {
-        let refusal = world.refusal(&request);
+        let refusal = world.refused_at_once(Method::SetLimits, &request).expect("it is refused");
         assert_eq!(refusal.reason, Reason::InvalidField);
         assert_eq!((refusal.metadata["field"].as_str(), refusal.metadata["name"].as_str()), (field, name));
     }
-    assert_eq!(world.refusal(&change(&[], &[])).reason, Reason::InvalidField);
+    assert_eq!(
+        world.refused_at_once(Method::SetLimits, &change(&[], &[])).expect("it is refused").reason,
+        Reason::InvalidField
+    );
     assert!(!world.append(true), "nothing was written");
     assert_eq!(world.limit("max_depth"), (5, "set".to_owned()));
     assert_eq!(world.limit(TREE), (8, "default".to_owned()));
@@ -250,7 +245,8 @@ fn a_limit_that_memory_is_laid_out_for_goes_down_and_back() {
     assert_eq!(resident(&world), Some(1), "the others were evicted");
     world.restart();
     world.set(&[("max_resident_sessions", 10)]).expect("as much as is configured");
-    let refusal = world.refusal(&change(&[("max_resident_sessions", 11)], &[]));
+    let raised = change(&[("max_resident_sessions", 11)], &[]);
+    let refusal = world.refused_at_once(Method::SetLimits, &raised).expect("it is refused");
     assert_eq!(refusal.metadata["limit"], "10");
     // Stored, it is what the next start lays memory out for, whatever is configured then.
     world.limits.max_resident_sessions = 4;

@@ -196,6 +196,20 @@ impl World {
         }
     }
 
+    /// What a call is refused with at once; None for one that is not.
+    pub(crate) fn refused_at_once(&mut self, method: Method, request: &impl Message) -> Option<Refusal> {
+        let now = self.now();
+        match self.engine.call(method, &request.encode_to_vec(), &Caller::of(TENANT), 0, now) {
+            Outcome::Refused(refusal) => Some(refusal),
+            _ => None,
+        }
+    }
+
+    /// A number of the engine's.
+    pub(crate) fn stat(&self, name: &str) -> i64 {
+        self.engine.stats().iter().find(|(n, _)| *n == name).expect("it is counted").1
+    }
+
     /// Starts a BeginTurn that must wait.
     pub(crate) fn waits(&mut self, request: &v1::BeginTurnRequest) -> u64 {
         let ticket = self.start(Method::BeginTurn, request);
@@ -216,14 +230,7 @@ impl World {
         parent: &str,
         name: &str,
     ) -> Result<v1::OpenSessionResponse, Reason> {
-        let options = v1::OpenOptions { parent_session_id: parent.into(), name: name.into(), ..Default::default() };
-        let request = v1::OpenSessionRequest {
-            session_id: id.into(),
-            options: Some(options),
-            mint_key: true,
-            ..Default::default()
-        };
-        self.call_as(key, Method::OpenSession, &request)
+        self.call_as(key, Method::OpenSession, &opening(id, parent, name))
     }
 
     /// The state that the store holds.
@@ -297,6 +304,12 @@ fn engine(limits: &Limits, store: &Store, last_seq: u64) -> Engine {
     let keys = Keys { maker: Some(Maker::new(&[3; 32])), ..Keys::default() };
     let limits = LimitSetup::new(limits.clone(), BTreeMap::new(), &BTreeMap::new(), store.limits.clone());
     Engine::new(limits, last_seq, 1).with_keys(keys)
+}
+
+/// An OpenSession that asks for a key.
+pub(crate) fn opening(id: &str, parent: &str, name: &str) -> v1::OpenSessionRequest {
+    let options = v1::OpenOptions { parent_session_id: parent.into(), name: name.into(), ..Default::default() };
+    v1::OpenSessionRequest { session_id: id.into(), options: Some(options), mint_key: true, ..Default::default() }
 }
 
 pub(crate) fn begin(id: &str, parent: &str) -> v1::BeginTurnRequest {

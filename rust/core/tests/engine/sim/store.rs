@@ -757,7 +757,6 @@ impl Store {
     }
 
     /// What a dump of an ended session holds, each record with its sequence.
-    #[allow(dead_code)]
     pub(crate) fn dump(&self, id: &Session) -> (DumpedSession, Vec<(Seq, DumpedRecord)>, Vec<DumpedTrajectory>) {
         let row = &id.row;
         let session = DumpedSession {
