@@ -23,6 +23,7 @@ from typing import Final
 from hpack import Decoder
 
 from roost.v1 import turn_service_pb2, types_pb2
+from roost.workload.latency import Latency
 
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _RESET, _SETTINGS, _PING, _GOAWAY, _WINDOW = 0, 1, 3, 4, 6, 7, 8
@@ -51,6 +52,12 @@ def _status(block: bytes) -> str:
     return fields[b"grpc-status"].decode()
 
 
+@dataclass(slots=True)
+class _Call:
+    ended: Ended
+    message: bytes = b""
+
+
 class Connection:
     """One connection to a Unix socket, kept to its number of streams."""
 
@@ -59,7 +66,7 @@ class Connection:
         self.socket.connect(path)
         self.deadline = deadline
         self.waiting: deque[tuple[float, str, bytes, Ended]] = deque()
-        self.calls: dict[int, list[object]] = {}  # stream -> [ended, message, when it is late]
+        self.calls: dict[int, _Call] = {}  # by stream
         self.order: deque[tuple[float, int]] = deque()  # when each stream is late
         self.out = bytearray(
             _PREFACE
@@ -76,12 +83,12 @@ class Connection:
         """A call that is late `deadline` seconds after `since`."""
         self.waiting.append((since + self.deadline, method, message, ended))
 
-    def _head(self, method: str, seconds: int) -> bytes:
-        head = self._heads.get((method, seconds))
+    def _head(self, method: str, timeout_ms: int) -> bytes:
+        head = self._heads.get((method, timeout_ms))
         if head is None:
             fields = [(":method", "POST"), (":scheme", "http"), (":path", method), (":authority", "localhost")]
-            fields += [("content-type", "application/grpc"), ("te", "trailers"), ("grpc-timeout", f"{seconds}m")]
-            head = self._heads[method, seconds] = b"".join(_literal(*one) for one in fields)
+            fields += [("content-type", "application/grpc"), ("te", "trailers"), ("grpc-timeout", f"{timeout_ms}m")]
+            head = self._heads[method, timeout_ms] = b"".join(_literal(*one) for one in fields)
         return head
 
     def pump(self, now: float) -> None:
@@ -90,7 +97,7 @@ class Connection:
             _, stream = self.order.popleft()
             if (call := self.calls.pop(stream, None)) is not None:
                 self.out += _frame(_RESET, 0, stream, struct.pack(">I", 8))
-                call[0]("LATE", b"")  # type: ignore[operator]
+                call.ended("LATE", b"")
         while self.waiting and (self.waiting[0][0] <= now or len(self.calls) < self._streams):
             late, method, message, ended = self.waiting.popleft()
             if late <= now:
@@ -105,7 +112,7 @@ class Connection:
             # In steps, so that few heads are made.
             head = self._head(method, max(50, int((late - now) * 20) * 50))
             self.out += _frame(_HEADERS, 4, stream, head) + _frame(_DATA, 1, stream, body)
-            self.calls[stream] = [ended, b"", late]
+            self.calls[stream] = _Call(ended)
             self.order.append((late, stream))
         if self.out:
             with contextlib.suppress(BlockingIOError):
@@ -130,16 +137,16 @@ class Connection:
     def _take(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         if kind == _DATA:
             if (call := self.calls.get(stream)) is not None:
-                call[1] += payload  # type: ignore[operator]
+                call.message += payload
         elif kind == _HEADERS:
             if flags & 1 and (call := self.calls.pop(stream, None)) is not None:
-                if call[1]:
-                    call[0]("OK", call[1][5:])  # type: ignore[operator, index]
+                if call.message:
+                    call.ended("OK", call.message[5:])
                 else:
-                    call[0](_status(payload), payload)  # type: ignore[operator]
+                    call.ended(_status(payload), payload)
         elif kind == _RESET:
             if (call := self.calls.pop(stream, None)) is not None:
-                call[0]("RESET", b"")  # type: ignore[operator]
+                call.ended("RESET", b"")
         elif kind == _SETTINGS and not flags & 1:
             for start in range(0, len(payload), 6):
                 name, value = struct.unpack_from(">HI", payload, start)
@@ -155,14 +162,13 @@ class Connection:
 
 
 @dataclass
-class Second:
-    """What ended in one second, and when it had arrived: turns and kept calls, with their waits."""
+class Tally:
+    """What has ended."""
 
-    committed: int = 0
-    ends: Counter[str] = field(default_factory=Counter)  # of BeginTurn, by reason or code
-    waits: list[float] = field(default_factory=list)  # of turns that were committed, from their arrival
-    at: list[float] = field(default_factory=list)  # when they were
-    kept: Counter[str] = field(default_factory=Counter)  # of CommitTurn, by code
+    begins: Counter[str] = field(default_factory=Counter)  # by reason or code
+    commits: Counter[str] = field(default_factory=Counter)  # by code
+    committed: list[float] = field(default_factory=list)  # when each turn was
+    waits: Latency = field(default_factory=Latency)  # of these, from their arrival
 
 
 @dataclass(frozen=True)
@@ -190,7 +196,7 @@ class OpenLoop:
         self._told: dict[str, str] = {}
         self._held: deque[tuple[float, Connection, bytes, Ended]] = deque()
         self._turn = 0
-        self.seconds: dict[int, Second] = {}
+        self.tally = Tally()
         self.running = 0
         self.late = 0.0  # seconds by which the generator itself came too late to an arrival
 
@@ -199,8 +205,11 @@ class OpenLoop:
         self._selector.register(connection.socket, selectors.EVENT_READ, connection)
         return connection
 
-    def _now(self, now: float) -> Second:
-        return self.seconds.setdefault(int(now), Second())
+    def measure(self, seconds: float, rate: float = 0.0, closed: int = 0) -> tuple[Tally, float]:
+        """As `run`; what ended meanwhile, and the moment at which it began."""
+        self.tally, began = Tally(), time.monotonic()
+        self.run(seconds, rate, closed)
+        return self.tally, began
 
     def run(self, seconds: float, rate: float = 0.0, closed: int = 0) -> None:
         """Turns arrive at `rate` a second; or `closed` run at all times, each followed by the next at once."""
@@ -246,27 +255,21 @@ class OpenLoop:
             begin.wait.FromMilliseconds(int(self._work.wait * 1_000))
 
         def begun(code: str, message: bytes) -> None:
-            second = self._now(time.monotonic())
             if code != "OK":
-                second.ends[code if code in ("LATE", "RESET") else self._reason(code, message)] += 1
-                over()
+                self.tally.begins[code if code in ("LATE", "RESET") else self._reason(code, message)] += 1
+                self.running -= 1
                 return
-            second.ends["OK"] += 1
+            self.tally.begins["OK"] += 1
             lease = turn_service_pb2.BeginTurnResponse.FromString(message).grant.lease
             commit = turn_service_pb2.CommitTurnRequest(session_id=name, lease=lease, record=self._record)
             self._held.append((time.monotonic() + self._work.hold, rest, commit.SerializeToString(), committed))
 
         def committed(code: str, _message: bytes) -> None:
-            now = time.monotonic()
-            second = self._now(now)
-            second.kept[code] += 1
+            self.tally.commits[code] += 1
             if code == "OK":
-                second.committed += 1
-                second.waits.append(now - since)
-                second.at.append(now)
-            over()
-
-        def over() -> None:
+                now = time.monotonic()
+                self.tally.committed.append(now)
+                self.tally.waits.record(now - since)
             self.running -= 1
 
         new.call("/roost.v1.TurnService/BeginTurn", begin.SerializeToString(), begun, since)

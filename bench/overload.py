@@ -27,7 +27,6 @@ import asyncio
 import json
 import multiprocessing
 import os
-import statistics
 import sys
 import tempfile
 import time
@@ -38,6 +37,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import psutil
 from _open_loop import OpenLoop, Work
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -68,15 +68,12 @@ KINDS = {
 }
 
 
-def peak(socket: str, seconds: float, kind: Kind, name: str) -> float:
+def peak(socket: str, seconds: float, kind: Kind) -> float:
     """Turns committed a second, as many callers as keep the server busy."""
-    load = OpenLoop(socket, PAIRS, DEADLINE, name, kind.work)
+    load = OpenLoop(socket, PAIRS, DEADLINE, "peak", kind.work)
     load.run(2.0, closed=kind.callers)
-    load.seconds.clear()
-    began = time.monotonic()
-    load.run(seconds, closed=kind.callers)
-    done = sum(second.committed for second in load.seconds.values())
-    rate = done / (time.monotonic() - began)
+    tally, began = load.measure(seconds, closed=kind.callers)
+    rate = len(tally.committed) / (time.monotonic() - began)
     load.settle(DEADLINE)
     return rate
 
@@ -85,38 +82,24 @@ def over(socket: str, rate: float, after: float, seconds: float, kind: Kind, nam
     """Turns arrive at `rate` for a time, then at `after` for ten seconds."""
     os.nice(19)  # it would be on other machines: it must not take the server's time
     load = OpenLoop(socket, PAIRS, DEADLINE, name, kind.work)
-    ramp = DEADLINE / 2  # queues have filled by then
-    load.run(ramp, rate=rate)
-    load.seconds.clear()
-    began = time.monotonic()
-    load.run(seconds, rate=rate)
-    wall = time.monotonic() - began
-    committed = sum(second.committed for second in load.seconds.values())
-    ends: Counter[str] = sum((second.ends for second in load.seconds.values()), Counter())
-    kept: Counter[str] = sum((second.kept for second in load.seconds.values()), Counter())
-    waits = sorted(wait for second in load.seconds.values() for wait in second.waits)
+    load.run(DEADLINE / 2, rate=rate)  # queues have filled by then
+    tally, began = load.measure(seconds, rate=rate)
     result: dict[str, Any] = {
         "arrivals_per_second": round(rate),
-        "goodput": round(committed / wall, 1),
-        "begins": dict(ends.most_common()),
-        "commits": dict(kept.most_common()),
-        "p50_s": round(statistics.median(waits), 3) if waits else None,
-        "p99_s": round(waits[int(len(waits) * 0.99)], 3) if waits else None,
+        "goodput": round(len(tally.committed) / (time.monotonic() - began), 1),
+        "begins": dict(tally.begins.most_common()),
+        "commits": dict(tally.commits.most_common()),
+        "waits": tally.waits.summary(),
         "late_arrivals": load.late,
     }
     if after:
         load.drop()
-        load.seconds.clear()
-        began = time.monotonic()
-        load.run(10.0, rate=after)
-        by_second = [
-            sum(1 for second in load.seconds.values() for at in second.at if int(at - began) == number)
-            for number in range(10)
-        ]
-        good = [count >= after * 0.8 for count in by_second]
+        tally, began = load.measure(10.0, rate=after)
+        by_second = Counter(int(at - began) for at in tally.committed)
+        good = [by_second[number] >= after * 0.8 for number in range(10)]
         result["after"] = {
             "arrivals_per_second": round(after),
-            "committed": by_second,
+            "committed": [by_second[number] for number in range(10)],
             "recovered_s": next((n for n in range(10) if all(good[n:])), None),
         }
     load.settle(DEADLINE)
@@ -156,11 +139,8 @@ async def bystander(target: str, there: asyncio.Event, stop: asyncio.Event) -> d
 
 
 def memory(pid: int) -> int:
-    """Resident memory of a process in MiB; 0 where there is no /proc."""
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
-    except OSError:
-        return 0
+    """Resident memory of a process in MiB."""
+    return int(psutil.Process(pid).memory_info().rss) >> 20
 
 
 async def measure(directory: Path, kind: Kind, quick: bool) -> dict[str, Any]:
@@ -176,7 +156,7 @@ async def measure(directory: Path, kind: Kind, quick: bool) -> dict[str, Any]:
 
     there, stop = asyncio.Event(), asyncio.Event()
     try:
-        top = await apart(peak, socket, 5.0 if quick else 10.0, kind, "peak")
+        top = await apart(peak, socket, 5.0 if quick else 10.0, kind)
         result: dict[str, Any] = {"peak": round(top, 1), "memory_mib": {"peak": memory(server.pid)}}
         standing = asyncio.create_task(bystander(server.target, there, stop))
         await there.wait()
@@ -220,9 +200,8 @@ def show(name: str, result: dict[str, Any]) -> None:
     for times in MULTIPLES:
         if (one := result.get(f"x{times}")) is not None:
             ends = ", ".join(f"{what} {count}" for what, count in one["begins"].items())
-            print(
-                f"  x{times:<3} goodput x{one['ratio']:.2f}  p50 {one['p50_s']} s  p99 {one['p99_s']} s  begins: {ends}"
-            )
+            waits = ", ".join(f"p{p} {one['waits'].get(f'p{p}_ms', 0) / 1e3:.2f} s" for p in (50, 99))
+            print(f"  x{times:<3} goodput x{one['ratio']:.2f}  {waits}  begins: {ends}")
     after = result["x10"]["after"]
     print(f"  after x10: recovered after {after['recovered_s']} s; a second each: {after['committed']}")
     print(f"  bystander: {result['bystander']}")

@@ -83,15 +83,12 @@ def again_and_again(flood: Flood) -> Iterator[None]:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
+def server(start: Start) -> Iterator[Server]:
     # Any wait is too long: what is refused does not hang on how fast this machine is.
-    made = Server(tmp_path / "data", "--admin-listen", "127.0.0.1:0", ROOST_OVERLOAD_DELAY_MS="1").start()
-    try:
-        yield made
-        assert made.terminate() == 0
-        assert not (tmp_path / "data" / "door.sock").exists()
-    finally:
-        made.end()
+    made = start("--admin-listen", "127.0.0.1:0", ROOST_OVERLOAD_DELAY_MS="1")
+    yield made
+    assert made.terminate() == 0
+    assert not (made.data_dir / "door.sock").exists()
 
 
 def refused(fields: dict[str, str]) -> tuple[str, int]:
